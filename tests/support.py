@@ -1,0 +1,128 @@
+"""What the tests share: a folder of their own, a run of the program in this process, and a transport that is played."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import sys
+import tempfile
+import unittest
+from pathlib import Path
+from typing import Any, Dict, Iterable, List, Mapping, NamedTuple, Optional, Union
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import gpt_image  # noqa: E402
+from tests.gateway import Gateway  # noqa: E402
+
+KEY = "sk-test-0123456789abcdef"
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class Ran(NamedTuple):
+    """How a run ended: exit code, both streams, and stdout as JSON if it is."""
+
+    code: int
+    out: str
+    err: str
+    json: Any
+
+    @property
+    def error(self) -> Any:
+        """Returns the `error` object of the result."""
+        return self.json["error"]
+
+
+class Terminal(io.StringIO):
+    """A stream that says it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def reply(
+    body: Union[bytes, str, Dict[str, Any]], status: int = 200, headers: Optional[Mapping[str, str]] = None, size: int = 0
+) -> gpt_image.Reply:
+    """Returns a canned reply, its body in chunks of `size` bytes (0: in one)."""
+    data = json.dumps(body).encode() if isinstance(body, dict) else body.encode() if isinstance(body, str) else body
+    step = size or max(len(data), 1)
+    chunks = [data[at : at + step] for at in range(0, len(data), step)]
+    return gpt_image.Reply(status, {name.lower(): value for name, value in (headers or {}).items()}, chunks)
+
+
+class FakeTransport:
+    """Keeps every request with its body, and plays canned replies or faults in turn."""
+
+    def __init__(self, *replies: Union[gpt_image.Reply, gpt_image.Fault]) -> None:
+        self.replies = list(replies)
+        self.requests: List[gpt_image.Request] = []
+        self.bodies: List[bytes] = []
+
+    def __call__(
+        self, request: gpt_image.Request, timeout: float, progress: gpt_image.Progress
+    ) -> Union[gpt_image.Reply, gpt_image.Fault]:
+        self.requests.append(request)
+        self.bodies.append(b"".join(request.body) if request.body else b"")
+        return self.replies.pop(0)
+
+
+class ProgramTest(unittest.TestCase):
+    """A test in a temporary folder, which is the current one while it runs."""
+
+    def setUp(self) -> None:
+        before = os.getcwd()
+        folder = tempfile.TemporaryDirectory()
+        self.folder = Path(folder.name).resolve()
+        os.chdir(self.folder)
+        self.addCleanup(folder.cleanup)
+        self.addCleanup(os.chdir, before)
+        self.sleeps: List[float] = []
+
+    def gateway(self, scenario: str = "plain", **options: Any) -> Gateway:
+        """Starts a stand-in gateway that ends with the test."""
+        gateway = Gateway(scenario=scenario, key=KEY, **options)
+        self.addCleanup(gateway.close)
+        return gateway
+
+    def run_main(
+        self,
+        *argv: str,
+        gateway: Optional[Gateway] = None,
+        transport: Any = None,
+        env: Optional[Mapping[str, str]] = None,
+        stdin: str = "",
+        terminal: bool = False,
+    ) -> Ran:
+        """Runs the program in this process, with no environment but the key, the gateway's URL and what is given."""
+        environ = {"HOME": str(self.folder / "home"), "OPENAI_API_KEY": KEY, "PATH": os.environ.get("PATH", "")}
+        if gateway:
+            environ["OPENAI_BASE_URL"] = gateway.url
+        environ.update(env or {})
+        out, err = (Terminal(), Terminal()) if terminal else (io.StringIO(), io.StringIO())
+        code = gpt_image.main(
+            list(argv),
+            transport=transport or (gpt_image.send if gateway else FakeTransport()),
+            environ=environ,
+            stdin=io.StringIO(stdin),
+            stdout=out,
+            stderr=err,
+            sleep=self.sleeps.append,
+        )
+        try:
+            value = json.loads(out.getvalue())
+        except ValueError:
+            value = None
+        return Ran(code, out.getvalue(), err.getvalue(), value)
+
+    def files(self, folder: str = ".") -> List[str]:
+        """Returns the files below a folder, sorted, with forward slashes."""
+        return sorted(path.relative_to(folder).as_posix() for path in Path(folder).rglob("*") if path.is_file())
+
+    def assert_no_key(self, ran: Ran, secrets: Iterable[str] = (KEY,)) -> None:
+        """Asserts that no secret stands in the output or in any file of the test's folder."""
+        for secret in secrets:
+            self.assertNotIn(secret, ran.out)
+            self.assertNotIn(secret, ran.err)
+            for name in self.files():
+                self.assertNotIn(secret.encode(), Path(name).read_bytes(), name)
