@@ -1,0 +1,4916 @@
+#!/usr/bin/env python3
+# /// script
+# requires-python = ">=3.9"
+# dependencies = []
+# ///
+"""Make and edit pictures with the GPT Image models, through OpenAI or any compatible gateway.
+
+    gpt_image.py generations "A lighthouse at dusk" --output out/lighthouse.png
+    gpt_image.py edits "Make it snow" --image photo.jpg --output out/snow.png
+    gpt_image.py responses "A poster for a jazz night" --stream --partial-images 2 --output out/poster.png
+
+One file, standard library only, to be read from top to bottom: each section uses only what stands above it.
+
+    argv + environ + .env -> Settings -> Request -> Reply -> Event -> SavedImage -> report
+
+     1 Outcomes    exit codes and the one exception        8 Request     a body that streams from disk
+     2 Console     every word printed, redacted            9 Transport   the only socket, the only use of the key
+     3 Kinds       text -> value                          10 Writers     names before the call, files after it
+     4 Tables      all knowledge of the API, as rows      11 Reply       bytes -> small JSON, pictures -> disk
+     5 Pictures    what a file's bytes say                12 Events      JSON of any dialect -> events
+     6 Settings    where each value comes from            13 Commands    one function each
+     7 Validation  every broken rule, before sending      14 Main        arguments -> exit code
+
+Four promises, each kept by a test:
+ 1. the key is used in one place, goes to one origin, and is never printed, logged or stored;
+ 2. nothing is sent that is known to be refused, and nothing at all under --dry-run;
+ 3. a picture that was paid for is never lost or overwritten: it is on disk the moment its last byte arrives;
+ 4. memory does not grow with the pictures, neither up nor down.
+"""
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from typing import IO, TYPE_CHECKING, Any, Callable, NamedTuple
+
+# What only a real call needs (ssl, http.client, urllib.request, hashlib, threading ...) is imported where it is used:
+# loading it takes longer than everything --help and --dry-run do.
+if TYPE_CHECKING:
+    import urllib.request
+
+__version__ = "1.0.0"
+
+Json = dict[str, Any]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 1 Outcomes: what the program ends with
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Exit(NamedTuple):
+    """A row of EXITS: an exit code, what it means, and what it asks of the caller."""
+
+    code: int
+    meaning: str
+    advice: str
+
+
+EXITS = (
+    Exit(0, "every picture asked for is on disk", "read the paths from the result"),
+    Exit(1, "a bug of this program", "report it, with the redacted traceback"),
+    Exit(2, "usage, or a rule broken: nothing was sent", "change the command as `problems` and the hint say"),
+    Exit(3, "no key, or settings that must not be used together: nothing was sent", "set the key as the hint says"),
+    Exit(4, "the API refused (4xx), moderation included", "change the request; the same one is refused again"),
+    Exit(5, "network, timeout or server fault", "look at `may_be_billed` before you try again"),
+    Exit(6, "a reply that cannot be understood, or holds no picture", "look at `recovery`: the reply was kept"),
+    Exit(7, "output cannot be written, or exists", "choose another name or --overwrite; after a call see `recovery`"),
+    Exit(8, "still running in the background", "run the `resume` command of the hint"),
+    Exit(130, "interrupted", "look at `images` and `recovery`: what had arrived was kept"),
+)
+OK, BUG, USAGE, SETTINGS, REFUSED, NETWORK, UNREADABLE, OUTPUT, RUNNING, INTERRUPTED = (row.code for row in EXITS)
+
+
+class Failure(Exception):
+    """The one exception: an exit code, what is wrong, what to do, and details for the `error` object of the result."""
+
+    def __init__(self, exit: int, message: str, hint: str | None = None, **details: Any) -> None:
+        super().__init__(message)
+        self.exit, self.message, self.hint, self.details = exit, message, hint, details
+
+
+class Interrupted(KeyboardInterrupt):
+    """Raised in place of a termination signal, so that it ends like Ctrl-C: finished pictures stay, nothing else."""
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 2 Console: every word to a person (stderr) or a machine (stdout) leaves here, redacted
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Secret:
+    """A value that shows as `***` wherever it is printed; only the transport asks for it with `reveal`."""
+
+    __slots__ = ("_value", "_forms")
+    SHORTEST = 6  # what is shorter stands in ordinary words, and no real key is
+
+    def __init__(self, value: str) -> None:
+        self._value = value
+        forms = {value, json.dumps(value)[1:-1], value.replace("/", "\\/")} if len(value) >= self.SHORTEST else set()
+        self._forms = sorted(forms, key=len, reverse=True)
+
+    def __repr__(self) -> str:
+        return "***"
+
+    def reveal(self) -> str:
+        return self._value
+
+    def scrub(self, text: str) -> str:
+        """Returns the text with every form of the value replaced by `***`."""
+        for form in self._forms:
+            text = text.replace(form, "***")
+        return text
+
+    def fits_header(self) -> bool:
+        """Tells whether the value is one word of printable ASCII, as every key is."""
+        return bool(re.fullmatch(r"[\x21-\x7e]+", self._value))
+
+    def needles(self) -> list[bytes]:
+        """Returns the bytes to look for in a reply that is kept."""
+        return [form.encode("utf-8", "surrogateescape") for form in self._forms]
+
+
+# A server's words go to a terminal: escape sequences in them must not.
+CONTROL = {code: None for code in [*range(9), *range(11, 32), *range(127, 160)]}
+STYLES = {"error": "\x1b[1;31m", "warning": "\x1b[33m", "hint": "\x1b[36m"}
+
+
+class Console:
+    """The two streams of a run, the secrets to hide on them, and the warnings given so far."""
+
+    def __init__(self, stdout: IO[str], stderr: IO[str], environ: Mapping[str, str]) -> None:
+        self.stdout, self.stderr = stdout, stderr
+        self.secrets: list[Secret] = []
+        self.warnings: list[str] = []
+        self.quiet = False
+        self.before_line: Callable[[], None] = lambda: None
+        self.live = is_terminal(stderr) and environ.get("TERM") != "dumb"
+        self.colour = self.live and not environ.get("NO_COLOR")
+
+    def clean(self, text: str) -> str:
+        """Returns the text without any secret."""
+        for secret in self.secrets:
+            text = secret.scrub(text)
+        return text
+
+    def clean_bytes(self, data: bytes) -> bytes:
+        """Returns bytes of a reply without any secret, as long as they were."""
+        for needle in (needle for secret in self.secrets for needle in secret.needles()):
+            data = data.replace(needle, b"*" * len(needle))
+        return data
+
+    def held_back(self, data: bytes) -> int:
+        """Returns how many bytes at the end of some data may be the start of a secret that goes on."""
+        needles = [needle for secret in self.secrets for needle in secret.needles()]
+        return max((n for needle in needles for n in range(1, len(needle)) if data.endswith(needle[:n])), default=0)
+
+    def _write(self, stream: IO[str], text: str) -> None:
+        try:
+            print(self.clean(text), end="", file=stream, flush=True)
+        except BrokenPipeError:
+            self._abandon(stream)
+        except (OSError, ValueError):
+            pass  # a full disk behind stderr, or a closed stream: a message is not worth a picture
+
+    def _abandon(self, stream: IO[str]) -> None:
+        """Points a stream whose reader is gone at the null device, so that the interpreter's own flush is quiet too."""
+        try:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        except (OSError, ValueError):
+            pass
+
+    def say(self, text: str, style: str = "") -> None:
+        """Prints one line to stderr, with its first word coloured if the terminal wants that."""
+        text = text.translate(CONTROL)
+        if style:
+            label = f"{STYLES[style]}{style}:\x1b[0m" if self.colour else f"{style}:"
+            text = ("  " if style == "hint" else "gpt_image.py: ") + f"{label} {text}"
+        self.before_line()
+        self._write(self.stderr, text + "\n")
+
+    def tell(self, text: str) -> None:
+        """Says something that --quiet silences."""
+        if not self.quiet:
+            self.say(text)
+
+    def warn(self, text: str) -> None:
+        """Notes a warning once for the result and says it."""
+        text = self.clean(text)
+        if text not in self.warnings:
+            self.warnings.append(text)
+            if not self.quiet:
+                self.say(text, "warning")
+
+    def draw(self, text: str) -> None:
+        """Writes raw text to stderr, such as a redrawn line or an escape sequence of our own."""
+        self._write(self.stderr, text)
+
+    def print(self, text: str) -> None:
+        """Prints the result to stdout."""
+        self.before_line()
+        self._write(self.stdout, text + "\n")
+
+    def print_json(self, value: Any) -> None:
+        """Prints one JSON object to stdout, in ASCII if a file name in it is not valid Unicode."""
+        text = self.clean(json.dumps(value, indent=2, ensure_ascii=False))
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError:
+            text = self.clean(json.dumps(value, indent=2))
+        self.print(text)
+
+
+def is_terminal(stream: IO[str]) -> bool:
+    """Tells whether a stream is a terminal; a closed one is not."""
+    try:
+        return stream.isatty()
+    except (AttributeError, ValueError):
+        return False
+
+
+def amount(size: float) -> str:
+    """Returns a number of bytes as words, such as `1.8 MB`."""
+    for unit in ("bytes", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} GB"
+
+
+def plural(count: int, noun: str) -> str:
+    """Returns a count with its noun, such as `3 pictures`."""
+    return f"{count} {noun}" + ("" if count == 1 else "s")
+
+
+PHASES = {
+    "connecting": "connecting to {host}",
+    "uploading": "uploading {percent} % of {size}",
+    "waiting": "waiting for the reply",
+    "polling": "{status} in the background",
+    "receiving": "receiving, {size}",
+    "converting": "converting {path}",
+    "fetching": "fetching picture {index}",
+    "preview": "preview {partial} of picture {index}: {path}",
+    "saved": "saved {path} ({format} {width}x{height}, {size})",
+    "retrying": "{reason}; try {attempt} in {wait} s",
+}
+FIRST_WORDS = {"uploading": "uploading {size}", "receiving": "receiving the reply"}  # for a line that stays
+LASTING = ("preview", "saved", "retrying", "converting")  # what stays on the screen as a line of its own
+
+
+class Progress:
+    """The phases of a call on stderr: one live line on a terminal, else a line a phase, or a JSON object a line.
+
+    A thread redraws the live line ten times a second and gives the heartbeat, since the call itself waits in `recv`.
+    """
+
+    HEARTBEAT = 30.0  # seconds
+
+    def __init__(self, console: Console, mode: str, clock: Callable[[], float]) -> None:
+        self.console, self.clock = console, clock
+        self.mode = ("live" if console.live else "plain") if mode == "auto" else mode
+        if console.quiet and mode != "json":
+            self.mode = "none"
+        self.started = self.shown = clock()
+        self.name, self.text, self.drawn = "", "", ""
+        self.lock: Any = None
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.lock:
+            self.stop.set()
+            self.thread.join()
+            self.erase()
+            self.console.before_line = lambda: None
+
+    def _start(self) -> None:
+        """Starts the thread with the first phase: checks alone need none."""
+        import threading
+
+        self.lock, self.stop = threading.RLock(), threading.Event()
+        self.thread = threading.Thread(target=self._tick, daemon=True)
+        self.console.before_line = self.erase
+        self.thread.start()
+
+    def phase(self, name: str, **facts: Any) -> None:
+        """Tells that a phase has begun or moved on; the facts fill its row of PHASES."""
+        if self.mode == "none":
+            return
+        if self.mode == "json":
+            return self._json(name, facts)
+        if not self.lock:
+            self._start()
+        with self.lock:
+            text = PHASES[name].format(**facts)
+            if name in LASTING:
+                self.console.say(text)
+            elif self.mode == "plain" and name != self.name:
+                self.console.say(FIRST_WORDS.get(name, PHASES[name]).format(**facts))
+                self.shown = self.clock()
+            self.name, self.text = (self.name, self.text) if name in LASTING else (name, text)
+
+    def _json(self, name: str, facts: Json) -> None:
+        # A 200 MB reply has thousands of chunks: what only moves on is told once a second.
+        now = self.clock()
+        if name == self.name and name in ("uploading", "receiving") and now - self.shown < 1:
+            return
+        self.name, self.shown = name, now
+        line = {"phase": name, "seconds": round(now - self.started, 1), **facts}
+        self.console.draw(json.dumps(line, ensure_ascii=True) + "\n")
+
+    def _tick(self) -> None:
+        while not self.stop.wait(0.1 if self.mode == "live" else 1):
+            with self.lock:
+                elapsed = self.clock() - self.started
+                if self.mode == "live" and self.text:
+                    self._redraw(f"{self.text} · {elapsed:.0f} s")
+                elif self.mode == "plain" and self.clock() - self.shown >= self.HEARTBEAT:
+                    self.console.say(f"{self.text or 'working'}, {elapsed:.0f} s so far")
+                    self.shown = self.clock()
+
+    def _redraw(self, line: str) -> None:
+        try:
+            width = os.get_terminal_size(self.console.stderr.fileno()).columns
+        except (OSError, ValueError):
+            width = 80
+        line = line if len(line) < width else line[: max(width - 2, 0)] + "…"
+        if line != self.drawn:  # an unchanged line is not written again: no flicker
+            self.console.draw(f"\r{line}\x1b[K")
+            self.drawn = line
+
+    def erase(self) -> None:
+        """Takes the live line off the screen, so that another line can stand there."""
+        with self.lock:
+            if self.drawn:
+                self.console.draw("\r\x1b[K")
+                self.drawn = ""
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 3 Kinds: text -> value, with the wording that help, errors and documents share
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Kind(NamedTuple):
+    """How a setting is written: `parse` turns its text into a value or raises ValueError; the rest are words.
+
+    `choices` and the range `low`-`high` are checked later, with the rules, so that --no-validate can send other values.
+    """
+
+    parse: Callable[[str], Any]
+    metavar: str = ""
+    expected: str = ""
+    choices: tuple[str, ...] = ()
+    low: float | None = None
+    high: float | None = None
+    flag: bool = False
+    repeat: bool = False
+    private: bool = False  # an error shows only what stands before the colon
+    strict: bool = False  # choices of our own, not the API's: no --no-validate and no unknown model opens them
+
+
+def parse_flag(text: str) -> bool:
+    """Reads yes or no."""
+    word = text.strip().lower()
+    if word in ("1", "true", "yes", "on"):
+        return True
+    if word in ("0", "false", "no", "off"):
+        return False
+    raise ValueError("expected true or false")
+
+
+def parse_number(text: str) -> int:
+    """Reads a whole number."""
+    if not re.fullmatch(r"[+-]?[0-9]{1,9}", text.strip()):
+        raise ValueError("expected a whole number")
+    return int(text)
+
+
+def parse_seconds(text: str) -> float:
+    """Reads a positive number of seconds."""
+    if not re.fullmatch(r"[0-9]{1,6}(\.[0-9]+)?", text.strip()) or float(text) <= 0:
+        raise ValueError("expected a number of seconds greater than 0")
+    return float(text)
+
+
+def read_text(path: str) -> str:
+    """Reads a UTF-8 text file, with or without a byte order mark; ValueError says what is wrong with it."""
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            return file.read()
+    except OSError as error:
+        raise ValueError(f"cannot read {path}: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text") from error
+
+
+def parse_object(text: str) -> Json:
+    """Reads a JSON object, or one from a file named as @FILE."""
+    text = read_text(text[1:]) if text.startswith("@") else text
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"expected a JSON object or @FILE ({error})") from error
+    if not isinstance(value, dict):
+        raise ValueError("expected a JSON object or @FILE")
+    return value
+
+
+def parse_tool_choice(text: str) -> Any:
+    """Reads a tool choice: a word of the API, `image_generation` for the hosted tool, or a JSON object."""
+    if text == "image_generation":
+        return {"type": "image_generation"}
+    if text in ("auto", "required", "none"):
+        return text
+    if text.lstrip().startswith("{"):
+        return parse_object(text)
+    raise ValueError("expected auto, required, none, image_generation or a JSON object")
+
+
+def parse_header(text: str) -> tuple[str, str]:
+    """Reads `Name: value`; CR, LF, NUL and other control characters are refused, since they could forge headers."""
+    name, colon, value = text.partition(":")
+    name, value = name.strip(), value.strip(" \t")
+    if not colon or not re.fullmatch(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+", name):
+        raise ValueError("expected 'Name: value'")
+    if name.lower() in ("content-length", "content-type", "transfer-encoding", "host", "connection"):
+        raise ValueError(f"{name} is set by the program itself")
+    if not re.fullmatch(r"[\x20-\x7e\t\xa0-\xff]*", value):
+        raise ValueError("a header value is one line of printable Latin-1 characters")
+    return name, value
+
+
+class Box(NamedTuple):
+    """A rectangle on a picture: x, y, width, height, each as (number, whether it is a percentage)."""
+
+    sides: tuple[tuple[float, bool], ...]
+
+    def pixels(self, width: int, height: int) -> tuple[int, int, int, int]:
+        """Returns x, y, width and height in pixels of a picture of the given size."""
+        of = (width, height, width, height)
+        x, y, w, h = (round(n * of[i] / 100) if percent else int(n) for i, (n, percent) in enumerate(self.sides))
+        return x, y, w, h
+
+
+def parse_box(text: str) -> Box:
+    """Reads `X,Y,WIDTH,HEIGHT` in pixels, or in per cent with a `%` behind the number."""
+    parts = [part.strip() for part in text.split(",")]
+    if len(parts) != 4 or not all(re.fullmatch(r"[0-9]{1,5}|[0-9]{1,3}(\.[0-9]+)?%", part) for part in parts):
+        raise ValueError("expected X,Y,WIDTH,HEIGHT in pixels or per cent, such as 10,20,300,200 or 25%,0%,50%,100%")
+    return Box(tuple((float(part.rstrip("%")), part.endswith("%")) for part in parts))
+
+
+def choice(*values: str, strict: bool = False) -> Kind:
+    """Returns the kind of a word out of several."""
+    words = ", ".join(values[:-1]) + " or " + values[-1]
+    return Kind(str, "|".join(values), f"expected {words}", choices=values, strict=strict)
+
+
+def number(low: int, high: int | None = None) -> Kind:
+    """Returns the kind of a whole number in a range, both ends included."""
+    words = f"from {low} to {high}" if high is not None else f"of {low} or more"
+    return Kind(parse_number, "N", f"expected a whole number {words}", low=low, high=high)
+
+
+TEXT = Kind(str, "TEXT")
+NAME = Kind(str, "NAME")
+PATH = Kind(str, "PATH")
+URL = Kind(str.strip, "URL")
+FLAG = Kind(parse_flag, flag=True)
+SECONDS = Kind(parse_seconds, "SECONDS")
+SIZE = Kind(lambda text: text.strip().lower(), "WIDTHxHEIGHT|auto")
+OBJECT = Kind(parse_object, "JSON|@FILE")
+PICTURE_FORMAT = Kind(
+    lambda text: {"jpg": "jpeg"}.get(text.strip().lower(), text.strip().lower()),
+    "png|jpeg|webp|gif|svg", "expected png, jpeg, webp, gif or svg", choices=("png", "jpeg", "webp", "gif", "svg"),
+)  # fmt: skip
+TOOL_CHOICE = Kind(parse_tool_choice, "auto|required|none|image_generation|JSON")
+HEADER = Kind(parse_header, "'Name: value'", repeat=True, private=True)
+SOURCE = Kind(str, "PATH|URL|file_id:ID")
+SOURCES = SOURCE._replace(repeat=True)
+BOXES = Kind(parse_box, "X,Y,WIDTH,HEIGHT", repeat=True)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 4 Tables: all knowledge of the API, as data
+# ---------------------------------------------------------------------------------------------------------------------
+
+OPENAI_URL = "https://api.openai.com/v1"
+OPENAI_HOSTS = re.compile(r"(.+\.)?api\.openai\.com")
+FACTS_OF = "2026-11-20"  # the day the tables below were last held against the API
+
+
+class Route(NamedTuple):
+    """A row of ROUTES: a subcommand, where it posts to, and how its body is written."""
+
+    name: str
+    path: str
+    summary: str
+    streams: str  # what the events of its stream begin with
+    example: str
+
+
+ROUTES = (
+    Route("generations", "/images/generations", "make pictures from words", "image_generation.",
+          'generations "A lighthouse at dusk" --size 1536x1024 --output out/lighthouse.png'),
+    Route("edits", "/images/edits", "edit or combine pictures, with a mask if you like", "image_edit.",
+          'edits "Make it snow" --image photo.jpg --output out/snow.png'),
+    Route("responses", "/responses", "let a text model make pictures: text answers, previews, further turns",
+          "response.", 'responses "A poster for a jazz night" --stream --partial-images 2 --output out/poster.png'),
+)  # fmt: skip
+ROUTE = {row.name: row for row in ROUTES}
+CHAT_PATH = "/chat/completions"
+
+IMAGES = ("generations", "edits")
+ALL = (*IMAGES, "responses")
+NET = (*ALL, "resume", "config")
+SAVES = (*ALL, "resume", "extract")
+EVERY = (*ALL, "resume", "extract", "config")
+
+
+class Option(NamedTuple):
+    """A row of OPTIONS: one setting, and all that the command line, environment, body and documents need of it.
+
+    `sends` says where the value goes: "image" is the top level of an Images body and the tool of a response, "top" the
+    top level of any body, "header" a request header, "" nowhere by itself. `field` is the name there, dotted if nested.
+    """
+
+    name: str
+    kind: Kind
+    help: str
+    commands: tuple[str, ...] = ALL
+    also: tuple[str, ...] = ()
+    sends: str = ""
+    field: str = ""
+    env: tuple[str, ...] = ()
+    default: str | None = None
+    input: str = ""  # for what leads to a picture: its role, and what the text surely is
+    negative: str = ""  # the spelling that says no, where a flag can be on by itself
+    secret: bool = False
+    group: str = ""
+
+    @property
+    def path(self) -> tuple[str, ...]:
+        """Returns the keys that lead to the API field."""
+        return tuple((self.field or self.name.replace("-", "_")).split("."))
+
+
+RESPONSES = ("responses",)
+
+
+def grouped(group: str, *rows: Option) -> list[Option]:
+    """Returns rows as a group of the help and of the reference."""
+    return [row._replace(group=group) for row in rows]
+
+
+OPTIONS = (
+    *grouped(
+        "Prompt",
+        Option("prompt", TEXT, "what to make; PROMPT as an argument means the same"),
+        Option("prompt-file", PATH, "read the prompt from a UTF-8 file; - is standard input"),
+        Option("input-text", TEXT._replace(repeat=True), "a piece of the prompt (repeatable)", ("responses",)),
+    ),
+    *grouped(
+        "Picture",
+        Option("model", NAME, "image model", IMAGES, sends="top", env=("OPENAI_IMAGE_MODEL",), default="gpt-image-2"),
+        Option("model", NAME, "text model that calls the image tool", RESPONSES, sends="top",
+               env=("OPENAI_RESPONSES_MODEL",), default="gpt-5.4"),
+        Option("tool-model", NAME, "image model of the tool; left out, the server chooses", RESPONSES, sends="image",
+               field="model", env=("OPENAI_IMAGE_TOOL_MODEL",)),
+        Option("n", number(1, 10), "how many pictures", IMAGES, sends="image", env=("OPENAI_IMAGE_N",)),
+        Option("size", SIZE, "size in pixels, such as 1536x1024", sends="image", env=("OPENAI_IMAGE_SIZE",)),
+        Option("quality", choice("auto", "low", "medium", "high", "xhigh", "max"), "rendering quality", sends="image",
+               env=("OPENAI_IMAGE_QUALITY",)),
+        Option("background", choice("auto", "opaque", "transparent"), "transparency of the picture's background",
+               sends="image", env=("OPENAI_IMAGE_BACKGROUND",)),
+        Option("format", PICTURE_FORMAT, "file format; without it the suffix of --output decides",
+               also=("output-format",), sends="image", field="output_format",
+               env=("OPENAI_IMAGE_FORMAT", "OPENAI_IMAGE_OUTPUT_FORMAT")),
+        Option("compression", number(0, 100), "compression of jpeg and webp, in per cent",
+               also=("output-compression",), sends="image", field="output_compression",
+               env=("OPENAI_IMAGE_COMPRESSION", "OPENAI_IMAGE_OUTPUT_COMPRESSION")),
+        Option("moderation", choice("auto", "low"), "how strictly content is filtered", sends="image",
+               env=("OPENAI_IMAGE_MODERATION",)),
+        Option("complexity", choice("low", "medium", "high"), "effort spent on planning the picture", sends="image"),
+        Option("frame-count", number(2, 16), "frames of a gif", sends="image"),
+        Option("frame-duration-ms", number(1, 655_350), "milliseconds each frame of a gif is shown", sends="image"),
+        Option("svg-model", NAME, "text model that writes an svg", sends="image", field="svg.model"),
+        Option("svg-effort", choice("none", "minimal", "low", "medium", "high", "xhigh", "max"),
+               "reasoning effort of the svg's author", sends="image", field="svg.reasoning.effort"),
+        Option("response-format", choice("b64_json", "url"), "how retired models and some gateways return pictures",
+               IMAGES, sends="image", env=("OPENAI_IMAGE_RESPONSE_FORMAT",)),
+        Option("style", choice("vivid", "natural"), "style, for retired models on gateways", IMAGES, sends="image",
+               env=("OPENAI_IMAGE_STYLE",)),
+    ),
+    *grouped(
+        "Input pictures",
+        Option("image", SOURCES, "picture to edit (repeatable, up to 16)", ("edits",), also=("input",), input="image"),
+        Option("input-image", SOURCES, "picture for the model to see (repeatable)", RESPONSES, input="image"),
+        Option("input-image-url", URL._replace(repeat=True), "the same, surely a URL", RESPONSES, input="image url"),
+        Option("input-image-file-id", NAME._replace(repeat=True), "the same, surely the id of an uploaded file",
+               RESPONSES, input="image file_id"),
+        Option("input-image-data-url", Kind(str, "DATA-URL", repeat=True), "the same, as a data: URL", RESPONSES,
+               input="image data"),
+        Option("mask", SOURCE._replace(metavar="PATH|URL|file_id:ID|auto"),
+               "PNG whose transparent parts say where to edit; auto lets a gateway make one", ("edits",),
+               input="mask"),
+        Option("mask", SOURCE, "PNG whose transparent parts say where to edit", RESPONSES, input="mask"),
+        Option("mask-url", URL, "the same, surely a URL", RESPONSES, input="mask url"),
+        Option("mask-file-id", NAME, "the same, surely the id of an uploaded file", RESPONSES, input="mask file_id"),
+        Option("mask-box", BOXES, "make the mask: where to edit, in pixels or per cent (repeatable)",
+               ("edits", "responses")),
+        Option("markup", PATH, "transparent PNG with marks that guide the edit", ("edits",), input="markup file"),
+        Option("input-fidelity", choice("high", "low"), "how closely to keep to the input pictures",
+               ("edits", "responses"), sends="image", env=("OPENAI_IMAGE_INPUT_FIDELITY",)),
+        Option("image-field-style", choice("brackets", "simple", "indexed", strict=True),
+               "form field of the pictures: image[], image or image[0]", ("edits",), default="brackets"),
+    ),
+    *grouped(
+        "Response",
+        Option("action", choice("auto", "generate", "edit"), "whether the tool makes or edits", RESPONSES,
+               sends="image"),
+        Option("tool-choice", TOOL_CHOICE, "whether the model must call the tool", RESPONSES, sends="top",
+               env=("OPENAI_IMAGE_TOOL_CHOICE",), default="image_generation"),
+        Option("previous-response-id", NAME, "the response to go on from", RESPONSES, sends="top"),
+        Option("instructions", TEXT, "standing instructions for the text model", RESPONSES, sends="top"),
+        Option("background-mode", FLAG, "queue the response and collect it when it is ready", RESPONSES, sends="top",
+               field="background"),
+        Option("store", FLAG, "let the server keep the response, for further turns", RESPONSES, sends="top",
+               negative="no-store"),
+        Option("metadata-json", OBJECT, "up to 16 names with values to keep with the response", RESPONSES,
+               sends="top", field="metadata"),
+        Option("reasoning-effort", choice("none", "minimal", "low", "medium", "high", "xhigh", "max"),
+               "reasoning effort of the text model", RESPONSES, sends="top", field="reasoning.effort"),
+        Option("stream", FLAG, "receive events as they happen, and previews", sends="top",
+               env=("OPENAI_IMAGE_STREAM",), negative="no-stream"),
+        Option("partial-images", number(0, 3), "previews to ask for; needs --stream", sends="image",
+               env=("OPENAI_IMAGE_PARTIAL_IMAGES",)),
+        Option("safety-identifier", NAME, "a stable, hashed id of your end user", sends="top"),
+        Option("user", NAME, "older name of --safety-identifier", sends="top", env=("OPENAI_IMAGE_USER",)),
+        Option("extra-json", OBJECT, "fields to add to the body or put in place of ours, unchecked",
+               env=("OPENAI_IMAGE_EXTRA_JSON",)),
+        Option("cancel", FLAG, "cancel the background response", ("resume",)),
+    ),
+    *grouped(
+        "Output",
+        Option("output", Kind(str, "PATTERN"), "file, folder, or pattern with {index} and {partial}", SAVES,
+               also=("o",)),
+        Option("overwrite", FLAG, "replace files that exist", SAVES),
+        Option("save-response", PATH, "keep the bytes of the reply in this file", (*ALL, "resume")),
+        Option("dry-run", FLAG, "check everything and show the request; needs no key and sends nothing"),
+        Option("curl", FLAG, "print the request as a curl command and send nothing"),
+    ),
+    *grouped(
+        "Display",
+        Option("json", FLAG, "print the result as JSON on a terminal too", EVERY),
+        Option("progress", choice("auto", "plain", "json", "none", strict=True), "how to show progress on stderr",
+               SAVES, default="auto"),
+        Option("quiet", FLAG, "no progress and no warnings on stderr", EVERY, also=("q",)),
+        Option("preview", FLAG, "show the pictures in the terminal, where it can", SAVES),
+    ),
+    *grouped(
+        "Connection",
+        Option("no-validate", FLAG, "turn refusals of our own checks into warnings"),
+        Option("protocol", choice("openai_images", "openai_chat", strict=True),
+               "openai_chat for gateways with chat only", IMAGES, env=("OPENAI_IMAGE_PROTOCOL",),
+               default="openai_images"),
+        Option("base-url", URL, "where the API is, up to and with /v1", NET,
+               env=("OPENAI_BASE_URL", "GPT_IMAGE2_BASE_URL"), default=OPENAI_URL),
+        Option("api-key", Kind(str.strip, "KEY"), "the key; the environment or a .env is the better place", NET,
+               env=("OPENAI_API_KEY", "GPT_IMAGE2_API_KEY"), secret=True),
+        Option("api-key-env", NAME, "read the key from this variable", NET),
+        Option("organization", NAME, "organization to bill", NET, sends="header", field="OpenAI-Organization",
+               env=("OPENAI_ORG_ID",)),
+        Option("project", NAME, "project to bill", NET, sends="header", field="OpenAI-Project",
+               env=("OPENAI_PROJECT_ID",)),
+        Option("header", HEADER, "a further request header (repeatable)", NET),
+        Option("env-file", PATH, "read settings from this file instead of .env", EVERY),
+        Option("no-env-file", FLAG, "read no .env", EVERY),
+        Option("timeout", SECONDS, "seconds to wait for the next byte", NET, env=("OPENAI_IMAGE_TIMEOUT",),
+               default="600"),
+        Option("max-retries", number(0, 10), "further tries after a failure that cannot have been billed", NET,
+               default="2"),
+        Option("retry-billable", FLAG, "try again too when the failed try may have been billed"),
+        Option("allow-http", FLAG, "send the key over plain http to a public host", NET),
+    ),
+    *grouped(
+        "Config",
+        Option("init", FLAG, "write a commented .env into the current folder, never over an existing one",
+               ("config",)),
+        Option("check", FLAG, "ask the endpoint, free of charge, whether it accepts the key", ("config",)),
+        Option("reference", choice("markdown", "env", "json", strict=True), "print the table of options", ("config",)),
+        Option("completion", choice("bash", "zsh", "fish", strict=True), "print a completion script for this shell",
+               ("config",)),
+    ),
+)  # fmt: skip
+
+
+def options_of(command: str) -> dict[str, Option]:
+    """Returns the options of a subcommand by name."""
+    return {row.name: row for row in OPTIONS if command in row.commands}
+
+
+class Sizes(NamedTuple):
+    """The sizes a model takes: a fixed list, or any that keeps the limits (in pixels)."""
+
+    fixed: tuple[str, ...] = ()
+    multiple: int = 16
+    edge: int = 3840
+    ratio: int = 3
+    least: int = 655_360
+    most: int = 8_294_400
+    experimental: int = 2560 * 1440  # above this many pixels the reference calls it experimental
+
+
+FREE_SIZES = Sizes()
+THREE_SIZES = Sizes(fixed=("1024x1024", "1536x1024", "1024x1536"))
+
+Takes = dict[str, tuple[str, ...]]
+
+
+class Model(NamedTuple):
+    """A row of MODELS: the ids it stands for, and what they take.
+
+    `takes` lists, by option, the values the model takes; an empty list means that it does not know the option at all,
+    and an option that is not listed has the values of its row in OPTIONS. None knows nothing and forbids nothing.
+    `tokens` is the factor f of the estimate by quality. `gone` is the day the model was or will be shut down.
+    """
+
+    pattern: str
+    takes: Takes | None
+    sizes: Sizes | None = None
+    tokens: Mapping[str, int] = {}
+    gone: str = ""
+    retired: bool = False
+    instead: str = ""
+
+
+TAKES_1: Takes = {
+    "quality": ("auto", "low", "medium", "high"), "format": ("png", "jpeg", "webp"), "complexity": (), "markup": (),
+    "frame-count": (), "frame-duration-ms": (), "svg-model": (), "svg-effort": (), "response-format": (), "style": (),
+}  # fmt: skip
+TAKES_2: Takes = {**TAKES_1, "background": ("auto", "opaque"), "input-fidelity": ()}
+TAKES_25: Takes = {
+    **{name: values for name, values in TAKES_1.items() if name not in ("quality", "markup")}, "input-fidelity": (),
+}  # fmt: skip
+TAKES_26: Takes = {"input-fidelity": (), "response-format": (), "style": ()}
+TAKES_DALLE: Takes = {
+    "quality": ("auto", "standard", "hd"), "response-format": ("b64_json", "url"), "style": ("vivid", "natural"),
+}  # fmt: skip
+
+MODELS = (
+    Model(r"gpt-image-2\.6-(sunburst|flare)(-\d{4}-\d\d-\d\d)?", TAKES_26, FREE_SIZES,
+          {"high": 48, "xhigh": 64, "max": 96}),
+    Model(r"gpt-image-2\.5-(sunburst|flare)(-\d{4}-\d\d-\d\d)?", TAKES_25, FREE_SIZES,
+          {"low": 16, "medium": 24, "high": 48, "xhigh": 64, "max": 96}),
+    Model(r"gpt-image-2(-\d{4}-\d\d-\d\d)?", TAKES_2, FREE_SIZES, {"low": 16, "medium": 48, "high": 96}),
+    Model(r"gpt-image-1\.5(-\d{4}-\d\d-\d\d)?|chatgpt-image-latest", TAKES_1, THREE_SIZES, gone="2026-12-01",
+          instead="gpt-image-2.5-sunburst"),
+    Model(r"gpt-image-1-mini(-\d{4}-\d\d-\d\d)?", {**TAKES_1, "input-fidelity": ("low",)}, THREE_SIZES,
+          gone="2026-12-01", instead="gpt-image-2.5-flare"),
+    Model(r"gpt-image-1(-\d{4}-\d\d-\d\d)?", TAKES_1, THREE_SIZES, gone="2026-10-23", retired=True,
+          instead="gpt-image-2.5-sunburst"),
+    Model(r"dall-e-[23]", TAKES_DALLE, gone="2026-05-12", retired=True, instead="gpt-image-2.5-sunburst"),
+    Model(r".*", None),
+)  # fmt: skip
+MODEL_IDS = (
+    "gpt-image-2", "gpt-image-2.5-sunburst", "gpt-image-2.5-flare", "gpt-image-2.6-sunburst", "gpt-image-2.6-flare",
+    "gpt-image-1.5", "gpt-image-1-mini", "chatgpt-image-latest",
+)  # fmt: skip
+TOOL_MODEL = "gpt-image-2.6-sunburst"  # what the server takes when a response's tool names no model
+# The API has no model by these names, though people type them.
+BARE_MODELS = {"gpt-image-2.5": "gpt-image-2.5-sunburst", "gpt-image-2.6": "gpt-image-2.6-sunburst"}
+
+
+def model_row(name: str) -> Model:
+    """Returns the first row of MODELS that stands for a model id."""
+    return next(row for row in MODELS if re.fullmatch(row.pattern, name))
+
+
+class Format(NamedTuple):
+    """A row of FORMATS: a picture format the API returns, and the options that cannot go with it."""
+
+    name: str
+    suffixes: tuple[str, ...]
+    transparent: bool = False
+    compresses: bool = False
+    one: bool = False  # takes n=1 only
+    refuses: tuple[str, ...] = ()
+    owns: tuple[str, ...] = ()  # options that go with this format only
+
+
+FORMATS = (
+    Format("png", (".png",), transparent=True),
+    Format("jpeg", (".jpg", ".jpeg"), compresses=True),
+    Format("webp", (".webp",), transparent=True, compresses=True),
+    Format("gif", (".gif",), refuses=("stream", "partial-images", "mask"), owns=("frame-count", "frame-duration-ms")),
+    Format("svg", (".svg",), one=True, refuses=("stream", "partial-images"), owns=("svg-model", "svg-effort")),
+)
+FORMAT = {row.name: row for row in FORMATS}
+FORMAT_OF_SUFFIX = {suffix: row.name for row in FORMATS for suffix in row.suffixes}
+DEFAULT_FORMAT = "png"
+
+INPUT_TYPES = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp", "gif": "image/gif"}
+MIB = 1024 * 1024
+MAX_IMAGES = 16
+MAX_INPUT = 50 * MIB
+MASK_WARNING = 4 * MIB
+MAX_IMAGE_URL = 20_971_520  # characters, in the JSON form of edits
+MAX_PROMPT = 32_000  # characters
+CHAT_CARRIES = ("model", "image", "stream", "n", "user", "safety-identifier")  # of what reaches the API
+
+
+class Rule(NamedTuple):
+    """A row of RULES: a stable name, what is wrong in words with {places}, and what to do."""
+
+    name: str
+    text: str
+    hint: str = ""
+    warning: bool = False  # said, but not refused
+    fatal: bool = False  # the request could not be built: --no-validate does not help
+
+
+RULES = (
+    Rule("value", "{text}: {why}", "{hint}"),
+    Rule("unreadable-value", "{text}: {why}", fatal=True),
+    Rule("prompt-missing", "there is no prompt", "give it as an argument, with --prompt or with --prompt-file",
+         fatal=True),
+    Rule("prompt-blank", "the prompt is blank", "say what to make"),
+    Rule("prompt-length", "the prompt has {length} characters", f"at most {MAX_PROMPT} are allowed"),
+    Rule("prompt-twice", "the prompt is given more than once: {ways}", "keep one of them", fatal=True),
+    Rule("prompt-encoding", "{text}: not valid Unicode text", "save it as UTF-8", fatal=True),
+    Rule("size-form", "{text}: expected WIDTHxHEIGHT or auto", "such as 1536x1024"),
+    Rule("size-multiple", "{text}: both edges must be multiples of {multiple}", "{nearest} is the nearest"),
+    Rule("size-edge", "{text}: the longest edge is {edge} pixels at most", "{nearest} is the nearest"),
+    Rule("size-ratio", "{text}: the long edge is at most {ratio} times the short one", "{nearest} is the nearest"),
+    Rule("size-pixels", "{text}: {pixels} pixels; from {least} to {most} are allowed", "{nearest} is the nearest"),
+    Rule("size-fixed", "{text}: {model} makes {sizes} or auto only", "{nearest} is the nearest"),
+    Rule("size-experimental", "{text}: above 2560x1440 pixels is experimental", warning=True),
+    Rule("model-retired", "{model} was shut down on {gone}", "use {instead}"),
+    Rule("model-retired-elsewhere", "OpenAI shut {model} down on {gone}; this gateway may still serve it",
+         warning=True),
+    Rule("model-leaving", "{model} will be shut down on {gone}", "move to {instead}", warning=True),
+    Rule("model-bare", "there is no model named {model}", "did you mean {instead}?"),
+    Rule("model-missing", "{text}: the model's name is blank", "name one, such as gpt-image-2"),
+    Rule("responses-model", "{text}: an image model cannot host the tool", "name it with --tool-model instead"),
+    Rule("by-model", "{text}: {model} {takes}", "{others}--no-validate sends it all the same"),
+    Rule("transparent-format", "{text}: {format} has no transparency", "use png or webp"),
+    Rule("compression-format", "{text}: {format} is not compressed this way", "use jpeg or webp"),
+    Rule("format-suffix", "{text}: the suffix of {output} says {suffix}", "make them agree, or leave --format out"),
+    Rule("format-refuses", "{text}: not possible with {format}", "leave it out or choose another format"),
+    Rule("format-one", "{text}: {format} comes one at a time", "leave --n out"),
+    Rule("format-owns", "{text}: goes with {format} only", "add --format {format}"),
+    Rule("output-suffix", "{text}: {suffix} is no format of this API", "use .png, .jpg, .webp, .gif or .svg"),
+    Rule("output-place", "{text}: {places} is not a place holder and stays as it is", "there are {index} and {partial}",
+         warning=True),
+    Rule("svg-model-missing", "{text}: needs --svg-model", "name the text model that writes the svg"),
+    Rule("partial-images-stream", "{text}: previews need --stream", "add --stream"),
+    Rule("stream-n", "{text}: a stream carries one picture (n=1)", "leave out --stream or --n"),
+    Rule("fidelity-input", "{text}: there is no input picture", "add --input-image"),
+    Rule("image-missing", "there is no picture to edit", "add --image PATH", fatal=True),
+    Rule("image-unreadable", "{text}: {why}", "check the path", fatal=True),
+    Rule("image-empty", "{text}: the file is empty", fatal=True),
+    Rule("image-unknown", "{text}: not a picture this program knows ({why})", "use png, jpeg or webp"),
+    Rule("image-type", "{text}: {format} is not taken here", "{hint}"),
+    Rule("image-truncated", "{text}: the {format} is cut short", "export or download it again"),
+    Rule("image-mislabelled", "{text}: the file is a {format}, whatever its name says", warning=True),
+    Rule("image-size", "{text}: {size}; less than 50 MB is allowed", "make it smaller"),
+    Rule("image-count", "{count} pictures are given", f"at most {MAX_IMAGES} are allowed"),
+    Rule("image-url", "{text}: {why}", "use an http or https URL, a path, or file_id:ID", fatal=True),
+    Rule("image-url-length", "{text}: {length} characters as a data URL",
+         f"at most {MAX_IMAGE_URL} are allowed in JSON"),
+    Rule("mask-without-image", "{text}: there is no picture to mask", "add the picture first"),
+    Rule("mask-twice", "the mask is given more than once: {ways}", "keep one of them", fatal=True),
+    Rule("mask-png", "{text}: a mask must be a PNG, this is {format}", "save it as PNG with an alpha channel"),
+    Rule("mask-alpha", "{text}: the mask has no alpha channel", "{hint}"),
+    Rule("mask-opaque", "{text}: the mask is opaque everywhere", "make transparent what is to be edited"),
+    Rule("mask-dimensions", "{text}: {size}, but the first picture is {first}", "make the mask {first}"),
+    Rule("mask-large", "{text}: {size}; the reference says less than 4 MB", "make it smaller if it is refused",
+         warning=True),
+    Rule("mask-auto", "{text}: a mask made by the gateway needs the form", "leave out {others}", fatal=True),
+    Rule("mask-box", "{text}: {why}", "X,Y,WIDTH,HEIGHT within the first picture", fatal=True),
+    Rule("markup-mask", "{text}: not together with a mask", "keep one of them"),
+    Rule("markup-form", "{text}: markup needs the form", "leave out {others}", fatal=True),
+    Rule("action-edit", "{text}: there is nothing to edit", "add --input-image, or --previous-response-id"),
+    Rule("identifier", "{text}: control characters are not allowed in a header or an id", "type it again", fatal=True),
+    Rule("metadata", "{text}: {why}", "up to 16 names of 64 characters with texts of 512"),
+    Rule("store-background", "{text}: a background response must be stored", "leave out --no-store"),
+    Rule("store-previous", "{text}: the next turn cannot go on from a response that is not stored", warning=True),
+    Rule("base-url", "{text}: {why}", "such as " + OPENAI_URL, fatal=True),
+    Rule("base-url-http", "{text}: plain http would show the key to everyone on the way", "use https, or --allow-http"),
+    Rule("chat-carries", "{text}: cannot be carried by chat", "leave it out, or use --protocol openai_images"),
+    Rule("chat-one", "{text}: chat makes one picture a call", "leave --n out"),
+)  # fmt: skip
+RULE = {row.name: row for row in RULES}
+
+
+class Dialect(NamedTuple):
+    """A row of EVENTS: the name of a JSON document in a reply, what it means, and the key its subject stands under.
+
+    Documents of a stream are named by `type`; of a plain JSON reply, each element of a list in LISTS is a document
+    named `data[]`, `output[]` or `choices[]`, and what is left is named `reply`.
+    """
+
+    pattern: str
+    meaning: str
+    key: str = ""
+
+
+EVENTS = (
+    Dialect(r".*\.partial_image", "partial"),
+    Dialect(r"(image_generation|image_edit)\.completed", "final"),
+    Dialect(r"response\.output_item\.done", "item", "item"),
+    Dialect(r"response\.output_text\.(delta|done)", "text"),
+    Dialect(r"response\.refusal\.(delta|done)", "refusal"),
+    Dialect(r"response\.(created|queued|in_progress|completed|failed|incomplete|cancelled)", "response", "response"),
+    Dialect(r"error", "error"),
+    Dialect(r"data\[\]", "final"),
+    Dialect(r"output\[\]", "item"),
+    Dialect(r"choices\[\]", "chat"),
+    Dialect(r"chat\.completion(\.chunk)?", "chunk"),
+    Dialect(r"reply|response", "response"),
+)
+LISTS = ("data", "output", "choices")
+# The keys a picture stands under, best first: text in base64, a data: URL, or a URL to fetch.
+PICTURE_KEYS = ("b64_json", "result", "partial_image_b64", "image_base64", "url")
+LIFTED_KEYS = frozenset(PICTURE_KEYS[:4])
+ENDED = ("completed", "failed", "incomplete", "cancelled")
+WORKING = ("queued", "in_progress")
+
+
+class Status(NamedTuple):
+    """A row of STATUSES: an HTTP status, whether a try that ended so is made again, and a hint."""
+
+    codes: tuple[int, ...]
+    retry: str  # "never", "safe" (it was turned away), or "billable" (it may have run)
+    hint: str = ""
+
+
+STATUSES = (
+    Status((401,), "never", "the key is not accepted here: check OPENAI_API_KEY, and that --base-url is its endpoint"),
+    Status((403,), "never", "the organisation may have to be verified for this model, or the key lacks the permission"),
+    Status((404,), "never", "the model may be retired or unknown here, or the base URL may lack /v1"),
+    Status((413,), "never", "the pictures are too large for this endpoint"),
+    Status((422,), "never", "some gateways want --image-field-style simple"),
+    Status((408, 409, 429, 500, 503), "safe"),
+    Status((502, 504, *range(520, 525)), "billable",
+           "a proxy gave up while the picture was being made: try --stream --partial-images 1, or --background-mode"),
+)  # fmt: skip
+MONEY = (
+    "insufficient_quota", "credit_balance_exhausted", "organization_spend_limit_exceeded",
+    "project_spend_limit_exceeded", "organization_usage_limit_exceeded", "billing_hard_limit_reached",
+)  # fmt: skip
+CODE_HINTS = {
+    "moderation_blocked": "change the prompt or the input pictures; --moderation low filters less",
+    "model_not_found": "the model may be retired or unknown here: try --model gpt-image-2",
+    "previous_response_not_found": "responses are kept 30 days, and only if they were stored",
+    "invalid_input_fidelity_model": "leave --input-fidelity out",
+    "invalid_image_file": "save the picture again as PNG, JPEG or WebP",
+    **{code: "this is about money, not about speed: look at the billing page" for code in MONEY},
+}
+LONGEST_WAIT = 120.0  # seconds; the official SDK waits no longer either
+RETRY_FIRST, RETRY_MOST = 0.5, 8.0  # seconds
+
+# US dollars per million tokens; alike for gpt-image-2, 2.5 and 2.6.
+PRICES = {"text": 5.0, "cached_text": 1.25, "image": 8.0, "cached_image": 2.0, "output": 30.0}
+PARTIAL_TOKENS = 100  # output tokens of each preview
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 5 Pictures: what a file's bytes say of it
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+BLOCK = 128 * 1024  # bytes read, sent or received at a time
+
+
+class Picture(NamedTuple):
+    """What the bytes of a picture say; a side is 0 where the format keeps it from us."""
+
+    format: str
+    width: int = 0
+    height: int = 0
+    alpha: bool = False
+    animated: bool = False
+    whole: bool = True
+    turned: bool = False  # EXIF says to show it with width and height exchanged
+
+    @property
+    def shown(self) -> tuple[int, int]:
+        """Returns width and height as seen, after orientation."""
+        return (self.height, self.width) if self.turned else (self.width, self.height)
+
+
+# https://www.w3.org/TR/png-3/
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # samples a pixel, by colour type
+
+
+def png_chunks(file: IO[bytes]) -> Iterator[tuple[bytes, int]]:
+    """Yields type and length of each chunk of a PNG, the file standing at its data; ends early on a file cut short."""
+    at, end = 8, file.seek(0, os.SEEK_END)
+    while at + 12 <= end:
+        file.seek(at)
+        header = file.read(8)
+        length = int.from_bytes(header[:4], "big")
+        if at + 12 + length > end:
+            return
+        yield header[4:], length
+        at += 12 + length
+
+
+def look_png(file: IO[bytes], head: bytes) -> Picture:
+    """Reads size, alpha (an alpha channel or tRNS), animation and completeness of a PNG."""
+    kinds = {kind for kind, _ in png_chunks(file)}
+    alpha = len(head) > 25 and head[25] in (4, 6) or b"tRNS" in kinds
+    width, height = int.from_bytes(head[16:20], "big"), int.from_bytes(head[20:24], "big")
+    return Picture("png", width, height, alpha, b"acTL" in kinds, b"IEND" in kinds)
+
+
+# https://www.w3.org/Graphics/JPEG/itu-t81.pdf, annex B
+SOF = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})
+
+
+def jpeg_turned(segment: bytes) -> bool:
+    """Tells whether an APP1 segment's EXIF orientation (tag 0x0112) exchanges width and height."""
+    if segment[:6] != b"Exif\0\0":
+        return False
+    tiff = segment[6:]
+    order: Any = "little" if tiff[:2] == b"II" else "big"
+    start = int.from_bytes(tiff[4:8], order)
+    for at in range(start + 2, start + 2 + 12 * int.from_bytes(tiff[start : start + 2], order), 12):
+        if tiff[at : at + 2] in (b"\x12\x01", b"\x01\x12") and int.from_bytes(tiff[at : at + 2], order) == 0x0112:
+            return int.from_bytes(tiff[at + 8 : at + 10], order) in (5, 6, 7, 8)
+    return False
+
+
+def look_jpeg(file: IO[bytes], head: bytes) -> Picture:
+    """Walks the segments of a JPEG up to its frame header; whole if an end marker stands in its last kilobytes."""
+    size, turned, at = (0, 0), False, 2
+    while True:
+        file.seek(at)
+        marker = file.read(4)
+        if len(marker) < 4 or marker[0] != 0xFF or marker[1] == 0xDA:
+            break
+        length = int.from_bytes(marker[2:], "big")
+        if marker[1] in SOF:
+            frame = file.read(5)
+            size = int.from_bytes(frame[3:5], "big"), int.from_bytes(frame[1:3], "big")
+            break
+        if marker[1] == 0xE1:
+            turned = turned or jpeg_turned(file.read(length - 2 if length > 2 else 0))
+        at += 2 + length if marker[1] != 0xFF else 1
+    end = file.seek(0, os.SEEK_END)
+    file.seek(max(end - 4096, 0))
+    return Picture("jpeg", *size, whole=size != (0, 0) and b"\xff\xd9" in file.read(), turned=turned)
+
+
+def look_webp(file: IO[bytes], head: bytes) -> Picture:
+    """Reads the first chunk of a WebP: lossy (VP8), lossless (VP8L) or extended (VP8X)."""
+    # https://developers.google.com/speed/webp/docs/riff_container
+    whole = file.seek(0, os.SEEK_END) >= 8 + int.from_bytes(head[4:8], "little")
+    kind, body = head[12:16], head[20:]
+    if kind == b"VP8X":
+        width, height = 1 + int.from_bytes(body[4:7], "little"), 1 + int.from_bytes(body[7:10], "little")
+        return Picture("webp", width, height, bool(body[0] & 0x10), bool(body[0] & 0x02), whole)
+    if kind == b"VP8L":
+        bits = int.from_bytes(body[1:5], "little")
+        return Picture("webp", 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF), bool(bits >> 28 & 1), whole=whole)
+    width, height = int.from_bytes(body[6:8], "little") & 0x3FFF, int.from_bytes(body[8:10], "little") & 0x3FFF
+    return Picture("webp", width, height, whole=whole)
+
+
+def skip_blocks(file: IO[bytes]) -> bool:
+    """Skips the data sub-blocks of a GIF; False if the file ends within them."""
+    while True:
+        size = file.read(1)
+        if not size or size == b"\0":
+            return bool(size)
+        file.seek(size[0], os.SEEK_CUR)
+
+
+def look_gif(file: IO[bytes], head: bytes) -> Picture:
+    """Walks the blocks of a GIF: more than one image descriptor is an animation, and a trailer ends a whole file."""
+    # https://www.w3.org/Graphics/GIF/spec-gif89a.txt
+    frames, whole = 0, False
+    file.seek(13 + (3 << (head[10] & 7) + 1 if len(head) > 10 and head[10] & 0x80 else 0))
+    while True:
+        kind = file.read(1)
+        if kind == b"!":
+            file.read(1)
+        elif kind == b",":
+            frames += 1
+            flags = file.read(9)[8:]
+            file.seek((3 << (flags[0] & 7) + 1 if flags and flags[0] & 0x80 else 0) + 1, os.SEEK_CUR)
+        else:
+            whole = kind == b";"
+            break
+        if not skip_blocks(file):
+            break
+    width, height = int.from_bytes(head[6:8], "little"), int.from_bytes(head[8:10], "little")
+    return Picture("gif", width, height, animated=frames > 1, whole=whole)
+
+
+def look_svg(file: IO[bytes], head: bytes) -> Picture:
+    """Reads width and height, or the view box, of an SVG's root element."""
+    file.seek(0)
+    tag = re.search(rb"<svg\b[^>]*>", file.read(65536), re.DOTALL)
+    end = file.seek(0, os.SEEK_END)
+    file.seek(max(end - 64, 0))
+    whole = b"</svg>" in file.read()
+    root = tag.group() if tag else b""
+    number = rb"([0-9]+(?:\.[0-9]+)?)"
+    sides = [re.search(rb'\s%s\s*=\s*["\']%s(px)?["\']' % (side, number), root) for side in (b"width", b"height")]
+    box = re.search(rb'viewBox\s*=\s*["\'][-0-9.]+[\s,]+[-0-9.]+[\s,]+%s[\s,]+%s' % (number, number), root)
+    found = [side.group(1) for side in sides if side]
+    if len(found) < 2 and box:
+        found = list(box.groups())
+    width, height = (round(float(side)) for side in found) if len(found) == 2 else (0, 0)
+    return Picture("svg", width, height, alpha=True, whole=whole)
+
+
+Look = Callable[[IO[bytes], bytes], Picture]
+
+
+def look_no_further(name: str) -> Look:
+    """Returns a look at a format of which only the name matters here."""
+    return lambda file, head: Picture(name)
+
+
+SIGNATURES: tuple[tuple[bytes, Look], ...] = (
+    (rb"\x89PNG\r\n\x1a\n", look_png),
+    (rb"\xff\xd8\xff", look_jpeg),
+    (rb"RIFF....WEBP", look_webp),
+    (rb"GIF8[79]a", look_gif),
+    (rb"(\xef\xbb\xbf)?\s*(<\?xml[^>]*>\s*|<!--.*?-->\s*|<!DOCTYPE svg[^>]*>\s*)*<svg\b", look_svg),
+    (rb"....ftyp(avif|avis)", look_no_further("avif")),
+    (rb"....ftyp(hei[cfmsx]|hev[cx]|mif1|msf1)", look_no_further("heic")),
+    (rb"BM....\0\0\0\0", look_no_further("bmp")),
+    (rb"II\*\0|MM\0\*", look_no_further("tiff")),
+    (rb"\x00\x00\x01\x00", look_no_further("ico")),
+    (rb"\xff\x0a|\0\0\0\x0cJXL \r\n\x87\n", look_no_further("jxl")),
+)
+
+
+def look(path: str) -> Picture | None:
+    """Returns what the bytes of a file say, or None if it is no picture; OSError if it cannot be read."""
+    with open(path, "rb") as file:
+        head = file.read(4096)
+        for signature, reader in SIGNATURES:
+            if re.match(signature, head, re.DOTALL):
+                try:
+                    return reader(file, head)
+                except (IndexError, ValueError):
+                    return Picture(reader.__name__.replace("look_", ""), whole=False)
+    return None
+
+
+def starts_like_picture(head: bytes) -> bool:
+    """Tells whether decoded bytes begin as some picture does."""
+    return any(re.match(signature, head, re.DOTALL) for signature, _ in SIGNATURES)
+
+
+# Whether a PNG is opaque can be told without undoing its filters. They work on each channel by itself, so as long as
+# every row so far was opaque, the alpha bytes of an opaque row are one known pattern for each filter type, at any
+# depth: the first byte, then the same byte over and over. The first row that deviates proves a pixel not opaque.
+OPAQUE_FIRST_ROW = ((255, 255), (255, 0), (255, 255), (255, 128), (255, 0))
+OPAQUE_NEXT_ROWS = ((255, 255), (255, 0), (0, 0), (128, 0), (0, 0))
+# https://www.w3.org/TR/png-3/#8InterlaceMethods: x and y of the first pixel, and the steps, of each Adam7 pass
+ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+
+
+def png_rows(file: IO[bytes], head: bytes) -> Iterator[tuple[bool, int, bytes]]:
+    """Yields (first of its pass, pixels, filter byte and data) of each row of a PNG; ends early if its data does."""
+    import zlib
+
+    width, height, depth = int.from_bytes(head[16:20], "big"), int.from_bytes(head[20:24], "big"), head[24]
+    bits = depth * PNG_CHANNELS[head[25]]
+    inflate, left, data = zlib.decompressobj(), b"", bytearray()
+    chunks = (
+        file.read(min(BLOCK, length - at))
+        for kind, length in png_chunks(file) if kind == b"IDAT" for at in range(0, length, BLOCK)
+    )  # fmt: skip
+    for x, y, step_x, step_y in ADAM7 if head[28] else ((0, 0, 1, 1),):
+        pixels, rows = -(-(width - x) // step_x), -(-(height - y) // step_y)
+        size = 1 + (pixels * bits + 7) // 8
+        for row in range(rows if pixels > 0 else 0):
+            while len(data) < size:
+                left = left or next(chunks, b"")
+                data += inflate.decompress(left, MIB)
+                if not left and not inflate.unconsumed_tail:
+                    return
+                left = inflate.unconsumed_tail
+            yield row == 0, pixels, bytes(data[:size])
+            del data[:size]
+
+
+def unfilter(row: bytes, above: bytes) -> bytes:
+    """Undoes the filter of a row with one byte a pixel (the first byte is the filter type)."""
+    kind, out = row[0], bytearray()
+    left = corner = 0
+    for value, up in zip(row[1:], above):
+        if kind == 1:
+            value += left
+        elif kind == 2:
+            value += up
+        elif kind == 3:
+            value += (left + up) // 2
+        elif kind == 4:
+            guess = left + up - corner
+            value += min((left, up, corner), key=lambda near: abs(guess - near))
+        left, corner = value & 255, up
+        out.append(left)
+    return bytes(out)
+
+
+def palette_opaque(file: IO[bytes], head: bytes, alphas: bytes) -> bool:
+    """Tells whether a palette PNG uses only colours that are opaque by its tRNS chunk."""
+    opaque, depth = frozenset(range(256)) - {i for i, alpha in enumerate(alphas) if alpha < 255}, head[24]
+    above = b""
+    for first, pixels, row in png_rows(file, head):
+        above = unfilter(row, bytes(len(row)) if first else above) if row[0] else row[1:]
+        indices = set(above)
+        if depth < 8:
+            mask = (1 << depth) - 1
+            packed = "".join(f"{byte:08b}" for byte in above)
+            indices = {int(packed[i : i + depth], 2) & mask for i in range(0, pixels * depth, depth)}
+        if not indices <= opaque:
+            return False
+    return True
+
+
+def alpha_opaque(file: IO[bytes], head: bytes) -> bool:
+    """Tells whether every pixel of a PNG with an alpha channel is opaque."""
+    deep = head[24] // 8  # bytes a sample
+    step = deep * PNG_CHANNELS[head[25]]
+    for first, pixels, row in png_rows(file, head):
+        start, rest = (OPAQUE_FIRST_ROW if first else OPAQUE_NEXT_ROWS)[row[0]]
+        expected = bytes([start]) + bytes([rest]) * (pixels - 1)
+        if any(row[1 + step - plane :: step] != expected for plane in range(1, deep + 1)):
+            return False
+    return True
+
+
+def png_opaque(path: str) -> bool:
+    """Tells whether every pixel of a PNG that has alpha is opaque, in constant memory; a damaged one is not."""
+    import zlib
+
+    with open(path, "rb") as file:
+        head = file.read(33)
+        try:
+            if head[25] in (4, 6):
+                return alpha_opaque(file, head)
+            alphas = next((file.read(length) for kind, length in png_chunks(file) if kind == b"tRNS"), b"")
+            return head[25] == 3 and palette_opaque(file, head, alphas)
+        except (zlib.error, IndexError, KeyError):
+            return False
+
+
+def png_chunk(kind: bytes, data: bytes) -> bytes:
+    """Returns a PNG chunk with its length and checksum."""
+    import zlib
+
+    return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
+
+
+def mask_png(width: int, height: int, boxes: list[tuple[int, int, int, int]]) -> bytes:
+    """Returns a grey PNG of the given size, opaque except within the boxes (x, y, width, height)."""
+    import zlib
+
+    deflate, data = zlib.compressobj(6), bytearray()
+    edges = sorted({0, height, *(y for _, y, _, _ in boxes), *(y + h for _, y, _, h in boxes)})
+    for top, bottom in zip(edges, edges[1:]):
+        row = bytearray(b"\xff\xff" * width)
+        for x, y, w, h in boxes:
+            if y <= top < y + h:
+                row[2 * x : 2 * (x + w)] = b"\xff\x00" * w
+        for _ in range(bottom - top):
+            data += deflate.compress(b"\0" + bytes(row))
+    header = width.to_bytes(4, "big") + height.to_bytes(4, "big") + bytes([8, 4, 0, 0, 0])
+    body = bytes(data) + deflate.flush()
+    return PNG_SIGNATURE + png_chunk(b"IHDR", header) + png_chunk(b"IDAT", body) + png_chunk(b"IEND", b"")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 6 Settings: argv > environment > .env > default; each value knows its source
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Setting(NamedTuple):
+    """A value with the text it was read from, where that stood, and the words an error begins with."""
+
+    value: Any
+    text: str
+    source: str
+    label: str
+
+
+class Problem(NamedTuple):
+    """A broken rule: its stable name, what is wrong, and what to do."""
+
+    rule: str
+    message: str
+    hint: str
+    warning: bool
+    fatal: bool
+
+
+def problem(rule: str, name: str = "", **places: Any) -> Problem:
+    """Returns a problem worded by its row of RULES; `name` stands before the rule's name where one rule serves many."""
+    row = RULE[rule]
+    text, hint = (words.format_map({"hint": "", **places}) for words in (row.text, row.hint))
+    return Problem(f"{name}-{rule}" if name else rule, text, hint, row.warning, row.fatal)
+
+
+class Settings:
+    """The settings in force for one command, by option name."""
+
+    def __init__(self, command: str, rows: Mapping[str, Setting]) -> None:
+        self.command, self.rows = command, dict(rows)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """Returns the value of a setting, or the default if it is not set."""
+        return self.rows[name].value if name in self.rows else default
+
+    def label(self, name: str) -> str:
+        """Returns the words with which an error about a setting begins: where it came from and what it says."""
+        return self.rows[name].label if name in self.rows else f"--{name}"
+
+    def changed(self, name: str, value: Any, source: str) -> Settings:
+        """Returns the settings with one of them set."""
+        row = Setting(value, str(value), source, f"--{name} {value} ({source})")
+        return Settings(self.command, {**self.rows, name: row})
+
+
+class Dotenv(NamedTuple):
+    """A .env file that was read: its values with their line numbers, and whether it lay in the current folder."""
+
+    path: str = ""
+    values: Mapping[str, tuple[str, int]] = {}
+    found_here: bool = False
+
+
+# https://www.dotenv.org/docs/security/env: names, an optional `export`, bare or quoted values, comments
+DOTENV_LINE = re.compile(
+    r"""\s*(?:export\s+)?(?P<name>[A-Za-z_][A-Za-z0-9_.]*)\s*=\s*
+        (?:'(?P<single>[^']*)' | "(?P<double>(?:\\.|[^"\\])*)" | (?P<bare>[^'"\#\s]\S*(?:[ \t]+[^\#\s]\S*)*))?
+        \s*(?:(?<=\s)\#.*|(?<==)\#.*)?""",
+    re.VERBOSE,
+)
+DOTENV_ESCAPES = {"n": "\n", "r": "\r", "t": "\t"}
+
+
+def env_names() -> list[str]:
+    """Returns every environment variable the options are read from."""
+    return [name for row in OPTIONS for name in row.env]
+
+
+def nearest_word(word: str, words: Iterable[str]) -> str:
+    """Returns the word most like a mistyped one, or nothing."""
+    import difflib
+
+    return next(iter(difflib.get_close_matches(word, list(words), 1, 0.7)), "")
+
+
+def decode_dotenv(data: bytes) -> str:
+    """Decodes a .env file: UTF-8 with or without a byte order mark, or the UTF-16 that PowerShell writes."""
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        return data.decode("utf-16", "replace")
+    return data.decode("utf-8-sig", "surrogateescape")
+
+
+def read_dotenv(path: str, console: Console) -> dict[str, tuple[str, int]]:
+    """Reads a .env file; a line that is not understood is a warning with its number, and never shown."""
+    values: dict[str, tuple[str, int]] = {}
+    with open(path, "rb") as file:
+        text = decode_dotenv(file.read(MIB))
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        match = DOTENV_LINE.fullmatch(line)
+        if not match:
+            console.warn(f"{path} line {number}: not understood, and left out; expected NAME=value")
+            continue
+        name, single, double, bare = match.group("name", "single", "double", "bare")
+        if double is not None:
+            double = re.sub(r"\\(.)", lambda m: DOTENV_ESCAPES.get(m.group(1), m.group(1)), double)
+        values[name] = (single or double or bare or ""), number
+        if name.startswith("OPENAI_IMAGE_") and name not in env_names():
+            near = nearest_word(name, env_names())
+            console.warn(f"{path} line {number}: {name} is not known" + (f"; did you mean {near}?" if near else ""))
+    return values
+
+
+def dotenv_places(environ: Mapping[str, str]) -> list[str]:
+    """Returns where a .env is looked for, best first; the parents of the current folder are not searched."""
+    config = environ.get("XDG_CONFIG_HOME") or os.path.join(os.path.expanduser("~"), ".config")
+    script = os.path.dirname(os.path.abspath(__file__))
+    return [".env", os.path.join(script, ".env"), os.path.join(config, "gpt-image", ".env")]
+
+
+def find_dotenv(typed: Mapping[str, Any], environ: Mapping[str, str], console: Console) -> Dotenv:
+    """Finds and reads the .env in force."""
+    if typed.get("no-env-file"):
+        return Dotenv()
+    given = typed.get("env-file")
+    path = given or next((place for place in dotenv_places(environ) if os.path.isfile(place)), None)
+    if path is None:
+        return Dotenv()
+    try:
+        values = read_dotenv(path, console)
+        mode = os.stat(path).st_mode
+    except OSError as error:
+        if not given:
+            console.warn(f"{path}: cannot be read ({error.strerror}), and left out")
+            return Dotenv()
+        raise Failure(USAGE, f"--env-file {path}: {error.strerror}", "check the path", rule="env-file") from error
+    if os.name == "posix" and mode & 0o077 and any(values.get(name, ("", 0))[0] for name in key_names(typed)):
+        console.warn(f"{path} holds a key that others can read: run chmod 600 {path}")
+    return Dotenv(path, values, found_here=not given and path == ".env")
+
+
+def key_names(typed: Mapping[str, Any]) -> list[str]:
+    """Returns the variables the key is looked for in, best first."""
+    given = typed.get("api-key-env")
+    return [given] if given else [name for row in OPTIONS if row.secret for name in row.env]
+
+
+def from_environment(names: Iterable[str], environ: Mapping[str, str], dotenv: Dotenv) -> Setting | None:
+    """Returns the first variable that is set, from the environment before the .env; an empty one counts as unset."""
+    for name in names:
+        if environ.get(name):
+            return Setting(None, environ[name], f"environment {name}", f"environment: {name}: {environ[name]}")
+        text, line = dotenv.values.get(name, ("", 0))
+        if text:
+            return Setting(None, text, f"{dotenv.path} line {line}", f"{dotenv.path} line {line}: {name}: {text}")
+    return None
+
+
+def typed_label(row: Option, text: str) -> str:
+    """Returns the words for a value of the command line: long ones are shortened, private ones not shown."""
+    if row.kind.flag:
+        return f"--{row.name}"
+    text = text.partition(":")[0] + ": …" if row.kind.private else text
+    return f"--{row.name} {text if len(text) <= 200 else text[:200] + '…'}"
+
+
+def look_up(row: Option, typed: Mapping[str, Any], environ: Mapping[str, str], dotenv: Dotenv) -> list[Setting]:
+    """Returns where the texts of an option stand: one, or several for a repeatable option, or none."""
+    if typed.get(row.name) is not None:
+        given = typed[row.name]
+        texts = given if isinstance(given, list) else [given]
+        return [Setting(None, text, "command line", typed_label(row, text)) for text in texts]
+    found = from_environment(key_names(typed) if row.secret else row.env, environ, dotenv)
+    if not found and row.default is not None:
+        found = Setting(None, row.default, "default", f"--{row.name} {row.default} (default)")
+    return [found] if found else []
+
+
+def resolve(
+    command: str, typed: Mapping[str, Any], environ: Mapping[str, str], dotenv: Dotenv
+) -> tuple[Settings, list[Problem]]:
+    """Returns the settings in force, and a problem for each text that is not of its option's kind."""
+    rows: dict[str, Setting] = {}
+    problems: list[Problem] = []
+    for row in options_of(command).values():
+        for found in look_up(row, typed, environ, dotenv):
+            try:
+                value: Any = Secret(found.text.strip()) if row.secret else row.kind.parse(found.text)
+            except ValueError as error:
+                problems.append(problem("unreadable-value", row.name, text=found.label, why=error))
+                continue
+            if row.kind.repeat:
+                value = [*(rows[row.name].value if row.name in rows else []), value]
+            label = f"--{row.name}" if row.kind.repeat and row.name in rows else found.label
+            rows[row.name] = found._replace(value=value, label=f"--{row.name} ***" if row.secret else label)
+    return Settings(command, rows), problems
+
+
+SECRET_HEADER = re.compile(r"auth|key|token|secret|cookie|passw|credential|signature|session", re.IGNORECASE)
+
+
+def header_value(name: str, value: str) -> str | Secret:
+    """Returns a header's value, as a secret if its name or its form says that it is one."""
+    secret = SECRET_HEADER.search(name) or re.match(r"(Bearer|Basic)\s|sk-", value)
+    return Secret(value) if secret else value
+
+
+def hide_secrets(
+    settings: Settings, typed: Mapping[str, Any], environ: Mapping[str, str], dotenv: Dotenv, console: Console
+) -> None:
+    """Registers with the console all that must not be shown: keys, secret headers, and passwords within proxy URLs."""
+    found = [environ.get(name) or "" for name in key_names({}) + key_names(typed)]
+    found += [dotenv.values.get(name, ("", 0))[0] for name in key_names({}) + key_names(typed)]
+    found += re.findall(r"//[^/@]*:([^/@]+)@", settings.get("base-url") or "")
+    for name, value in environ.items():
+        if name.lower().endswith("_proxy") and "@" in value:
+            login = value.rpartition("@")[0].rpartition("//")[2]
+            found += [login, login.partition(":")[2]]
+    secrets = [Secret(text.strip()) for text in found if text.strip()]
+    for name, value in settings.get("header", []):
+        hidden = header_value(name, value)
+        secrets += [hidden, Secret(value.split()[-1])] if isinstance(hidden, Secret) and value.split() else []
+    console.secrets += secrets
+    if settings.get("api-key"):
+        console.secrets.append(settings.get("api-key"))
+
+
+def has_key(settings: Settings) -> bool:
+    """Tells whether a call would be authorised: a key, or a secret header of the user's own."""
+    return bool(settings.get("api-key")) or any(
+        name.lower() in ("authorization", "api-key", "x-api-key") for name, _ in settings.get("header", [])
+    )
+
+
+def refuse_stolen_key(settings: Settings, dotenv: Dotenv) -> None:
+    """Stops when a .env of the current folder would choose where a key from elsewhere goes.
+
+    A cloned folder can hold a .env with OPENAI_BASE_URL: with the user's own key, that would give it to a stranger.
+    """
+    base = settings.rows.get("base-url")
+    if not base or not dotenv.found_here or not base.source.startswith(f"{dotenv.path} line"):
+        return
+    key = settings.rows.get("api-key")
+    elsewhere = key is not None and key.source.rpartition(" line ")[0] != dotenv.path
+    secret_header = any(isinstance(header_value(name, value), Secret) for name, value in settings.get("header", []))
+    if elsewhere or secret_header:
+        raise Failure(
+            SETTINGS,
+            f"{base.label}: a base URL from the current folder's .env is used only with a key from the same file",
+            f"if you trust it, add --base-url {base.value} to the command, or --env-file .env with the key in it; "
+            "else --no-env-file",
+            rule="base-url-of-folder",
+        )
+
+
+def check_key(settings: Settings) -> None:
+    """Stops before a call without a key, or with one that cannot stand in a header."""
+    if not has_key(settings):
+        name = settings.get("api-key-env") or "OPENAI_API_KEY"
+        raise Failure(
+            SETTINGS, "there is no API key",
+            f"set {name} in the environment, or run `gpt_image.py config --init` and put it into .env; "
+            "--dry-run needs none", rule="key-missing",
+        )  # fmt: skip
+    key = settings.get("api-key")
+    if key and not key.fits_header():
+        raise Failure(
+            SETTINGS, f"the API key from {settings.rows['api-key'].source} holds characters that no key has",
+            "copy it again, on one line", rule="key-form",
+        )  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 7 Validation: all broken rules at once, before any byte is sent
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Source(NamedTuple):
+    """A picture that goes in: its role, the words for errors, and its kind: file, url, file_id, data or auto."""
+
+    role: str
+    label: str
+    kind: str
+    text: str
+    shown: str
+    size: int = 0
+    picture: Picture | None = None
+    trouble: str = ""  # why a file cannot be read
+
+
+class Case(NamedTuple):
+    """All that the checks look at."""
+
+    settings: Settings
+    route: Route
+    texts: list[str]  # the pieces of the prompt
+    ways: list[str]  # the options that gave a prompt
+    sources: list[Source]
+    touched: frozenset[str]  # options whose field --extra-json replaces: they are not checked
+
+    def has(self, name: str) -> bool:
+        """Tells whether an option is set and to be checked."""
+        return name in self.settings.rows and name not in self.touched
+
+    def get(self, name: str) -> Any:
+        """Returns the value of an option, or None if it is unset or not to be checked."""
+        return self.settings.get(name) if self.has(name) else None
+
+    def chosen(self, name: str) -> bool:
+        """Tells whether a person set an option, be it here or in the environment, for the whole call to obey."""
+        return self.has(name) and self.settings.rows[name].source not in ("default", FROM_SUFFIX)
+
+    def role(self, role: str) -> list[Source]:
+        """Returns the input pictures of one role."""
+        return [source for source in self.sources if source.role == role]
+
+    def label(self, name: str) -> str:
+        """Returns the words with which an error about an option begins."""
+        return self.settings.label(name)
+
+    @property
+    def model(self) -> str:
+        """Returns the id of the image model; a tool that names none gets the server's."""
+        named = self.settings.get("model" if self.route.name in IMAGES else "tool-model")
+        return str(named or TOOL_MODEL)
+
+    @property
+    def row(self) -> Model:
+        """Returns the image model's row; it forbids nothing where --extra-json chooses the model."""
+        touched = ("model" if self.route.name in IMAGES else "tool-model") in self.touched
+        return MODELS[-1] if touched else model_row(self.model)
+
+    @property
+    def at_openai(self) -> bool:
+        """Tells whether the call goes to OpenAI itself."""
+        return bool(OPENAI_HOSTS.fullmatch(host_of(self.settings.get("base-url", OPENAI_URL))))
+
+    @property
+    def chat(self) -> bool:
+        """Tells whether the call is spoken as chat."""
+        return bool(self.settings.get("protocol") == "openai_chat")
+
+
+FROM_SUFFIX = "suffix of --output"
+
+
+def split_url(url: str) -> Any:
+    """Splits a URL; one that cannot be split has no scheme and no host."""
+    from urllib.parse import urlsplit
+
+    try:
+        parts = urlsplit(url)
+        _ = parts.port, parts.hostname  # both are read only now, and may raise
+    except ValueError:
+        return urlsplit("")
+    return parts
+
+
+def host_of(url: str) -> str:
+    """Returns the host name of a URL."""
+    return (split_url(url).hostname or "").rstrip(".")
+
+
+def origin_of(url: str) -> str:
+    """Returns scheme, host and port of a URL: what a key may be sent to."""
+    parts = split_url(url)
+    port = parts.port or {"https": 443, "http": 80}.get(parts.scheme)
+    return f"{parts.scheme}://{(parts.hostname or '').rstrip('.')}:{port}"
+
+
+PRIVATE_ENDINGS = (".localhost", ".local", ".internal", ".lan", ".home.arpa", ".test")
+
+
+def is_private(host: str) -> bool:
+    """Tells whether a host is loopback, of a private network, or named by a single label."""
+    import ipaddress
+
+    try:
+        address: Any = ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        # To some resolvers 134744072 and 0x08080808 are addresses too.
+        numeric = re.fullmatch(r"(0x[0-9a-f]*|[0-9]+)(\.(0x[0-9a-f]*|[0-9]+))*", host, re.IGNORECASE)
+        return not numeric and ("." not in host or host.lower().endswith(PRIVATE_ENDINGS))
+    address = getattr(address, "ipv4_mapped", None) or address
+    return bool(address.is_private or address.is_loopback or address.is_link_local)
+
+
+def check_connection(case: Case) -> Iterator[Problem]:
+    """Checks base URL, and that no header or id can carry a line break."""
+    url, text = case.settings.get("base-url", OPENAI_URL), case.label("base-url")
+    parts = split_url(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname or re.search(r"[\x00-\x20\x7f]", url):
+        yield problem("base-url", text=text, why="expected an http or https URL")
+    elif parts.username is not None or parts.fragment:
+        shown = text.replace(parts.netloc, (parts.netloc.rpartition("@")[2]))
+        yield problem("base-url", text=shown, why="no login and no fragment may stand in it")
+    elif parts.scheme == "http" and not is_private(host_of(url)) and not case.get("allow-http"):
+        yield problem("base-url-http", text=text)
+    for name, row in options_of(case.route.name).items():
+        if row.kind.parse is str and row.kind.metavar == "NAME" and case.has(name):
+            values = case.get(name) if row.kind.repeat else [case.get(name)]
+            allowed = r"[\x20-\x7e]*" if row.sends == "header" else r"[^\x00-\x1f\x7f]*"
+            if not all(re.fullmatch(allowed, value) for value in values):
+                yield problem("identifier", text=f"--{name}")
+
+
+def check_prompt(case: Case) -> Iterator[Problem]:
+    """Checks that there is one prompt, of a length the API takes."""
+    text = "\n".join(case.texts)
+    if len(case.ways) > 1:
+        yield problem("prompt-twice", ways=", ".join(case.ways))
+    elif "prompt" in case.touched:
+        return
+    elif not case.ways:
+        yield problem("prompt-missing")
+    elif not text.strip():
+        yield problem("prompt-blank")
+    elif len(text) > MAX_PROMPT:
+        yield problem("prompt-length", length=len(text))
+    if re.search(r"[\ud800-\udfff]", text):
+        yield problem("prompt-encoding", text=case.ways[0])
+
+
+def check_model(case: Case) -> Iterator[Problem]:
+    """Checks that the model exists today."""
+    for name in ("model", "tool-model"):
+        if case.has(name) and not case.get(name).strip():
+            yield problem("model-missing", text=case.label(name))
+    hosts_tool = case.get("model") if case.route.name == "responses" else None
+    if hosts_tool and re.match(r"gpt-image-|chatgpt-image-|dall-e-", hosts_tool):
+        yield problem("responses-model", text=case.label("model"))
+    row, facts = case.row, {"model": case.model, "gone": case.row.gone, "instead": case.row.instead}
+    if row.retired:
+        yield problem("model-retired" if case.at_openai else "model-retired-elsewhere", **facts)
+    elif row.gone:
+        yield problem("model-leaving", **facts)
+    elif case.model in BARE_MODELS and case.at_openai:
+        yield problem("model-bare", model=case.model, instead=BARE_MODELS[case.model])
+
+
+def who_takes(name: str, value: Any) -> str:
+    """Returns words for the models that take a value of an option."""
+    takers = []
+    for model in MODEL_IDS:
+        values = (model_row(model).takes or {}).get(name)
+        if values is None or value in values:
+            takers.append(model)
+    return f"{' and '.join(takers[:2])} take{'s' if len(takers) == 1 else ''} it; " if takers else ""
+
+
+def check_values(case: Case) -> Iterator[Problem]:
+    """Checks each value against its option's range or list, and against what the model takes."""
+    known, takes = case.row.takes is not None, case.row.takes or {}
+    for name, row in options_of(case.route.name).items():
+        if not case.has(name):
+            continue
+        value, label, kind = case.get(name), case.label(name), row.kind
+        if kind.low is not None and not kind.low <= value <= (kind.high or value):
+            yield problem("value", name, text=label, why=kind.expected)
+        elif name in takes and value not in takes[name] and (value in kind.choices or not takes[name]):
+            words = "takes " + " or ".join(takes[name]) if takes[name] else "does not take it"
+            yield problem("by-model", name, text=label, model=case.model, takes=words, others=who_takes(name, value))
+        elif kind.choices and value not in (*kind.choices, *takes.get(name, ())):
+            if known or kind.strict or row.sends != "image":
+                near = nearest_word(str(value), kind.choices)
+                hint = f"did you mean {near}?" if near else ""
+                yield problem("value", name, text=label, why=kind.expected, hint=hint)
+
+
+def size_fits(sizes: Sizes, width: int, height: int) -> str:
+    """Returns the name of the first size rule that is broken, or nothing."""
+    if sizes.fixed:
+        return "" if f"{width}x{height}" in sizes.fixed else "size-fixed"
+    if width % sizes.multiple or height % sizes.multiple:
+        return "size-multiple"
+    if max(width, height) > sizes.edge:
+        return "size-edge"
+    if max(width, height) > sizes.ratio * min(width, height):
+        return "size-ratio"
+    return "" if sizes.least <= width * height <= sizes.most else "size-pixels"
+
+
+def nearest_size(sizes: Sizes, width: int, height: int) -> str:
+    """Returns the valid size most like the one asked for, in proportion."""
+    from math import log
+
+    steps = range(sizes.multiple, sizes.edge + 1, sizes.multiple)
+    sides = [tuple(map(int, size.split("x"))) for size in sizes.fixed] or [(w, h) for w in steps for h in steps]
+    valid = [side for side in sides if not size_fits(sizes, *side)]
+    far = lambda side: log(side[0] / max(width, 1)) ** 2 + log(side[1] / max(height, 1)) ** 2  # noqa: E731
+    return "x".join(map(str, min(valid, key=far)))
+
+
+def check_size(case: Case) -> Iterator[Problem]:
+    """Checks the form of a size, and its edges, ratio and pixels by the model's limits."""
+    size, sizes, text = case.get("size"), case.row.sizes, case.label("size")
+    if size in (None, "auto") or sizes is None:
+        return
+    match = re.fullmatch(r"([0-9]{1,5})x([0-9]{1,5})", size)
+    width, height = (int(side) for side in match.groups()) if match else (0, 0)
+    if not width or not height:
+        yield problem("size-form", text=text)
+        return
+    broken = size_fits(sizes, width, height)
+    if broken:
+        facts = {**sizes._asdict(), "pixels": width * height, "sizes": ", ".join(sizes.fixed), "model": case.model}
+        yield problem(broken, text=text, nearest=nearest_size(sizes, width, height), **facts)
+    elif not sizes.fixed and width * height > sizes.experimental:
+        yield problem("size-experimental", text=text)
+
+
+def check_format(case: Case) -> Iterator[Problem]:
+    """Checks what the format in force excludes."""
+    name = case.get("format") or ("" if case.row.takes is None or "format" in case.touched else DEFAULT_FORMAT)
+    row, images = FORMAT.get(name), case.route.name in IMAGES
+    if not row:
+        return
+    if case.get("background") == "transparent" and not row.transparent:
+        yield problem("transparent-format", text=case.label("background"), format=name)
+    if case.has("compression") and not row.compresses:
+        yield problem("compression-format", text=case.label("compression"), format=name)
+    for refused in row.refuses:
+        streams = refused == "stream" and not images  # a response streams its own events whatever it makes
+        if case.get(refused) and not streams:
+            yield problem("format-refuses", text=case.label(refused), format=name)
+    if row.one and (case.get("n") or 1) > 1:
+        yield problem("format-one", text=case.label("n"), format=name)
+    for other in FORMATS:
+        for owned in other.owns:
+            if case.has(owned) and other.name != name:
+                yield problem("format-owns", text=case.label(owned), format=other.name)
+    if case.has("svg-effort") and not case.has("svg-model") and images:
+        yield problem("svg-model-missing", text=case.label("svg-effort"))
+
+
+def output_suffix(output: str) -> str:
+    """Returns the suffix of an output pattern in lower case, or nothing if it names a folder or has none."""
+    if output.endswith(("/", os.sep)) or os.path.isdir(output):
+        return ""
+    suffix = os.path.splitext(output)[1].lower()
+    return suffix if re.fullmatch(r"\.[a-z][a-z0-9]{1,4}", suffix) else ""
+
+
+def check_output(case: Case) -> Iterator[Problem]:
+    """Checks that format and suffix agree, and that the place holders of the pattern are known."""
+    output, text = case.settings.get("output", ""), case.label("output")
+    suffix, format = output_suffix(output), case.settings.get("format")
+    if suffix and suffix not in FORMAT_OF_SUFFIX:
+        yield problem("output-suffix", text=text, suffix=suffix)
+    elif suffix and format and format in FORMAT and FORMAT_OF_SUFFIX[suffix] != format:
+        yield problem("format-suffix", text=case.label("format"), output=output, suffix=FORMAT_OF_SUFFIX[suffix])
+    odd = [place for place in re.findall(r"\{\w*\}", output) if place not in ("{index}", "{partial}")]
+    if odd:
+        yield problem("output-place", text=text, places=", ".join(odd), index="{index}", partial="{partial}")
+
+
+def check_stream(case: Case) -> Iterator[Problem]:
+    """Checks that previews come with a stream, and a stream of the Images routes with one picture."""
+    if case.get("partial-images") and not case.get("stream") and "stream" not in case.touched:
+        yield problem("partial-images-stream", text=case.label("partial-images"))
+    if case.get("stream") and case.route.name in IMAGES and (case.get("n") or 1) > 1:
+        yield problem("stream-n", text=case.label("n"))
+
+
+def is_taken(picture: Picture, route: str) -> bool:
+    """Tells whether a route takes a picture as it is: the Images routes take no gif, and none an animated one."""
+    if picture.format == "gif":
+        return route == "responses" and not picture.animated
+    return picture.format in INPUT_TYPES
+
+
+def check_source(case: Case, source: Source) -> Iterator[Problem]:
+    """Checks one input picture: readable, a picture, of a type this route takes, whole, and not too large."""
+    text, picture, suffix = source.label, source.picture, os.path.splitext(source.shown)[1].lower()
+    if source.trouble:
+        rule = "image-unreadable" if source.kind in ("file", "data") else "image-url"
+        yield problem(rule, text=text, why=source.trouble)
+    elif source.kind not in ("file", "data"):
+        return
+    elif not source.size:
+        yield problem("image-empty", text=text)
+    elif picture is None:
+        yield problem("image-unknown", text=text, why="by its first bytes")
+    elif not is_taken(picture, case.route.name):
+        yield problem("image-type", text=text, format=("animated " if picture.animated else "") + picture.format,
+                      hint=no_converter(picture.format))  # fmt: skip
+    elif not picture.whole:
+        yield problem("image-truncated", text=text, format=picture.format)
+    elif source.kind == "file" and FORMAT_OF_SUFFIX.get(suffix, picture.format) != picture.format:
+        yield problem("image-mislabelled", text=text, format=picture.format)
+    if source.size >= MAX_INPUT:
+        yield problem("image-size", text=text, size=amount(source.size))
+
+
+# Programs that turn other formats into PNG, best first: {source} and {target} are paths.
+CONVERTERS = (
+    ("sips", "-s", "format", "png", "{source}", "--out", "{target}"),
+    ("magick", "{source}[0]", "{target}"),
+    ("convert", "{source}[0]", "{target}"),
+    ("ffmpeg", "-v", "error", "-y", "-i", "{source}", "-frames:v", "1", "{target}"),
+)
+PILLOW = "import sys; from PIL import Image; Image.open(sys.argv[1]).save(sys.argv[2], 'PNG')"
+
+
+def no_converter(format: str) -> str:
+    """Returns a hint for a format that nothing on this machine could turn into PNG."""
+    names = ", ".join(row[0] for row in CONVERTERS)
+    return f"save it as png, jpeg or webp, or install one of {names} or Pillow, which this program then uses"
+
+
+def check_images(case: Case) -> Iterator[Problem]:
+    """Checks number and state of the input pictures."""
+    images = case.role("image")
+    for source in case.sources:
+        yield from check_source(case, source)
+    if case.route.name == "edits" and not images and "image" not in case.touched:
+        yield problem("image-missing")
+    if len(images) > MAX_IMAGES:
+        yield problem("image-count", count=len(images))
+    nothing = not images and not case.has("previous-response-id") and not case.touched & {"input", "image"}
+    if case.has("input-fidelity") and nothing:
+        yield problem("fidelity-input", text=case.label("input-fidelity"))
+    if case.get("action") == "edit" and nothing:
+        yield problem("action-edit", text=case.label("action"))
+
+
+def check_mask(case: Case) -> Iterator[Problem]:
+    """Checks the mask by itself and against the first picture."""
+    masks, marks, images = case.role("mask"), case.role("markup"), case.role("image")
+    ways = [source.label for source in masks] + [case.label("mask-box") for _ in case.get("mask-box") or [] [:1]]
+    if not ways and not marks:
+        return
+    boxed = case.has("mask-box")
+    if len(masks) + boxed > 1:
+        yield problem("mask-twice", ways=", ".join([*(s.label for s in masks), *["--mask-box"][: int(boxed)]]))
+    if not images and not case.has("previous-response-id") and case.route.name == "responses":
+        yield problem("mask-without-image", text=ways[0] if ways else marks[0].label)
+    if marks and (masks or boxed):
+        yield problem("markup-mask", text=marks[0].label)
+    for source in (*masks, *marks):
+        if source.picture and source.kind in ("file", "data") and source.size:
+            yield from check_mask_file(source, images[0] if images else None)
+    if boxed and images:
+        yield from check_boxes(case, images[0])
+
+
+def check_mask_file(source: Source, first: Source | None) -> Iterator[Problem]:
+    """Checks a mask's format, alpha, dimensions and size."""
+    picture = source.picture
+    if picture is None or not picture.whole:
+        return
+    if picture.format != "png":
+        yield problem("mask-png", text=source.label, format=picture.format)
+        return
+    if source.kind == "file" and not picture.alpha:
+        hint = "make transparent what is to be edited"
+        if looks_black_and_white(source.text):
+            hint = "it looks black and white: one of the two must become transparent, since only alpha counts"
+        yield problem("mask-alpha", text=source.label, hint=hint)
+    elif source.kind == "file" and png_opaque(source.text):
+        yield problem("mask-opaque", text=source.label)
+    of = first.picture if first else None
+    if of and of.width and (picture.width, picture.height) not in ((of.width, of.height), of.shown):
+        size, wanted = f"{picture.width}x{picture.height}", f"{of.shown[0]}x{of.shown[1]}"
+        yield problem("mask-dimensions", text=source.label, size=size, first=wanted)
+    if MASK_WARNING <= source.size < MAX_INPUT:
+        yield problem("mask-large", text=source.label, size=amount(source.size))
+
+
+def looks_black_and_white(path: str) -> bool:
+    """Tells whether a PNG without alpha is grey or has few colours, as masks of other programs are."""
+    with open(path, "rb") as file:
+        head = file.read(33)
+        return len(head) > 25 and (head[25] in (0, 3) or rows_are_grey(file, head))
+
+
+def rows_are_grey(file: IO[bytes], head: bytes) -> bool:
+    """Tells whether the unfiltered first rows of an RGB PNG hold black and white only."""
+    from itertools import islice
+
+    if head[24] != 8 or head[25] != 2:
+        return False
+    return all(row[0] in (0, 2) and set(row[1:]) <= {0, 255} for _, _, row in islice(png_rows(file, head), 64))
+
+
+def check_boxes(case: Case, first: Source) -> Iterator[Problem]:
+    """Checks that each mask box lies within the first picture, whose size must be known."""
+    if not first.picture or not first.picture.width:
+        if first.kind != "file" or not first.trouble:
+            yield problem("mask-box", text=case.label("mask-box"), why="needs a first picture that is a local file")
+        return
+    width, height = first.picture.shown
+    for box in case.get("mask-box"):
+        x, y, w, h = box.pixels(width, height)
+        if w < 1 or h < 1 or x + w > width or y + h > height:
+            why = f"{x},{y},{w},{h} is not within {width}x{height}"
+            yield problem("mask-box", text=case.label("mask-box"), why=why)
+
+
+def json_form_causes(case: Case) -> list[str]:
+    """Returns what makes an edit take the JSON form: inputs that are no local files, and fields the form lacks."""
+    remote = [source.label for source in case.sources if source.kind in ("url", "file_id", "data")]
+    return remote + [case.label("moderation")] * (case.settings.get("moderation") is not None)
+
+
+def check_form(case: Case) -> Iterator[Problem]:
+    """Checks that what needs the multipart form of an edit does not stand beside what needs the JSON form."""
+    causes = json_form_causes(case) if case.route.name == "edits" and not case.chat else []
+    for source in case.sources if causes else ():
+        if source.kind == "auto":
+            yield problem("mask-auto", text=source.label, others=", ".join(causes))
+        elif source.role == "markup":
+            yield problem("markup-form", text=source.label, others=", ".join(causes))
+        elif source.kind == "file" and 4 * -(-source.size // 3) + 30 > MAX_IMAGE_URL:
+            yield problem("image-url-length", text=source.label, length=4 * -(-source.size // 3) + 30)
+
+
+def check_response(case: Case) -> Iterator[Problem]:
+    """Checks the options of a response beside its picture."""
+    metadata = case.get("metadata-json")
+    if metadata is not None and (len(metadata) > 16 or not all(
+        isinstance(text, str) and len(text) <= 512 and len(name) <= 64 for name, text in metadata.items()
+    )):  # fmt: skip
+        yield problem("metadata", text="--metadata-json", why="not names with texts")
+    if case.get("store") is False and case.get("background-mode"):
+        yield problem("store-background", text=case.label("background-mode"))
+    elif case.get("store") is False and case.has("previous-response-id"):
+        yield problem("store-previous", text=case.label("store"))
+
+
+def check_chat(case: Case) -> Iterator[Problem]:
+    """Checks that chat can carry all that was asked for."""
+    if not case.chat:
+        return
+    for name, row in options_of(case.route.name).items():
+        reaches = row.sends in ("image", "top") or row.input or name == "mask-box"
+        if reaches and name not in CHAT_CARRIES and case.chosen(name):
+            yield problem("chat-carries", name, text=case.label(name))
+    if (case.get("n") or 1) > 1:
+        yield problem("chat-one", text=case.label("n"))
+
+
+CHECKS = (
+    check_connection, check_prompt, check_model, check_values, check_size, check_format, check_output, check_stream,
+    check_images, check_mask, check_form, check_response, check_chat,
+)  # fmt: skip
+
+
+def settings_problems(settings: Settings) -> list[Problem]:
+    """Returns the broken rules of a command that makes no pictures by itself: connection and values only."""
+    case = Case(settings, ROUTE["responses"]._replace(name=settings.command), [], [], [], frozenset())
+    return [*check_connection(case), *check_values(case)]
+
+
+def enforce(problems: list[Problem], lenient: bool, console: Console) -> None:
+    """Says the warnings and raises one Failure for all that is refused; lenient lets through what can be sent."""
+    refused = [found for found in problems if found.fatal or not (found.warning or lenient)]
+    for found in problems:
+        if found not in refused:
+            console.warn(f"{found.message} ({found.hint})" if found.hint else found.message)
+    if not refused:
+        return
+    rows = [{"rule": found.rule, "message": found.message, "hint": found.hint or None} for found in refused]
+    raise Failure(USAGE, refused[0].message, refused[0].hint or None, rule=refused[0].rule, problems=rows)
+
+
+# What has no option of its own name: the keys of a body that hold the prompt or the pictures.
+TOUCHES = {
+    "prompt": ("prompt",), "messages": ("prompt",), "input": ("prompt", "input"),
+    "image": ("image",), "images": ("image",),
+}  # fmt: skip
+
+
+def touched_options(command: str, extra: Json) -> frozenset[str]:
+    """Returns the options whose API field an --extra-json sets, and the prompt or the pictures if it sets those."""
+    names = set()
+    tool: Json = next((row for row in extra.get("tools", []) if row.get("type") == "image_generation"), {})
+    for name, row in options_of(command).items():
+        at = tool if row.sends == "image" and command == "responses" else extra
+        if row.sends in ("image", "top") and row.path[0] in at:
+            names.add(name)
+    return frozenset(names.union(*(TOUCHES[key] for key in TOUCHES if key in extra)))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 8 Request: a body that can be iterated twice, of known length, streamed from disk
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Part(NamedTuple):
+    """A stretch of a body: bytes, or a file (its path and size) sent as it is or in base64."""
+
+    data: bytes = b""
+    path: str = ""
+    size: int = 0
+    base64: bool = False
+    label: str = ""  # what a dry run shows in place of base64
+
+    def length(self) -> int:
+        """Returns the number of bytes sent."""
+        if not self.path:
+            return len(self.data)
+        return 4 * -(-self.size // 3) if self.base64 else self.size
+
+    def blocks(self) -> Iterator[bytes]:
+        """Yields the bytes in blocks; Failure if the file is no longer what it was when it was checked."""
+        if not self.path:
+            yield self.data
+            return
+        from binascii import b2a_base64
+
+        left = self.size
+        with open(self.path, "rb") as file:
+            while left:
+                block = file.read(min(3 * BLOCK, left))
+                if not block:
+                    break
+                left -= len(block)
+                yield b2a_base64(block, newline=False) if self.base64 else block
+            if left or file.read(1):
+                raise Failure(USAGE, f"{self.path} changed during the upload", "run it again", rule="image-changed")
+
+
+class Body:
+    """The parts of a body; iterating yields its bytes, as often as needed."""
+
+    def __init__(self, parts: list[Part], content_type: str) -> None:
+        self.parts, self.content_type = parts, content_type
+        self.length = sum(part.length() for part in parts)
+
+    def __iter__(self) -> Iterator[bytes]:
+        for part in self.parts:
+            yield from part.blocks()
+
+
+Header = tuple[str, "str | Secret"]
+
+
+class Request(NamedTuple):
+    """A request, with what a dry run shows of its body: a JSON tree or the rows of a form."""
+
+    method: str
+    url: str
+    headers: list[Header]
+    body: Body | None = None
+    tree: Json | None = None
+    form: list[Json] | None = None
+
+
+class JsonHoles:
+    """JSON text with holes: `hole` returns a token to put into the tree where the base64 of a picture stands."""
+
+    def __init__(self) -> None:
+        self.mark, self.parts = os.urandom(12).hex(), []  # type: tuple[str, list[Part]]
+
+    def hole(self, part: Part) -> str:
+        """Notes a part and returns the token that stands for it."""
+        self.parts.append(part)
+        return f"<{self.mark}:{len(self.parts) - 1}>"
+
+    def _split(self, tree: Json) -> list[str]:
+        try:
+            text = json.dumps(tree, ensure_ascii=False)
+            text.encode("utf-8")
+        except UnicodeEncodeError:
+            raise Failure(USAGE, "a value is not valid Unicode text", "type it again", rule="encoding") from None
+        return re.split(f"<{self.mark}:([0-9]+)>", text)
+
+    def body(self, tree: Json) -> Body:
+        """Returns the body of a tree: text, file, text, file ..."""
+        pieces = self._split(tree)
+        parts = [self.parts[int(piece)] if i % 2 else Part(piece.encode()) for i, piece in enumerate(pieces)]
+        return Body(parts, "application/json")
+
+    def shown(self, tree: Json) -> Json:
+        """Returns the tree with a label in place of each picture."""
+        pieces = self._split(tree)
+        labels = (json.dumps(self.parts[int(piece)].label)[1:-1] if i % 2 else piece for i, piece in enumerate(pieces))
+        shown: Json = json.loads("".join(labels))
+        return shown
+
+
+def content_type(source: Source) -> str:
+    """Returns the media type of an input picture, by its bytes."""
+    return INPUT_TYPES.get(source.picture.format if source.picture else "", "application/octet-stream")
+
+
+def image_reference(source: Source, holes: JsonHoles) -> Json:
+    """Returns how JSON names an input picture: by file id, URL, or data URL."""
+    if source.kind == "file_id":
+        return {"file_id": source.text}
+    if source.kind == "url":
+        return {"image_url": source.text}
+    if source.kind == "data":
+        start, _, data = source.text.partition(",")
+        return {"image_url": f"{start}," + holes.hole(Part(data.encode(), label=f"<base64, {source.size} bytes>"))}
+    label = f"<base64 of {source.shown}, {source.size} bytes>"
+    part = Part(path=source.text, size=source.size, base64=True, label=label)
+    return {"image_url": f"data:{content_type(source)};base64," + holes.hole(part)}
+
+
+def put(tree: Json, path: tuple[str, ...], value: Any) -> None:
+    """Sets a value in nested objects, making those that are missing."""
+    for key in path[:-1]:
+        tree = tree.setdefault(key, {})
+    tree[path[-1]] = value
+
+
+def fields(settings: Settings, places: tuple[str, ...]) -> Json:
+    """Returns the API fields of all settings that go to one of the places, nested as the API has them."""
+    tree: Json = {}
+    for name, row in options_of(settings.command).items():
+        setting = settings.rows.get(name)
+        # The suffix of --output may only say what the server does anyhow.
+        implied = setting and setting.source == FROM_SUFFIX and setting.value == DEFAULT_FORMAT
+        if setting and row.sends in places and not implied:
+            put(tree, row.path, setting.value)
+    return tree
+
+
+def merge(tree: Json, extra: Json) -> Json:
+    """Returns a tree with extra fields: objects are merged, tools are matched by type, all else is replaced."""
+    merged = dict(tree)
+    for key, value in extra.items():
+        ours = merged.get(key)
+        if isinstance(value, dict) and isinstance(ours, dict):
+            merged[key] = merge(ours, value)
+        elif key == "tools" and isinstance(value, list) and ours:
+            kinds = [tool.get("type") if isinstance(tool, dict) else None for tool in value]
+            mine = {tool["type"]: tool for tool in ours}
+            merged[key] = [tool for kind, tool in mine.items() if kind not in kinds]
+            merged[key] += [merge(mine[kind], tool) if kind in mine else tool for kind, tool in zip(kinds, value)]
+        else:
+            merged[key] = value
+    return merged
+
+
+def images_tree(case: Case, holes: JsonHoles) -> Json:
+    """Returns the JSON of an Images call."""
+    tree: Json = {"prompt": "\n".join(case.texts), **fields(case.settings, ("top", "image"))}
+    if case.route.name == "edits":
+        tree["images"] = [image_reference(source, holes) for source in case.role("image")]
+        for source in case.role("mask"):
+            tree["mask"] = image_reference(source, holes)
+    return tree
+
+
+def responses_tree(case: Case, holes: JsonHoles) -> Json:
+    """Returns the JSON of a response: the input, and the hosted tool with its own fields."""
+    tree = fields(case.settings, ("top",))
+    content: list[Json] = [{"type": "input_text", "text": text} for text in case.texts]
+    for source in case.role("image"):
+        content.append({"type": "input_image", **image_reference(source, holes), "detail": "auto"})
+    plain = len(content) == 1 and len(case.texts) == 1
+    tool = {"type": "image_generation", **fields(case.settings, ("image",))}
+    for source in case.role("mask"):
+        tool["input_image_mask"] = image_reference(source, holes)
+    message = case.texts[0] if plain else [{"role": "user", "content": content}]
+    return {"model": tree.pop("model"), "input": message, "tools": [tool], **tree}
+
+
+def chat_tree(case: Case, holes: JsonHoles) -> Json:
+    """Returns the JSON of a chat call for a gateway that has no Images routes."""
+    prompt = "\n".join(case.texts)
+    content: list[Json] = [{"type": "text", "text": prompt}]
+    for source in case.role("image"):
+        reference = image_reference(source, holes)
+        content.append({"type": "image_url", "image_url": {"url": reference.get("image_url", source.text)}})
+    kept = {name: case.settings.rows[name] for name in CHAT_CARRIES if name != "n" and name in case.settings.rows}
+    tree = fields(Settings(case.route.name, kept), ("top",))
+    return {**tree, "messages": [{"role": "user", "content": content if len(content) > 1 else prompt}]}
+
+
+def form_fields(name: str, value: Any) -> Iterator[tuple[str, str]]:
+    """Yields the form fields of a value: nested objects as a[b], lists as a[], true and false in lower case."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from form_fields(f"{name}[{key}]", inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from form_fields(f"{name}[]", inner)
+    else:
+        yield name, value if isinstance(value, str) else json.dumps(value)
+
+
+FIELD_STYLES = {"brackets": "image[]", "simple": "image", "indexed": "image[{}]"}
+
+
+def form_files(case: Case) -> Iterator[tuple[str, Source]]:
+    """Yields the file parts of an edit's form with their field names."""
+    style = FIELD_STYLES[case.settings.get("image-field-style")]
+    for i, source in enumerate(case.role("image")):
+        yield style.format(i), source
+    for source in (*case.role("mask"), *case.role("markup")):
+        yield source.role, source
+
+
+def quoted(name: str) -> str:
+    """Returns a name as it stands between quotes in a part's header."""
+    # https://html.spec.whatwg.org/multipage/form-control-infrastructure.html#multipart-form-data
+    return name.replace('"', "%22").replace("\r", "%0D").replace("\n", "%0A")
+
+
+def form_request(case: Case, tree: Json) -> tuple[Body, list[Json]]:
+    """Returns the multipart body of an edit and the rows a dry run shows of it."""
+    boundary, parts, rows = "gpt-image-" + os.urandom(12).hex(), [], []  # type: tuple[str, list[Part], list[Json]]
+    texts = [pair for name, value in tree.items() for pair in form_fields(name, value)]
+    texts += [("mask", "auto")] * any(source.kind == "auto" for source in case.sources)
+
+    def head(disposition: str) -> Part:
+        start = f'--{boundary}\r\nContent-Disposition: form-data; {disposition}\r\n\r\n'
+        return Part(start.encode("utf-8", "surrogateescape"))
+
+    for name, source in form_files(case):
+        if source.kind == "file":
+            base = os.path.basename(source.shown)
+            base = base if os.path.normpath(source.text) == source.shown else os.path.splitext(base)[0] + ".png"
+            kind = content_type(source)
+            parts += [head(f'name="{quoted(name)}"; filename="{quoted(base)}"\r\nContent-Type: {kind}'),
+                      Part(path=source.text, size=source.size), Part(b"\r\n")]  # fmt: skip
+            row = {"filename": base, "content_type": kind, "bytes": source.size, "path": source.shown}
+            rows.append({"name": name, **row})
+    for name, text in texts:
+        parts += [head(f'name="{quoted(name)}"'), Part(text.encode("utf-8", "surrogateescape") + b"\r\n")]
+        rows.append({"name": name, "value": text})
+    parts.append(Part(f"--{boundary}--\r\n".encode()))
+    return Body(parts, f"multipart/form-data; boundary={boundary}"), rows
+
+
+def api_url(settings: Settings, path: str, query: str = "") -> str:
+    """Returns the URL of a path below the base URL; a query of the base URL stays at the end."""
+    base, _, own = settings.get("base-url").partition("?")
+    queries = "&".join(filter(None, (query, own)))
+    return str(base.rstrip("/") + path + (f"?{queries}" if queries else ""))
+
+
+def api_headers(settings: Settings, body: Body | None, accept: str = "application/json") -> list[Header]:
+    """Returns the headers of a call, with those the user gave in place of ours."""
+    headers: dict[str, Header] = {}
+
+    def put_header(name: str, value: str | Secret) -> None:
+        headers[name.lower()] = (name, value)
+
+    put_header("Accept", accept)
+    put_header("Accept-Encoding", "identity")
+    put_header("User-Agent", f"gpt-image/{__version__}")
+    if settings.get("api-key") or not has_key(settings):  # only a dry run comes here without any
+        put_header("Authorization", settings.get("api-key") or Secret(""))
+    for name, value in fields(settings, ("header",)).items():
+        put_header(name, value)
+    for name, value in settings.get("header", []):
+        put_header(name, header_value(name, value))
+    if body:
+        put_header("Content-Type", body.content_type)
+        put_header("Content-Length", str(body.length))
+    return list(headers.values())
+
+
+def build_request(case: Case) -> Request:
+    """Returns the request of a call, with --extra-json merged in."""
+    settings, holes, extra = case.settings, JsonHoles(), case.settings.get("extra-json") or {}
+    accept = "text/event-stream, application/json" if settings.get("stream") else "application/json"
+    if case.route.name == "edits" and not case.chat and not json_form_causes(case):
+        tree = merge({"prompt": "\n".join(case.texts), **fields(settings, ("top", "image"))}, extra)
+        body, rows = form_request(case, tree)
+        return Request("POST", api_url(settings, case.route.path), api_headers(settings, body, accept), body, form=rows)
+    build = chat_tree if case.chat else responses_tree if case.route.name == "responses" else images_tree
+    tree = merge(build(case, holes), extra)
+    body = holes.body(tree)
+    url = api_url(settings, CHAT_PATH if case.chat else case.route.path)
+    return Request("POST", url, api_headers(settings, body, accept), body, tree=holes.shown(tree))
+
+
+def shown_headers(headers: list[Header]) -> dict[str, str]:
+    """Returns headers as a dry run shows them, secrets as `***`."""
+    return {
+        name: ("Bearer ***" if name.lower() == "authorization" else "***") if isinstance(value, Secret) else value
+        for name, value in headers
+    }
+
+
+def shell_quoted(text: str) -> str:
+    """Returns a word quoted for a POSIX shell."""
+    from shlex import quote
+
+    return quote(text)
+
+
+def curl_header(name: str, value: str | Secret) -> str:
+    """Returns a header for a shell; a secret comes from a variable."""
+    if not isinstance(value, Secret):
+        return shell_quoted(f"{name}: {value}")
+    if name.lower() == "authorization":
+        return '"Authorization: Bearer $OPENAI_API_KEY"'
+    return f'"{name}: ${re.sub(r"[^A-Z0-9]", "_", name.upper())}"'
+
+
+def curl_command(request: Request) -> str:
+    """Returns a command for a POSIX shell that makes the same request."""
+    body = request.body
+    skipped = ("content-length",) + (("content-type",) if request.form is not None else ())
+    words = [f"curl -sS -X {request.method} {shell_quoted(request.url)}"]
+    words += [f"-H {curl_header(name, value)}" for name, value in request.headers if name.lower() not in skipped]
+    words += ["-H 'Expect:'"]
+    before = ""
+    for row in request.form or []:
+        if "path" in row:
+            path, name = (re.sub(r'(["\\])', r"\\\1", text) for text in (row["path"], row["filename"]))
+            field = f'{row["name"]}=@"{path}";type={row["content_type"]};filename="{name}"'
+            words.append(f"-F {shell_quoted(field)}")
+        else:
+            words.append(f"--form-string {shell_quoted(row['name'] + '=' + row['value'])}")
+    if body and request.form is None:
+        pieces = [
+            f"base64 < {shell_quoted(part.path)} | tr -d '\\n'" if part.path
+            else f"printf '%s' {shell_quoted(part.data.decode())}" for part in body.parts
+        ]  # fmt: skip
+        before = "{ " + "; ".join(pieces) + "; } | "
+        words.append("--data-binary @-")
+    return before + " \\\n  ".join(words)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 9 Transport: the only socket, the only use of the key
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Fault(NamedTuple):
+    """How a connection failed, and whether the request had been sent in full, so that it may have run."""
+
+    message: str
+    sent: bool
+
+
+class Reply:
+    """An HTTP reply: status, headers (names in lower case), and `read`, which ends with b"" and may leave a fault."""
+
+    def __init__(self, status: int, headers: Mapping[str, str], chunks: Iterable[bytes], reason: str = "") -> None:
+        self.status, self.headers, self.reason = status, headers, reason
+        self.chunks, self.fault = iter(chunks), None  # type: tuple[Iterator[bytes], Fault | None]
+        self.close: Callable[[], None] = lambda: None
+
+    def read(self) -> bytes:
+        """Returns the next bytes, or b"" at the end, be it the true end or a fault."""
+        try:
+            return next(self.chunks, b"")
+        except ConnectionError as error:
+            self.fault = Fault(str(error), sent=True)
+            return b""
+
+
+Transport = Callable[[Request, float, Progress], "Reply | Fault"]
+CONNECT_TIMEOUT = 30.0  # seconds; waiting longer for a connection never helped anyone
+
+
+def reason_of(error: BaseException) -> str:
+    """Returns why a connection failed, in words."""
+    import socket
+
+    error = getattr(error, "reason", error)
+    if isinstance(error, (socket.timeout, TimeoutError)):
+        return "timed out"
+    return str(getattr(error, "strerror", None) or error) or type(error).__name__
+
+
+class Wire:
+    """What one attempt knows of its connection: whether the request was sent in full."""
+
+    def __init__(self, timeout: float, total: int, progress: Progress) -> None:
+        self.timeout, self.total, self.progress = timeout, total, progress
+        self.sent, self.broken = False, False
+
+    def body(self, body: Body) -> Iterator[bytes]:
+        """Yields the body's bytes and notes when the last one is gone; stops early once the server hung up."""
+        done = 0
+        for block in body:
+            if self.broken:
+                return
+            yield block
+            done += len(block)
+            self.progress.phase("uploading", percent=100 * done // max(self.total, 1), size=amount(self.total))
+        self.finished()
+
+    def finished(self) -> None:
+        """Notes that the request is out: from here on it may run, and be billed."""
+        self.sent = not self.broken
+        self.progress.phase("waiting")
+
+
+def connection_classes(wire: Wire) -> tuple[Any, Any]:
+    """Returns the connection classes for http and https, which report to the wire.
+
+    They keep what a picture needs and the standard ones lose: the reply to an upload that was refused half way, replies
+    behind `102 Processing`, and connections that stay open for minutes in silence.
+    """
+    import http.client
+    import socket
+
+    class LongReply(http.client.HTTPResponse):
+        def _read_status(self) -> tuple[str, int, str]:
+            # http.client skips 100 only; relays send 102 and 103 while they wait.
+            while True:
+                version, status, reason = super()._read_status()  # type: ignore[misc]
+                if not 102 <= status < 200:
+                    return version, status, reason
+                http.client.parse_headers(self.fp)
+
+    class Connection(http.client.HTTPConnection):
+        response_class = LongReply
+
+        def connect(self) -> None:
+            self.timeout = min(wire.timeout, CONNECT_TIMEOUT)
+            super().connect()
+            self.sock.settimeout(wire.timeout)
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            for name, value in (("TCP_KEEPIDLE", 60), ("TCP_KEEPALIVE", 60), ("TCP_KEEPINTVL", 30)):
+                if hasattr(socket, name):
+                    self.sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+        def send(self, data: Any) -> None:
+            # A server that answers 401 and closes while we upload: keep quiet here, and read its answer.
+            try:
+                super().send(data)
+            except OSError as error:
+                if self.sock is None or isinstance(error, (socket.timeout, TimeoutError)):
+                    raise
+                wire.broken = True
+
+    class SecureConnection(Connection, http.client.HTTPSConnection):
+        pass
+
+    return Connection, SecureConnection
+
+
+def reply_chunks(response: Any, wire: Wire) -> Iterator[bytes]:
+    """Yields the bytes of a reply as they arrive, unzipped; ConnectionError if it ends before its announced end."""
+    import http.client
+    import zlib
+
+    zipped = response.headers.get("Content-Encoding", "").lower() in ("gzip", "deflate")
+    unzip = zlib.decompressobj(zlib.MAX_WBITS | 32) if zipped else None
+    received = 0
+    while True:
+        try:
+            chunk = response.read1(BLOCK)
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            what = reason_of(error) if isinstance(error, OSError) else "the reply was cut"
+            raise ConnectionError(f"{what} after {amount(received)}") from error
+        if not chunk:
+            if response.length:
+                raise ConnectionError(f"the reply ended {amount(response.length)} before its announced length")
+            if unzip and not unzip.eof and received:
+                raise ConnectionError("the compressed reply was cut")
+            return
+        received += len(chunk)
+        wire.progress.phase("receiving", size=amount(received))
+        try:
+            yield unzip.decompress(chunk) if unzip else chunk
+        except zlib.error as error:
+            raise ConnectionError(f"the compressed reply is damaged ({error})") from error
+
+
+def opener_for(wire: Wire, redirects: bool) -> urllib.request.OpenerDirector:
+    """Returns an opener with proxies as Python finds them, and with redirects only where no key is sent."""
+    import urllib.request
+
+    plain, secure = connection_classes(wire)
+
+    class Http(urllib.request.HTTPHandler):
+        def http_open(self, request: Any) -> Any:
+            return self.do_open(plain, request)
+
+    class Https(urllib.request.HTTPSHandler):
+        def https_open(self, request: Any) -> Any:
+            return self.do_open(secure, request, context=self._context)  # type: ignore[attr-defined]
+
+    class WebRedirect(urllib.request.HTTPRedirectHandler):
+        def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
+            web = newurl.lower().startswith(("http:", "https:"))  # the standard class would follow ftp: too
+            return super().redirect_request(req, fp, code, msg, headers, newurl) if web else None
+
+    opener = urllib.request.OpenerDirector()
+    # Without HTTPErrorProcessor every status is a reply like any other, a redirect too.
+    follow = (WebRedirect(), urllib.request.HTTPErrorProcessor(), urllib.request.HTTPDefaultErrorHandler())
+    for handler in (urllib.request.ProxyHandler(), Http(), Https(), *(follow if redirects else ())):
+        opener.add_handler(handler)
+    return opener
+
+
+def send(request: Request, timeout: float, progress: Progress) -> Reply | Fault:
+    """Makes one HTTP exchange and returns its reply, whatever the status, or how it failed."""
+    import http.client
+    import urllib.error
+    import urllib.request
+
+    body = request.body
+    wire = Wire(timeout, body.length if body else 0, progress)
+    authorised = any(isinstance(value, Secret) for _, value in request.headers)
+    out = urllib.request.Request(request.url, wire.body(body) if body else None, method=request.method)
+    for name, value in request.headers:
+        text = value.reveal() if isinstance(value, Secret) else value
+        bearer = "Bearer " if name.lower() == "authorization" and " " not in text else ""
+        out.add_unredirected_header(name, bearer + text)
+    progress.phase("connecting", host=split_url(request.url).netloc)
+    try:
+        response = opener_for(wire, redirects=not authorised).open(out)
+    except urllib.error.HTTPError as error:  # a picture's URL only
+        return Reply(error.code, {}, [], str(error.reason))
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        return Fault(reason_of(error), sent=wire.sent)
+    headers = {name.lower(): value for name, value in response.headers.items()}
+    reply = Reply(response.status, headers, reply_chunks(response, wire), response.reason)
+    reply.close = response.close
+    return reply
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 10 Writers: names before money is spent, whole files after it
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Scratch:
+    """The temporary files of a run; what was not renamed by the end is removed, whatever the end is."""
+
+    def __init__(self) -> None:
+        self.paths: list[str] = []
+
+    def __enter__(self) -> Scratch:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for path in self.paths:
+            try:
+                os.unlink(path)
+            except OSError:
+                pass
+
+    def create(self, folder: str, suffix: str = ".part") -> IO[bytes]:
+        """Opens a new file in a folder, unbuffered."""
+        path = os.path.join(folder, f".gpt-image-{os.urandom(6).hex()}{suffix}")
+        self.paths.append(path)
+        return open(path, "x+b", buffering=0)
+
+
+def write_all(file: IO[bytes], data: bytes) -> None:
+    """Writes all of the bytes to an unbuffered file."""
+    view = memoryview(data)
+    while view:
+        view = view[file.write(view) :]
+
+
+def rename_new(source: str, target: str) -> bool:
+    """Renames a file to a name that must be free; False if it is taken, even if it was taken this instant."""
+    try:
+        if os.name == "nt":
+            os.rename(source, target)  # refuses an existing name there
+            return True
+        os.link(source, target)
+    except FileExistsError:
+        return False
+    except OSError:  # a file system without hard links
+        try:
+            os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        except FileExistsError:
+            return False
+        os.replace(source, target)
+        return True
+    os.unlink(source)
+    return True
+
+
+def place(source: str, target: str, overwrite: bool = False) -> str:
+    """Gives a finished temporary file its name, or that name with the next free number, and returns the path."""
+    if overwrite:
+        os.replace(source, target)
+        return target
+    stem, suffix = os.path.splitext(target)
+    number, path = 1, target
+    while not rename_new(source, path):
+        number += 1
+        path = f"{stem}-{number}{suffix}"
+    return path
+
+
+class Plan(NamedTuple):
+    """Where the pictures of a call go: a stem that may hold {index} and {partial}, and a suffix."""
+
+    stem: str
+    suffix: str
+    several: bool
+    overwrite: bool
+    expected: int = 1
+
+    @property
+    def folder(self) -> str:
+        """Returns the folder of the outputs, where temporary files are made too."""
+        return os.path.dirname(self.stem) or "."
+
+    def final(self, index: int) -> str:
+        """Returns the name of a picture by its index, from 1."""
+        stem = self.stem.replace("{partial}", "final")
+        if "{index}" not in stem and (self.several or index > 1):
+            stem += "-{index}"
+        return stem.replace("{index}", str(index)) + self.suffix
+
+    def partial(self, index: int, partial: int) -> str:
+        """Returns the name of a preview of a picture, both counted from 1."""
+        stem = self.stem if "{partial}" in self.stem else os.path.splitext(self.final(index))[0] + "-partial-{partial}"
+        if "{index}" not in stem and "{partial}" in self.stem and (self.several or index > 1):
+            stem += "-{index}"
+        return stem.replace("{index}", str(index)).replace("{partial}", str(partial)) + self.suffix
+
+    def beside(self, ending: str) -> str:
+        """Returns a name beside the outputs, such as that of a kept reply."""
+        return re.sub(r"[-_. ]*\{(index|partial)\}", "", self.stem) + ending
+
+
+def suffix_of(format: str) -> str:
+    """Returns the suffix of a format, also of one the tables do not know."""
+    return FORMAT[format].suffixes[0] if format in FORMAT else "." + re.sub(r"\W", "", format)
+
+
+def plan_outputs(settings: Settings, expected: int) -> Plan:
+    """Returns where the pictures of a call go."""
+    output, format = settings.get("output") or "", settings.get("format") or DEFAULT_FORMAT
+    suffix = suffix_of(format)
+    if not output or output.endswith(("/", os.sep)) or os.path.isdir(output):
+        stem = os.path.join(output, time.strftime("gpt-image-%Y%m%d-%H%M%S"))
+    else:
+        own = output_suffix(output)
+        stem, suffix = (output[: -len(own)], output[-len(own) :]) if own else (output, suffix)
+    return Plan(os.path.normpath(stem), suffix, expected > 1, bool(settings.get("overwrite")), expected)
+
+
+def planned_names(plan: Plan, partials: int) -> list[str]:
+    """Returns every name that a call will write to, previews included."""
+    indices = range(1, plan.expected + 1)
+    previews = [plan.partial(index, partial) for index in indices for partial in range(1, partials + 1)]
+    return [plan.final(index) for index in indices] + previews
+
+
+def unwritable(folder: str) -> str:
+    """Returns why a folder cannot be written, looking at the nearest one that exists, or nothing."""
+    while not os.path.lexists(folder) and os.path.dirname(folder) != folder:
+        folder = os.path.dirname(folder) or "."
+    if not os.path.isdir(folder):
+        return f"{folder} is not a folder"
+    return "" if os.access(folder, os.W_OK | os.X_OK) else f"no permission to write to {folder}"
+
+
+def check_names(names: list[str], overwrite: bool) -> None:
+    """Refuses names that exist or repeat, and folders that cannot be written, before anything is sent."""
+    taken = [name for name in names if os.path.isdir(name) or os.path.lexists(name) and not overwrite]
+    twice = [name for name in names if names.count(name) > 1]
+    why = next(filter(None, (unwritable(os.path.dirname(name) or ".") for name in names)), "")
+    if taken:
+        raise Failure(OUTPUT, f"{', '.join(taken[:3])} exists already" + (" …" if len(taken) > 3 else ""),
+                      "choose another --output, or add --overwrite", rule="output-exists")  # fmt: skip
+    if twice:
+        raise Failure(OUTPUT, f"{twice[0]} would be written twice", "put {index} into --output", rule="output-twice")
+    if why:
+        raise Failure(OUTPUT, why, "choose another --output", rule="output-folder")
+
+
+def make_folders(names: list[str], scratch: Scratch) -> None:
+    """Makes the folders of all outputs and tries each by writing to it."""
+    for folder in {os.path.dirname(name) or "." for name in names}:
+        try:
+            os.makedirs(folder, exist_ok=True)
+            scratch.create(folder).close()
+            os.unlink(scratch.paths.pop())
+        except OSError as error:
+            words = f"{folder}: {error.strerror}"
+            raise Failure(OUTPUT, words, "choose another --output", rule="output-folder") from error
+
+
+class Stretch(NamedTuple):
+    """Base64 of a reply that need not be kept, since a picture's file holds what it decoded to.
+
+    It reads: the base64 of `size` bytes of the file from `start`, without its first `skip` characters, then `rest`.
+    """
+
+    path: str
+    start: int
+    size: int
+    skip: int
+    rest: bytes
+    length: int  # characters
+
+    def text(self, renamed: Mapping[str, str]) -> bytes:
+        """Returns the characters again."""
+        from binascii import b2a_base64
+
+        with open(renamed.get(self.path, self.path), "rb") as file:
+            file.seek(self.start)
+            return b2a_base64(file.read(self.size), newline=False)[self.skip :] + self.rest
+
+
+class Lifted(NamedTuple):
+    """A picture that was decoded to a temporary file, or the trouble with it."""
+
+    path: str
+    size: int
+    sha256: str
+    trouble: Failure | None = None
+
+
+BASE64 = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/")
+WHITE = b" \t\r\n"
+
+
+def decoded_or_none(text: bytes | memoryview) -> bytes | None:
+    """Decodes whole groups of four base64 characters; None if any of them is none: they make the result shorter."""
+    from binascii import Error, a2b_base64
+
+    try:
+        decoded = a2b_base64(text)
+    except Error:
+        return None
+    return decoded if len(decoded) == len(text) // 4 * 3 else None
+
+
+def unwritten(error: OSError) -> Failure:
+    """Returns the failure of a picture that the disk does not take."""
+    return Failure(OUTPUT, f"a picture cannot be written: {error.strerror}", "make room, then extract it")
+
+
+class Base64Sink:
+    """Decodes base64 that comes in pieces into a temporary file; padding may lack, other characters are an error."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        import hashlib
+
+        self.file, self.hash, self.size = file, hashlib.sha256(), 0
+        self.carry, self.seen, self.padded = b"", 0, False
+        self.trouble: Failure | None = None
+        self.stretch: Stretch | None = None  # what the last piece was, if nothing in it was odd
+
+    def write(self, data: bytes) -> None:
+        """Decodes the next piece."""
+        self.stretch = None
+        if self.trouble or not data:
+            return
+        text, skip = self.carry + data, len(self.carry)
+        whole = len(text) & ~3
+        decoded = None if self.padded else decoded_or_none(memoryview(text)[:whole])
+        if decoded is None:
+            decoded = decoded_or_none(self._slow(text)) or b""
+        else:
+            self.carry = text[whole:]
+            self.stretch = Stretch(self.file.name, self.size, len(decoded), skip, self.carry, len(data))
+        self.seen += len(data)
+        self._save(decoded)
+
+    def _slow(self, text: bytes) -> bytes:
+        """Takes out white space and padding, notes what is not base64, and returns what can be decoded now."""
+        text = text.translate(None, WHITE)
+        bare = text.rstrip(b"=")
+        odd = bare.translate(None, bytes(BASE64))[:1] or (bare[:1] if self.padded else b"")
+        if odd:
+            near = self.seen + bare.index(odd)
+            self.trouble = Failure(UNREADABLE, f"a picture is not base64 near character {near} ({chr(odd[0])!r})")
+            return b""
+        self.padded = self.padded or len(bare) < len(text)
+        whole = len(bare) & ~3
+        self.carry = bare[whole:]
+        return bare[:whole]
+
+    def _save(self, decoded: bytes) -> None:
+        try:
+            write_all(self.file, decoded)
+        except OSError as error:
+            self.trouble, self.stretch = unwritten(error), None
+        self.hash.update(decoded)
+        self.size += len(decoded)
+
+    def close(self, cut: bool = False) -> Lifted:
+        """Ends the picture: decodes what is left, and returns where it is."""
+        rest = self.carry.translate(None, WHITE + b"=")
+        if not self.trouble and len(rest) > 1:
+            last = decoded_or_none(rest + b"A" * (4 - len(rest)))  # the padding it lacks, and its bytes taken off again
+            self._save((last or b"")[: len(rest) - 1])
+            if last is None:
+                self.trouble = Failure(UNREADABLE, "a picture is not base64 at its end")
+        if not self.trouble and (cut or len(rest) == 1):
+            found = look(self.file.name)  # all of a picture may have come, and only the JSON behind it not
+            if not found or not found.whole:
+                self.trouble = Failure(UNREADABLE, "a picture is cut short")
+        self.file.close()
+        return Lifted(self.file.name, self.size, self.hash.hexdigest(), self.trouble)
+
+
+class Journal:
+    """Keeps the bytes of a reply while they arrive, without the key, so that nothing paid for can be lost.
+
+    What the files of the pictures hold already is only noted: writing it twice would take a fifth of the whole time.
+    """
+
+    WORTH_IT = 4096  # characters of base64 from which on they are not written twice
+
+    def __init__(self, folder: str, scratch: Scratch, console: Console) -> None:
+        self.scratch, self.console, self.size, self.tail = scratch, console, 0, b""
+        self.stretches: list[tuple[int, Stretch]] = []
+        self.file: IO[bytes] | None = scratch.create(folder)
+
+    def write(self, chunk: bytes, stretch: Stretch | None) -> None:
+        """Appends bytes of the reply; the start of a secret at their end waits for the next ones."""
+        self.size += len(chunk)
+        noted = stretch and stretch.length == len(chunk) >= self.WORTH_IT
+        data = self.tail + (b"" if noted else chunk)
+        held = 0 if noted else self.console.held_back(data)
+        self.tail = data[len(data) - held :]
+        self._append(self.console.clean_bytes(data[: len(data) - held]))
+        if noted and stretch and self.file:
+            self.stretches.append((self.file.tell(), stretch))
+
+    def _append(self, data: bytes) -> None:
+        if not self.file:
+            return
+        before = self.file.tell()
+        try:
+            write_all(self.file, data)
+        except OSError:
+            self.file = self._moved(self.file.name, before, data)
+
+    def _moved(self, full: str, size: int, rest: bytes) -> IO[bytes] | None:
+        """Goes on in the system's folder for temporary files when the disk of the outputs is full."""
+        import tempfile
+
+        try:
+            new = self.scratch.create(tempfile.gettempdir())
+            with open(full, "rb") as old:
+                for at in range(0, size, BLOCK):
+                    write_all(new, old.read(min(BLOCK, size - at)))
+            write_all(new, rest)
+            return new
+        except OSError:
+            return None  # the pictures that fit are still saved
+
+    def _whole(self, folder: str, renamed: Mapping[str, str]) -> str:
+        """Writes the reply as it came into a file of its own, and returns its name."""
+        assert self.file is not None
+        with self.scratch.create(folder) as out, open(self.file.name, "rb") as kept:
+            for position, stretch in self.stretches:
+                write_all(out, kept.read(position - kept.tell()))
+                write_all(out, stretch.text(renamed))
+            for block in iter(lambda: kept.read(BLOCK), b""):
+                write_all(out, block)
+        return out.name
+
+    def keep(self, target: str, overwrite: bool, renamed: Mapping[str, str]) -> str | None:
+        """Gives the kept reply its name and returns it, or None if there is nothing to keep, or nowhere to."""
+        import tempfile
+
+        self._append(self.console.clean_bytes(self.tail))
+        if not self.file or not self.size:
+            return None
+        self.file.close()
+        spare = os.path.join(tempfile.gettempdir(), os.path.basename(target))  # if the disk of the outputs is full
+        for path in (target, spare):
+            try:
+                return place(self._whole(os.path.dirname(path) or ".", renamed), path, overwrite and path == target)
+            except OSError:
+                continue
+        return None
+
+    def close(self) -> None:
+        """Closes the file; the scratch removes it."""
+        if self.file:
+            self.file.close()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 11 Reply: bytes -> small JSON documents; long base64 is decoded to disk on the way
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Document(NamedTuple):
+    """A JSON document of a reply by its name (see EVENTS); `cut` if the reply ended within it."""
+
+    name: str
+    value: Json
+    cut: bool = False
+    stream: bool = False
+
+
+LIFT_FROM = 1024  # characters: shorter strings stay in the JSON, pictures or not
+DATA_URL = re.compile(rb"data:image\\?/[\w.+-]+;base64,", re.IGNORECASE)
+STRUCTURE = re.compile(rb'[\[\]{}":,]')
+STRING_END = re.compile(rb'["\\]')
+ESCAPE = re.compile(rb"\\(?:u([0-9a-fA-F]{4})|(.))", re.DOTALL)
+ESCAPED = {b"n": b"\n", b"r": b"\r", b"t": b"\t", b"b": b"\b", b"f": b"\f"}
+
+
+def unescape(data: bytes) -> bytes:
+    """Undoes JSON escapes; a character beyond ASCII becomes one that is not base64."""
+    if b"\\" not in data:
+        return data
+    for escape, plainly in ((b"\\/", b"/"), (b"\\n", b"\n"), (b"\\r", b"\r")):  # those that come by the thousand
+        data = data.replace(escape, plainly) if b"\\\\" not in data else data
+
+    def plain(match: re.Match[bytes]) -> bytes:
+        code, letter = match.groups()
+        return chr(int(code, 16)).encode("ascii", "replace") if code else ESCAPED.get(letter, letter)
+
+    return ESCAPE.sub(plain, data)
+
+
+def looks_base64(text: bytes) -> bool:
+    """Tells whether a string begins as base64 does."""
+    return not text.translate(None, bytes(BASE64) + WHITE + b"=")
+
+
+def decodes_to_picture(text: bytes) -> bool:
+    """Tells whether the start of a base64 string decodes to the start of a picture."""
+    from binascii import Error, a2b_base64
+
+    text = text.translate(None, WHITE)
+    try:
+        return starts_like_picture(a2b_base64(text[: len(text) & ~3]))
+    except Error:
+        return False
+
+
+class JsonReader:
+    """Follows JSON text by its strings and brackets, lifts long base64 out of it, and yields what is left as documents.
+
+    `elements` makes each element of a top-level list (see LISTS) a document of its own as soon as it is complete, so
+    that a picture is saved the moment its last byte arrives; null stands in its place from then on.
+    """
+
+    def __init__(self, new_sink: Callable[[], Base64Sink], elements: bool) -> None:
+        self.new_sink, self.elements = new_sink, elements
+        self.mark = os.urandom(12).hex()
+        self.lifted: dict[str, Lifted] = {}
+        self.stretch: Stretch | None = None  # what the last bytes were, if all of them were base64
+        self.reset()
+
+    def reset(self) -> None:
+        """Forgets the document that was begun."""
+        self.text, self.stack = bytearray(), []  # type: tuple[bytearray, list[tuple[int, int]]]
+        self.keys: list[bytes] = []
+        self.sign = b""
+        self.state, self.string_at, self.plain, self.escape = "outside", 0, False, b""
+        self.last_string, self.safe = b"", (0, b"")
+        self.sink: Base64Sink | None = None
+
+    def feed(self, data: bytes) -> Iterator[Document]:
+        """Takes the next bytes and yields the documents that they complete."""
+        at, self.stretch = 0, None
+        while at < len(data):
+            if self.state == "outside":
+                at = self._outside(data, at)
+                if self.state == "closed":
+                    self.state = "outside"
+                    yield from self._closed()
+            elif self.state == "string":
+                at = self._string(data, at)
+            else:
+                at = self._lift(data, at)
+
+    def _outside(self, data: bytes, at: int) -> int:
+        match = STRUCTURE.search(data, at)
+        end = match.end() if match else len(data)
+        self.text += data[at:end]
+        if not match:
+            return end
+        sign = match.group()
+        if sign == b'"':
+            self.state, self.string_at, self.plain = "string", len(self.text), False
+            return end
+        self.sign = sign
+        if sign in b"{[":
+            self.stack.append((sign[0], len(self.text) - 1))
+            self.keys.append(b"")
+            self._note_safe(len(self.text))
+        elif sign in b"}]":
+            self.state = "closed"
+        elif sign == b":" and self.keys:
+            self.keys[-1] = self.last_string
+        elif sign == b"," and self.stack:
+            self._note_safe(len(self.text) - 1)
+        return end
+
+    def _note_safe(self, end: int) -> None:
+        """Notes that the text is complete JSON up to here, once the open brackets are closed."""
+        self.safe = end, bytes(kind for kind, _ in self.stack)
+
+    def _closed(self) -> Iterator[Document]:
+        if not self.stack:
+            return
+        _, start = self.stack.pop()
+        self.keys.pop()
+        self._note_safe(len(self.text))
+        element = self.elements and len(self.stack) == 2 and self.stack[1][0] == ord("[")
+        if element and self.keys[0].decode("utf-8", "replace") in LISTS:
+            value = parse_json(bytes(self.text[start:]))
+            if isinstance(value, dict):
+                del self.text[start:]
+                self.text += b"null"
+                self._note_safe(len(self.text))
+                yield Document(f"{self.keys[0].decode()}[]", value)
+        elif not self.stack and self.elements:
+            yield from self.finish()
+
+    def _string(self, data: bytes, at: int) -> int:
+        if self.escape:
+            self.text += data[at : at + 1]
+            self.escape = b""
+            return at + 1
+        match = STRING_END.search(data, at)
+        end = match.start() if match else len(data)
+        held = len(self.text) - self.string_at
+        if not self.plain and held + end - at > LIFT_FROM:
+            return self._decide(data, at, end, held)
+        before = len(self.text)
+        self.text += data[at:end]
+        if self._embedded(before):
+            return end
+        return self._string_end(match, end)
+
+    def _string_end(self, match: re.Match[bytes] | None, end: int) -> int:
+        if not match:
+            return end
+        self.text += match.group()
+        if match.group() == b"\\":
+            self.escape = b"\\"
+        else:
+            self.last_string = bytes(self.text[self.string_at : -1])[:64]
+            if self.sign == b":" or self.stack and self.stack[-1][0] == ord("["):  # a value, not a key
+                self._note_safe(len(self.text))
+            self.state = "outside"
+        return match.end()
+
+    def _decide(self, data: bytes, at: int, end: int, held: int) -> int:
+        """Decides, once a string is long, whether it is a picture to lift or text that stays."""
+        upto = min(end, at + LIFT_FROM - held) if held < LIFT_FROM else at
+        self.text += data[at:upto]
+        self.plain = True
+        start = bytes(self.text[self.string_at :])
+        url = DATA_URL.match(start)
+        head = unescape(re.sub(rb"\\(u[0-9a-fA-F]{0,3})?$", b"", start[url.end() if url else 0 :]))
+        key = self.keys[-1].decode("utf-8", "replace") if self.keys else ""
+        if looks_base64(head) and (url or key in LIFTED_KEYS or decodes_to_picture(head)):
+            self._begin_lift(self.string_at + (url.end() if url else 0))
+        else:
+            self._embedded(self.string_at)
+        return upto
+
+    def _embedded(self, before: int) -> bool:
+        """Lifts a data: URL out of the middle of a chat message, where pictures stand in Markdown."""
+        if not self.elements or self.keys[:1] != [b"choices"]:
+            return False
+        start = max(self.string_at, before - 64)  # a URL's head may have begun in the piece before
+        urls = DATA_URL.finditer(bytes(self.text[start:]))
+        end = next((start + url.end() for url in urls if start + url.end() > before), 0)
+        if end:
+            self._begin_lift(end)
+        return bool(end)
+
+    def _begin_lift(self, start: int) -> None:
+        """Moves what stands behind `start` of the text into a sink, and a token into its place."""
+        begun = bytes(self.text[start:])
+        del self.text[start:]
+        self.sink, self.state = self.new_sink(), "lift"
+        for _ in self.feed(begun):
+            pass  # a stretch of one string completes no document
+
+    def _lift(self, data: bytes, at: int) -> int:
+        assert self.sink is not None
+        end = data.find(b'"', at)
+        stop = end if end >= 0 else len(data)
+        if self.keys[:1] == [b"choices"]:  # Markdown: the picture ends before the string does
+            other = re.compile(rb'[^A-Za-z0-9+/=\\"\s]').search(data, at, stop)
+            stop = other.start() if other else stop
+        piece, plain = self.escape + data[at:stop], not self.escape
+        if b"\\" in piece:
+            cut = re.search(rb"\\(u[0-9a-fA-F]{0,3})?$", piece) if stop == len(data) else None
+            self.escape = piece[cut.start() :] if cut else b""
+            piece, plain = unescape(piece[: len(piece) - len(self.escape)]), False
+        else:
+            self.escape = b""
+        self.sink.write(piece)
+        self.stretch = self.sink.stretch if plain and len(piece) == len(data) else None
+        if stop < len(data):
+            self._end_lift()
+        return stop
+
+    def _end_lift(self, cut: bool = False) -> None:
+        assert self.sink is not None
+        token = f"<{self.mark}:{len(self.lifted)}>"
+        self.lifted[token] = self.sink.close(cut)
+        self.text += token.encode()
+        self.sink, self.state, self.plain = None, "string", True
+
+    def finish(self) -> Iterator[Document]:
+        """Yields the document that has just ended, or was cut: then what of it was complete."""
+        cut = bool(self.stack) or self.state != "outside"
+        key = self.keys[-1].decode("utf-8", "replace") if self.keys else ""
+        if self.state == "string" and key in LIFTED_KEYS and self.last_string == key.encode() and not self.plain:
+            self._begin_lift(self.string_at)
+        if self.state == "lift":  # all of the picture may be here: the sink tells
+            self._end_lift(cut=True)
+            self.text += b'"'
+            self._note_safe(len(self.text))
+        text = bytes(self.text)
+        if cut:
+            end, brackets = self.safe
+            text = text[:end] + brackets[::-1].translate(bytes.maketrans(b"{[", b"}]"))
+        self.reset()
+        value = parse_json(text) if text.strip() else None
+        if isinstance(value, dict):
+            yield Document("reply", value, cut)
+        elif text.strip() and text.strip() != b"[DONE]":
+            yield Document("garbage", {"text": text[:200].decode("utf-8", "replace")}, cut)
+
+    def take(self, text: str) -> Lifted | None:
+        """Returns, once, the picture a string's token stands for."""
+        match = re.search(f"<{self.mark}:[0-9]+>", text)
+        return self.lifted.pop(match.group(), None) if match else None
+
+
+def parse_json(text: bytes) -> Any:
+    """Parses a small JSON text; None if it is none."""
+    try:
+        return json.loads(text, strict=False)
+    except (ValueError, RecursionError):
+        return None
+
+
+class SseReader:
+    """Follows server-sent events line by line, with the data passed on while it arrives.
+
+    An event ends when its data is a complete JSON text, so a missing blank line, event name or last newline is no
+    matter; a line that ends within JSON ends that event, broken.
+    """
+
+    # https://html.spec.whatwg.org/multipage/server-sent-events.html#parsing-an-event-stream
+    def __init__(self, reader: JsonReader) -> None:
+        self.reader, self.line, self.in_data, self.name, self.last_cr = reader, b"", False, "", False
+
+    def feed(self, data: bytes) -> Iterator[Document]:
+        """Takes the next bytes and yields the events that they complete."""
+        if b"\r" in data:  # CRLF cut in two only makes an empty line more
+            data = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        at = 0
+        while at < len(data):
+            end = data.find(b"\n", at)
+            yield from self._piece(data[at : end if end >= 0 else len(data)], ended=end >= 0)
+            if end < 0:
+                return
+            yield from self._end_line()
+            at = end + 1
+
+    def _piece(self, piece: bytes, ended: bool) -> Iterator[Document]:
+        if not self.in_data:
+            self.line += piece
+            field, colon, piece = self.line.partition(b":")
+            # What goes on within a string decides whether this line belongs to it: two characters must be here.
+            if field != b"data" or not colon or len(piece) < 2 and not ended:
+                return
+            if self.reader.state != "outside" and piece.lstrip()[:1] == b"{":
+                yield from self._event()
+            self.in_data, piece = True, piece[piece[:1] == b" " :]
+        for _ in self.reader.feed(piece):
+            pass  # without `elements`, documents come from finish() only
+
+    def _end_line(self) -> Iterator[Document]:
+        line, self.line = self.line, b""
+        if self.in_data:
+            self.in_data = False
+            if not self.reader.stack:
+                yield from self._event()
+            return
+        if self.reader.text and not line.startswith(b":"):  # an event that was not complete when the next one began
+            yield from self._event()
+        if line.startswith(b"event:"):
+            self.name = line[6:].strip().decode("utf-8", "replace")
+
+    def _event(self) -> Iterator[Document]:
+        for document in self.reader.finish():
+            name = document.value.get("type") or document.value.get("object") or self.name
+            name = "garbage" if document.name == "garbage" else name if isinstance(name, str) else ""
+            yield document._replace(name=name or "reply", stream=True)
+            self.name = ""
+
+    def finish(self) -> Iterator[Document]:
+        """Yields the event the stream ended with, or within."""
+        yield from self._end_line()
+        if self.reader.text.strip():
+            yield from self._event()
+
+
+class ReplyReader:
+    """Tells JSON from server-sent events by the first bytes, whatever the header says, and yields the documents."""
+
+    def __init__(self, new_sink: Callable[[], Base64Sink]) -> None:
+        self.json, self.started = JsonReader(new_sink, elements=True), b""
+        self.decoder: JsonReader | SseReader | None = None
+
+    def feed(self, data: bytes) -> Iterator[Document]:
+        """Takes the next bytes of the reply."""
+        if not self.decoder:
+            data = (self.started + data).lstrip(b"\xef\xbb\xbf \t\r\n")
+            self.started = data
+            if len(data) < 8:
+                return
+            self._choose(data)
+        if self.decoder:
+            yield from self.decoder.feed(data)
+
+    def _choose(self, data: bytes) -> None:
+        if data[:1] in b"{[" and data:
+            self.decoder = self.json
+        elif re.match(rb"(data|event|id|retry)?:|(data|event|id|retry)\s*$", data):
+            self.json.elements = False
+            self.decoder = SseReader(self.json)
+        else:
+            self.started = data[:4096]
+
+    def finish(self) -> Iterator[Document]:
+        """Ends the reply; a garbage document holds the start of one that is neither JSON nor events."""
+        if not self.decoder and self.started:
+            self._choose(self.started)
+            if self.decoder:
+                yield from self.decoder.feed(self.started)
+        if self.decoder:
+            yield from self.decoder.finish()
+        elif self.started:
+            yield Document("garbage", {"text": self.started.decode("utf-8", "replace")})
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 12 Events: documents of any dialect -> what they mean -> pictures saved, text, usage
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Event(NamedTuple):
+    """What a document says: a picture (final or partial), a text, a refusal, an error, or facts about the response."""
+
+    kind: str
+    body: Json = {}
+    key: str = ""  # what tells one picture of a response from another
+    text: str = ""
+
+
+def item_key(holder: Json, item: Json, index: int | None = None) -> str:
+    """Returns the key of a response's item: its id, or else its place in the output."""
+    found = item.get("id") or holder.get("item_id")
+    place = holder.get("output_index", index)
+    return str(found) if found else "" if place is None else f"#{place}"
+
+
+def is_final(body: Json) -> bool:
+    """Tells whether an object holds a picture."""
+    return any(isinstance(body.get(key), str) and body[key] for key in PICTURE_KEYS)
+
+
+def item_events(item: Json, key: str) -> Iterator[Event]:
+    """Reads an output item of a response: a picture by its non-empty result, whatever its status says, or a message."""
+    if item.get("type") == "message":
+        content = item.get("content")
+        for part in content if isinstance(content, list) else [{"text": content}]:
+            if isinstance(part, dict) and isinstance(part.get("refusal"), str):
+                yield Event("refusal", key=key, text=part["refusal"])
+            elif isinstance(part, dict) and isinstance(part.get("text"), str):
+                yield Event("text", key=key, text=part["text"])
+    elif is_final(item) and item.get("type", "image_generation_call") == "image_generation_call":
+        yield Event("final", item, key)
+    elif isinstance(item.get("error"), dict):
+        yield Event("error", item["error"])
+
+
+def response_events(response: Json) -> Iterator[Event]:
+    """Reads a response object, or what is left of any JSON reply: its facts, its error, and items not seen before."""
+    yield Event("facts", response)
+    if isinstance(response.get("error"), dict):
+        yield Event("error", response["error"])
+    for name in LISTS:
+        elements = response.get(name)
+        for index, element in enumerate(elements if isinstance(elements, list) else []):
+            if isinstance(element, dict):
+                for event in read_document(Document(f"{name}[]", element)):
+                    place = f"#{index}" if name == "output" else ""
+                    yield event._replace(key=event.key or place)
+
+
+def chat_events(choice: Json) -> Iterator[Event]:
+    """Reads a chat message, whole or a delta: its text, in which pictures may stand as Markdown, and its pictures."""
+    message = choice.get("message") or choice.get("delta") or {}
+    content = message.get("content")
+    parts = content if isinstance(content, list) else [{"text": content}]
+    images = message.get("images")
+    for part in parts + (images if isinstance(images, list) else []):
+        if isinstance(part, dict) and isinstance(part.get("text"), str):
+            yield Event("chat", text=part["text"])
+        elif isinstance(part, dict):
+            holder = part.get("image_url", part)
+            holder = {"url": holder} if isinstance(holder, str) else holder
+            if isinstance(holder, dict) and is_final(holder):
+                yield Event("final", holder)
+    if isinstance(message.get("refusal"), str):
+        yield Event("refusal", text=message["refusal"])
+
+
+def read_document(document: Document) -> Iterator[Event]:
+    """Yields what a document means by its row of EVENTS."""
+    row = next((row for row in EVENTS if re.fullmatch(row.pattern, document.name)), None)
+    value = document.value
+    error = value.get("error")
+    body = value.get(row.key) if row and row.key else value
+    body = body if isinstance(body, dict) else value
+    if error and row and row.meaning not in ("item", "response") or error and row is None:
+        yield Event("error", error if isinstance(error, dict) else {"message": str(error)})
+    elif row is None:
+        yield Event("unknown", value, text=document.name)
+    elif row.meaning == "response":
+        if error and not isinstance(error, dict):
+            yield Event("error", {"message": str(error)})
+        yield from response_events(body)
+    elif row.meaning == "item":
+        yield from item_events(body, item_key(value, body))
+    elif row.meaning == "chat":
+        yield from chat_events(body)
+    elif row.meaning == "chunk":
+        yield Event("facts", value)
+        for choice in value.get("choices") or []:
+            yield from chat_events(choice) if isinstance(choice, dict) else ()
+    elif row.meaning in ("text", "refusal"):
+        if isinstance(value.get("delta"), str):
+            yield Event(row.meaning + "-delta", text=value["delta"])
+    elif row.meaning == "error":
+        yield Event("error", value)
+    elif is_final(body):
+        yield Event("facts", value)
+        yield Event(row.meaning, body, item_key(value, body))
+
+
+class Run:
+    """What one call has come to: all that the result reports."""
+
+    def __init__(self, route: str, model: str | None) -> None:
+        self.route, self.model = route, model
+        self.images: list[Json] = []
+        self.partials: list[Json] = []
+        self.texts: dict[str, str] = {}
+        self.deltas: list[str] = []
+        self.facts: Json = {}
+        self.troubles: list[Failure] = []
+        self.request_id: str | None = None
+        self.saved_response: str | None = None
+        self.session_file: str | None = None
+        self.mask: str | None = None
+        self.attempts, self.sequence = 0, 0
+        self.refusal = b""  # the body of the last reply that was no 2xx
+        self.journals: list[Journal] = []
+        self.renamed: dict[str, str] = {}  # temporary name of each picture -> its name now
+        self.reported = False  # the command has printed its own result
+
+    @property
+    def text(self) -> str | None:
+        """Returns the text of the answer: its messages, or else the pieces that arrived of them."""
+        return "\n".join(self.texts.values()) or "".join(self.deltas) or None
+
+
+MARKDOWN_LINK = re.compile(r"!\[[^\]]*\]\((https?://[^)\s]+)[^)]*\)")
+
+
+class Markdown:
+    """Takes pictures out of chat text that comes in pieces: data: URLs at once, links at the end."""
+
+    def __init__(self, reader: JsonReader) -> None:
+        self.reader, self.text = reader, ""
+        self.sink: Base64Sink | None = None
+
+    def feed(self, text: str) -> Iterator[Lifted]:
+        """Takes the next piece of text and yields the pictures that end in it."""
+        while text:
+            if self.sink:
+                end = re.search(r"[^A-Za-z0-9+/=\s]", text)
+                self.sink.write(text[: end.start() if end else len(text)].encode())
+                text = text[end.start() :] if end else ""
+                yield from self.finish(cut=False) if end else ()
+                continue
+            self.text, text = self.text + text, ""
+            start = re.search(r"data:image/[\w.+-]+;base64,", self.text, re.IGNORECASE)
+            if start:
+                self.text, text = self.text[: start.start()], self.text[start.end() :]
+                lifted = self.reader.take(text[:64]) if text.startswith(f"<{self.reader.mark}:") else None
+                if lifted:
+                    text = text.partition(">")[2]
+                    yield lifted
+                else:
+                    self.sink = self.reader.new_sink()
+
+    def finish(self, cut: bool) -> Iterator[Lifted]:
+        """Yields the picture that has just ended, or was cut."""
+        if self.sink:
+            sink, self.sink = self.sink, None
+            yield sink.close(cut)
+
+    def rest(self) -> str:
+        """Returns the text without its pictures."""
+        return re.sub(r"!\[[^\]]*\]\((\)|https?://[^)]*\))", "", self.text).strip()
+
+
+Fetch = Callable[[str, IO[bytes]], "Failure | None"]  # fetches a URL into a file, or says why not
+
+
+class Collector:
+    """Saves the pictures of a reply as its documents come, and notes the rest of it in the run."""
+
+    def __init__(self, run: Run, plan: Plan, settings: Settings, scratch: Scratch, console: Console, progress: Progress,
+                 fetch: Fetch) -> None:  # fmt: skip
+        self.run, self.plan, self.settings, self.scratch = run, plan, settings, scratch
+        self.console, self.progress, self.fetch = console, progress, fetch
+        self.finals, self.by_key = 0, {}  # type: tuple[int, dict[str, int]]
+        self.done: dict[str, str] = {}  # key of each finished picture -> its hash
+        self.cut = False
+        self.shown: Callable[[str], None] = lambda path: None
+        self.noted: Callable[[], None] = lambda: None  # called when facts of the response, such as its id, are known
+        self.begin()
+
+    def begin(self) -> None:
+        """Makes ready for the first reply, or for another one that goes on with the same pictures."""
+        self.reader = ReplyReader(self.new_sink)
+        self.markdown = Markdown(self.reader.json)
+
+    def new_sink(self) -> Base64Sink:
+        """Opens a temporary file for a picture, in the folder where it will stay."""
+        return Base64Sink(self.scratch.create(self.plan.folder))
+
+    def feed(self, chunk: bytes) -> None:
+        """Takes bytes of the reply."""
+        for document in self.reader.feed(chunk):
+            self.add(document)
+
+    def finish(self) -> None:
+        """Takes what a reply ended with; an incomplete picture is dropped, a complete one saved."""
+        for document in self.reader.finish():
+            self.add(document)
+        for lifted in self.markdown.finish(cut=False):
+            self.save_final(lifted, "", {})
+        for url in MARKDOWN_LINK.findall(self.markdown.text):
+            self.final(Event("final", {"url": url}))
+        if self.markdown.rest():
+            self.run.texts["chat"] = self.markdown.rest()
+
+    def add(self, document: Document) -> None:
+        """Acts on a document."""
+        self.cut = self.cut or document.cut
+        self.run.sequence = max(self.run.sequence, number_of(document.value.get("sequence_number")))
+        if document.name == "garbage":
+            self.run.troubles.append(garbage_failure(document.value["text"]))
+            return
+        for event in read_document(document):
+            if event.kind == "final":
+                self.final(event)
+            elif event.kind == "partial":
+                self.partial(event)
+            elif event.kind in ("text", "refusal"):
+                self.run.texts[event.key] = event.text
+            elif event.kind == "chat":
+                for lifted in self.markdown.feed(event.text):
+                    self.save_final(lifted, "", {})
+            elif event.kind.endswith("-delta"):
+                self.run.deltas.append(event.text)
+            elif event.kind == "facts":
+                self.run.facts.update({k: v for k, v in event.body.items() if v is not None and k not in LISTS})
+                self.noted()
+            elif event.kind == "error":
+                self.run.troubles.append(refusal_of(event.body, 200))
+            elif is_final(event.body):
+                self.console.warn(f"an event named {event.text!r} holds a picture; it was left out")
+
+    def index_of(self, key: str) -> int:
+        """Returns the number of a picture, from 1: by its key if it has one, else the next."""
+        if not key:
+            return self.finals + 1
+        if key not in self.by_key:
+            self.by_key[key] = max([self.finals, *self.by_key.values()]) + 1
+        return self.by_key[key]
+
+    def lifted(self, body: Json) -> Lifted:
+        """Returns the picture of an object, from wherever it stands: lifted already, inline, or behind a URL."""
+        text = next(body[key] for key in PICTURE_KEYS if isinstance(body.get(key), str) and body[key])
+        found = self.reader.json.take(text)
+        if found:
+            return found
+        sink = self.new_sink()
+        if re.match(r"[a-z][a-z0-9+.-]*:", text, re.IGNORECASE) and not text.startswith("data:"):
+            return self.fetched(text, sink)
+        sink.write(text.partition(",")[2].encode() if text.startswith("data:") else text.encode("utf-8", "replace"))
+        return sink.close()
+
+    def fetched(self, url: str, sink: Base64Sink) -> Lifted:
+        """Fetches a picture a reply names by URL, without the key."""
+        self.progress.phase("fetching", index=self.finals + 1)
+        trouble = self.fetch(url, sink.file)
+        sink.file.close()
+        return Lifted(sink.file.name, os.path.getsize(sink.file.name), hash_of(sink.file.name), trouble)
+
+    def final(self, event: Event) -> None:
+        """Saves a finished picture, once for each key."""
+        if event.key and event.key in self.done:
+            return
+        lifted = self.lifted(event.body)
+        without_id = not event.key or event.key.startswith("#") or any(key.startswith("#") for key in self.done)
+        if self.run.route == "responses" and without_id and lifted.sha256 in self.done.values():
+            return  # the same picture again, once with its id and once without
+        if not self.save_final(lifted, event.key, event.body):
+            return
+        self.done[event.key or f"#{lifted.sha256}"] = lifted.sha256
+
+    def save_final(self, lifted: Lifted, key: str, body: Json) -> bool:
+        """Gives a decoded picture its name; False, with the trouble noted, if it is none."""
+        index = self.index_of(key)
+        self.finals = max(self.finals + (not key), index)
+        row = self._save(lifted, self.plan.final(index), index, index <= self.plan.expected)
+        if row is None:
+            return False
+        prompt = body.get("revised_prompt")
+        self.run.images.append({**row, "revised_prompt": prompt if isinstance(prompt, str) else None})
+        self._compare(self.run.images[-1])
+        self.progress.phase("saved", **{**row, "size": amount(row["bytes"])})
+        self.shown(row["path"])
+        return True
+
+    def partial(self, event: Event) -> None:
+        """Saves a preview as it arrives; one that is broken is no failure, since it was only a preview."""
+        index, number = self.index_of(event.key), number_of(event.body.get("partial_image_index")) + 1
+        lifted = self.lifted(event.body)
+        foreseen = index <= self.plan.expected and number <= (self.settings.get("partial-images") or 0)
+        troubles = len(self.run.troubles)
+        row = self._save(lifted, self.plan.partial(index, number), index, foreseen)
+        for trouble in self.run.troubles[troubles:]:
+            self.console.warn(f"preview {number}: {trouble.message}")
+        del self.run.troubles[troubles:]
+        if row:
+            self.run.partials.append({"path": row["path"], "index": index, "partial": number, **row})
+            self.progress.phase("preview", **{**row, "partial": number})
+            self.shown(row["path"])
+
+    def _save(self, lifted: Lifted, name: str, index: int, foreseen: bool) -> Json | None:
+        picture = None if lifted.trouble else look(lifted.path)
+        if picture is None:
+            unknown = Failure(UNREADABLE, f"picture {index} is no picture, by its first bytes")
+            self.run.troubles.append(lifted.trouble or unknown)
+            return None
+        stem, suffix = os.path.splitext(name)
+        true_name = name
+        if FORMAT_OF_SUFFIX.get(suffix.lower()) != picture.format:
+            true_name = stem + suffix_of(picture.format)
+            self.console.warn(f"{name}: the picture is a {picture.format}, so it is saved with that suffix")
+        try:
+            path = place(lifted.path, true_name, self.plan.overwrite and foreseen and true_name == name)
+        except OSError as error:
+            self.run.troubles.append(unwritten(error))
+            return None
+        self.run.renamed[lifted.path] = path
+        if path != true_name:
+            self.console.warn(f"{true_name} exists, so the picture is saved as {path}")
+        if not picture.whole:
+            self.console.warn(f"{path}: the {picture.format} is cut short")
+        return {"path": path, "index": index, "format": picture.format, "width": picture.width or None,
+                "height": picture.height or None, "bytes": lifted.size, "sha256": lifted.sha256}  # fmt: skip
+
+    def _compare(self, row: Json) -> None:
+        """Warns of a picture of another size than asked for: some gateways ignore the size."""
+        size, got = self.settings.get("size"), f"{row['width']}x{row['height']}"
+        if size and size != "auto" and row["width"] and got != size:
+            self.console.warn(f"{row['path']}: {size} was asked for, {got} came")
+
+
+def number_of(value: Any) -> int:
+    """Returns a whole number of a reply, or 0 for anything else."""
+    return value if isinstance(value, int) and 0 <= value < 10**9 else 0
+
+
+def hash_of(path: str) -> str:
+    """Returns the SHA-256 of a file."""
+    import hashlib
+
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        for block in iter(lambda: file.read(BLOCK), b""):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def garbage_failure(text: str) -> Failure:
+    """Returns the failure of a reply that is neither JSON nor events, with its title if it is a page."""
+    title = re.search(r"<title[^>]*>\s*(.*?)\s*</title>", text, re.IGNORECASE | re.DOTALL)
+    if title or text.lstrip().lower().startswith(("<!doctype", "<html")):
+        words = f" titled {title.group(1)!r}" if title else ""
+        return Failure(UNREADABLE, f"the reply is an HTML page{words}", "is the base URL right? It usually ends in /v1",
+                       may_be_billed=False)  # fmt: skip
+    return Failure(UNREADABLE, f"the reply is neither JSON nor events; it begins {text[:60]!r}")
+
+
+def refusal_of(error: Json, status: int, reason: str = "") -> Failure:
+    """Returns the failure that an error object of the API says, with the hint for its code or status."""
+    code, kind, message = error.get("code"), error.get("type"), error.get("message")
+    known = next((row for row in STATUSES if status in row.codes), Status((), "never"))
+    numeric = number_of(code) if isinstance(code, int) else number_of(error.get("status"))
+    effective = numeric if status == 200 and 400 <= numeric < 600 else status
+    server = effective >= 500 or effective == 200 and ("server" in f"{kind} {code}" or "rate_limit" in f"{kind} {code}")
+    said = str(message or (json.dumps(error)[:300] if error else reason or "no reason given"))
+    details = error.get("moderation_details")
+    if isinstance(details, dict):
+        categories = ", ".join(map(str, details.get("categories") or []))
+        said += f" (stage: {details.get('moderation_stage')}; categories: {categories})"
+    hint = CODE_HINTS.get(str(code)) or CODE_HINTS.get(str(kind)) or known.hint or None
+    said = f"HTTP {status}: {said}" if status != 200 else said
+    return Failure(
+        NETWORK if server else REFUSED, said, hint,
+        status=status if status != 200 else None, type=kind, code=code, may_be_billed=server and known.retry != "safe",
+    )  # fmt: skip
+
+
+class Terminal(NamedTuple):
+    """A row of TERMINALS: a variable a terminal sets, what it looks like there, and the way it shows pictures."""
+
+    variable: str
+    pattern: str
+    protocol: str
+
+
+# Variables that a terminal passes on through tmux come first: TERM_PROGRAM says `tmux` there.
+TERMINALS = (
+    Terminal("KITTY_WINDOW_ID", r".+", "kitty"),
+    Terminal("GHOSTTY_RESOURCES_DIR", r".+", "kitty"),
+    Terminal("TERM", r"xterm-(kitty|ghostty)", "kitty"),
+    Terminal("WEZTERM_PANE", r".+", "iterm"),
+    Terminal("LC_TERMINAL", r"iTerm2", "iterm"),
+    Terminal("TERM_PROGRAM", r"iTerm\.app|WezTerm|vscode", "iterm"),
+    Terminal("TERM_PROGRAM", r"ghostty", "kitty"),
+)
+SHOWS = {"kitty": ("png",), "iterm": ("png", "jpeg", "gif", "webp")}
+
+
+class Preview:
+    """Shows pictures in the terminal itself, where its variables say that it can."""
+
+    def __init__(self, console: Console, environ: Mapping[str, str]) -> None:
+        self.console, self.tmux, self.told = console, bool(environ.get("TMUX")), False
+        rows = [row for row in TERMINALS if re.fullmatch(row.pattern, environ.get(row.variable, ""))]
+        self.protocol = rows[0].protocol if rows and console.live else ""
+
+    def show(self, path: str) -> None:
+        """Shows a picture, or says once why not."""
+        picture = look(path)
+        if picture and picture.format in SHOWS.get(self.protocol, ()):
+            self.console.before_line()
+            for sequence in self._kitty(path) if self.protocol == "kitty" else self._iterm(path):
+                self.console.draw(self._wrapped(sequence))
+            self.console.draw("\n")
+        elif not self.told:
+            self.told = True
+            why = "cannot show this format" if self.protocol else "shows no pictures, or does not say that it does"
+            self.console.tell(f"--preview: this terminal {why}")
+
+    def _wrapped(self, sequence: str) -> str:
+        # https://github.com/tmux/tmux/wiki/FAQ: tmux hands on what is wrapped so, with allow-passthrough on
+        return "\x1bPtmux;" + sequence.replace("\x1b", "\x1b\x1b") + "\x1b\\" if self.tmux else sequence
+
+    def _kitty(self, path: str) -> Iterator[str]:
+        # https://sw.kovidgoyal.net/kitty/graphics-protocol/: chunks of 4096 characters, m=1 until the last
+        for first, last, text in base64_blocks(path, 3072):
+            control = ("a=T,f=100,q=2," if first else "") + f"m={int(not last)}"
+            yield f"\x1b_G{control};{text}\x1b\\"
+
+    def _iterm(self, path: str) -> Iterator[str]:
+        # https://iterm2.com/documentation-images.html: one sequence, since tmux would not put pieces together
+        text = "".join(block for _, _, block in base64_blocks(path, 3 * BLOCK))
+        yield f"\x1b]1337;File=inline=1;preserveAspectRatio=1;size={os.path.getsize(path)}:{text}\x07"
+
+
+def base64_blocks(path: str, size: int) -> Iterator[tuple[bool, bool, str]]:
+    """Yields (first, last, base64) of each block of a file."""
+    from binascii import b2a_base64
+
+    left = os.path.getsize(path)
+    with open(path, "rb") as file:
+        first = True
+        for block in iter(lambda: file.read(size), b""):
+            left -= len(block)
+            yield first, left <= 0, b2a_base64(block, newline=False).decode()
+            first = False
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 13 Commands: one function for each subcommand
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class World(NamedTuple):
+    """What a command may touch beside files: streams, environment, transport, clock; tests hand in their own."""
+
+    console: Console
+    stdin: IO[str]
+    environ: Mapping[str, str]
+    dotenv: Dotenv
+    transport: Transport
+    clock: Callable[[], float]
+    sleep: Callable[[float], None]
+    scratch: Scratch
+    progress: Progress
+
+
+def gather_texts(settings: Settings, positional: str | None, stdin: IO[str]) -> tuple[list[str], list[str]]:
+    """Returns the pieces of the prompt and the ways it was given."""
+    given = {"PROMPT": positional, "--prompt": settings.get("prompt"), "--prompt-file": settings.get("prompt-file"),
+             "--input-text": settings.get("input-text")}  # fmt: skip
+    ways = [way for way, value in given.items() if value is not None]
+    if ways != ["--prompt-file"]:
+        texts = [value for value in given.values() if value is not None][:1]
+        return (texts[0] if texts and isinstance(texts[0], list) else texts), ways
+    path = given["--prompt-file"]
+    try:
+        text = stdin.read() if path == "-" else read_text(path)
+    except ValueError as error:
+        raise Failure(USAGE, f"--prompt-file {path}: {error}", "check the path", rule="prompt-file") from error
+    return [text.rstrip("\r\n")], ways
+
+
+def examine(role: str, label: str, text: str, kind: str) -> Source:
+    """Returns what is known of an input picture: a file is looked at, a URL or an id is taken as it is."""
+    guess = re.match(r"(file_id:)|(https?://)|(data:)", text, re.IGNORECASE)
+    if not kind:
+        kind = {1: "file_id", 2: "url", 3: "data"}.get(guess.lastindex or 0, "file") if guess else "file"
+        kind = "auto" if role == "mask" and text == "auto" else kind
+    text = re.sub("^file_id:", "", text) if kind == "file_id" else text
+    label = label if len(label) < 120 else label[:100] + "…"
+    source = Source(role, label, kind, text, os.path.normpath(text) if kind == "file" else text)
+    if kind == "file":
+        return examine_file(source)
+    if kind == "data":
+        return examine_data(source)
+    web = split_url(text)
+    if kind == "url" and (web.scheme not in ("http", "https") or not web.hostname):
+        return source._replace(trouble="not an http or https URL")
+    bad = re.search(r"[\x00-\x20\x7f]", text) or not text
+    return source._replace(trouble="blank, or with control characters") if bad and kind != "auto" else source
+
+
+def examine_file(source: Source) -> Source:
+    """Looks at an input file by its bytes."""
+    from stat import S_ISREG
+
+    try:
+        state = os.stat(source.text)
+        if not S_ISREG(state.st_mode):
+            return source._replace(trouble="not a regular file")
+        return source._replace(size=state.st_size, picture=look(source.text))
+    except (OSError, ValueError) as error:
+        if re.match(r"[a-z][a-z0-9+.-]+://", source.text, re.IGNORECASE):
+            return source._replace(kind="url", trouble="only http and https URLs can be fetched")
+        return source._replace(trouble=str(getattr(error, "strerror", None) or error))
+
+
+def examine_data(source: Source) -> Source:
+    """Looks at an input given as a data: URL."""
+    from binascii import Error, a2b_base64
+    from io import BytesIO
+
+    start, _, data = source.text.partition(",")
+    source = source._replace(shown=start + ",…")
+    if not re.fullmatch(r"data:image/[\w.+-]+;base64", start, re.IGNORECASE):
+        return source._replace(trouble="expected data:image/…;base64,…")
+    try:
+        raw = a2b_base64(data.encode())
+    except (Error, UnicodeEncodeError) as error:
+        return source._replace(trouble=f"not base64 ({error})")
+    reader = next((reader for signature, reader in SIGNATURES if re.match(signature, raw[:4096], re.DOTALL)), None)
+    return source._replace(size=len(raw), picture=reader(BytesIO(raw), raw[:4096]) if reader else None)
+
+
+def gather_sources(settings: Settings) -> list[Source]:
+    """Returns the input pictures of a call, in the order of their options."""
+    sources = []
+    for name, row in options_of(settings.command).items():
+        role, _, kind = row.input.partition(" ")
+        values = settings.get(name) if role else None
+        for text in values if isinstance(values, list) else [values] if values is not None else []:
+            sources.append(examine(role, f"--{name} {text}", text, kind))
+    return sources
+
+
+def run_converter(command: list[str], target: str) -> bool:
+    """Runs a converter quietly; True if it left a picture."""
+    import subprocess
+
+    try:
+        subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=120, check=True)
+        return look(target) is not None
+    except (OSError, subprocess.SubprocessError):
+        return False
+
+
+def convert_source(world: World, source: Source, route: str) -> Source:
+    """Turns an input picture of a format the API does not take into a PNG, with whichever program is here."""
+    import shutil
+    import tempfile
+
+    picture = source.picture
+    if source.kind != "file" or not picture or is_taken(picture, route):
+        return source
+    with world.scratch.create(tempfile.gettempdir(), ".png") as file:
+        target, path = file.name, os.path.abspath(source.text)
+    commands = [[word.format(source=path, target=target) for word in row] for row in CONVERTERS if shutil.which(row[0])]
+    for command in [*commands, [sys.executable, "-c", PILLOW, path, target]]:
+        world.progress.phase("converting", path=source.shown)
+        if run_converter(command, target):
+            name = "Pillow" if command[0] == sys.executable else command[0]
+            world.console.warn(f"{source.shown}: converted from {picture.format} to png with {name}")
+            return source._replace(text=target, size=os.path.getsize(target), picture=look(target))
+    return source
+
+
+def follow_suffix(settings: Settings) -> Settings:
+    """Lets the suffix of --output choose the format, unless --format was typed."""
+    suffix = FORMAT_OF_SUFFIX.get(output_suffix(settings.get("output") or ""))
+    typed = "format" in settings.rows and settings.rows["format"].source == "command line"
+    return settings.changed("format", suffix, FROM_SUFFIX) if suffix and not typed else settings
+
+
+def build_case(world: World, settings: Settings, positional: str | None) -> Case:
+    """Gathers all that the checks look at."""
+    texts, ways = gather_texts(settings, positional, world.stdin)
+    touched = touched_options(settings.command, settings.get("extra-json") or {})
+    settings = follow_suffix(settings)
+    sources = [convert_source(world, source, settings.command) for source in gather_sources(settings)]
+    return Case(settings, ROUTE[settings.command], texts, ways, sources, touched)
+
+
+def expected_pictures(case: Case) -> int:
+    """Returns how many pictures a call asks for, as far as it is known before."""
+    extra = case.settings.get("extra-json") or {}
+    count = extra.get("n", case.settings.get("n")) if case.route.name in IMAGES else 1
+    return count if isinstance(count, int) and 0 < count <= 100 else 1
+
+
+def boxed_mask(world: World, case: Case, plan: Plan, run: Run) -> Case:
+    """Makes the mask of --mask-box: beside the output, or for a dry run in the folder for temporary files."""
+    import tempfile
+
+    first = case.role("image")[0]
+    assert first.picture is not None
+    width, height = first.picture.shown
+    target = plan.beside("-mask.png")
+    dry = case.settings.get("dry-run")
+    with world.scratch.create(tempfile.gettempdir() if dry else plan.folder) as file:
+        file.write(mask_png(width, height, [box.pixels(width, height) for box in case.settings.get("mask-box")]))
+    path = file.name if dry else place(file.name, target, plan.overwrite)
+    run.mask = target
+    mask = Source("mask", "--mask-box", "file", path, target, os.path.getsize(path), look(path))
+    return case._replace(sources=[*case.sources, mask])
+
+
+def estimate(case: Case) -> Json | None:
+    """Returns the output tokens and dollars a call will probably take, or None where no formula is known."""
+    from math import ceil
+
+    factor = case.row.tokens.get(case.settings.get("quality") or "")
+    size = re.fullmatch(r"([0-9]+)x([0-9]+)", case.settings.get("size") or "")
+    if not factor or not size or case.settings.get("format") in ("gif", "svg") or case.chat:
+        return None
+    long, short = sorted((int(side) for side in size.groups()), reverse=True)
+    # round() rounds halves to even; the published figures round them up
+    one = ceil(factor * int(factor * short / long + 0.5) * (2_000_000 + long * short) / 4_000_000)
+    tokens = expected_pictures(case) * (one + PARTIAL_TOKENS * (case.settings.get("partial-images") or 0))
+    return {"output_tokens": tokens, "usd": round(tokens * PRICES["output"] / 1e6, 4), "prices_of": FACTS_OF}
+
+
+def cost_of(usage: Any, route: str, model: str | None) -> Json | None:
+    """Returns the dollars of a call by its usage, or None where the prices or the usage are not known."""
+    if route not in IMAGES or not isinstance(usage, dict) or not model_row(model or "").tokens:
+        return None
+    details = usage.get("input_tokens_details")
+    details = details if isinstance(details, dict) else {}
+    cached = details.get("cached_tokens_details")
+    cached = cached if isinstance(cached, dict) else {}
+    text, image = number_of(details.get("text_tokens")), number_of(details.get("image_tokens"))
+    cached_text, cached_image = number_of(cached.get("text_tokens")), number_of(cached.get("image_tokens"))
+    if not isinstance(usage.get("output_tokens"), int) or text + image != number_of(usage.get("input_tokens")):
+        return None
+    usd = (text - cached_text) * PRICES["text"] + cached_text * PRICES["cached_text"]
+    usd += (image - cached_image) * PRICES["image"] + cached_image * PRICES["cached_image"]
+    usd += number_of(usage["output_tokens"]) * PRICES["output"]
+    return {"usd": round(usd / 1e6, 6), "prices_of": FACTS_OF}
+
+
+def shown_settings(settings: Settings) -> Json:
+    """Returns the settings in force with their sources, secrets masked."""
+    rows = {}
+    for name, row in settings.rows.items():
+        value = row.value
+        if isinstance(value, Secret) or name == "header":
+            value = "***" if isinstance(value, Secret) else [f"{n}: {header_value(n, v)}" for n, v in value]
+        rows[name] = {"value": row.text if name == "mask-box" else value, "source": row.source}
+    return rows
+
+
+def retry_wait(headers: Mapping[str, str], attempt: int) -> float | None:
+    """Returns the seconds to wait before the next try, or None if the server asks for longer than we wait."""
+    import random
+    from email.utils import parsedate_to_datetime
+
+    asked = float("nan")
+    try:
+        if headers.get("retry-after-ms"):
+            asked = float(headers["retry-after-ms"]) / 1000
+        elif re.fullmatch(r"\s*[0-9.]+\s*", headers.get("retry-after", "")):
+            asked = float(headers["retry-after"])
+        elif headers.get("retry-after"):
+            asked = parsedate_to_datetime(headers["retry-after"]).timestamp() - time.time()
+    except (ValueError, TypeError, OverflowError):
+        pass  # not a time: as if it were not there
+    if asked == asked:
+        return max(asked, 0.0) if asked <= LONGEST_WAIT else None
+    wait: float = min(RETRY_FIRST * 2**attempt, RETRY_MOST) * (1 - 0.25 * random.random())
+    return wait
+
+
+def redirect_failure(reply: Reply) -> Failure:
+    """Returns the failure of a redirect, which is not followed, since the key would go along."""
+    target = split_url(reply.headers.get("location", ""))
+    where = target.netloc.rpartition("@")[2]
+    shown = f"{target.scheme}://{where}{target.path}" if where else reply.headers.get("location", "nowhere")
+    return Failure(
+        NETWORK, f"HTTP {reply.status}: the API redirects to {shown}, which is not followed: the key would go along",
+        "if you trust that address, make it the --base-url", status=reply.status, may_be_billed=False,
+    )  # fmt: skip
+
+
+def error_failure(reply: Reply, body: bytes) -> Failure:
+    """Returns the failure of a reply that is no 2xx."""
+    if 300 <= reply.status < 400:
+        return redirect_failure(reply)
+    value = parse_json(body)
+    error = value.get("error", value) if isinstance(value, dict) else None
+    if isinstance(error, dict):
+        return refusal_of(error, reply.status)
+    text = error if isinstance(error, str) else body.decode("utf-8", "replace")
+    title = re.search(r"<title[^>]*>\s*(.*?)\s*</title>", text, re.IGNORECASE | re.DOTALL)
+    text = title.group(1) if title else "" if "<html" in text.lower() else text.strip()[:300]
+    return refusal_of({}, reply.status, text or reply.reason)
+
+
+def read_body(reply: Reply, most: int = MIB) -> bytes:
+    """Reads a short reply, up to a limit."""
+    body = b""
+    while len(body) < most:
+        chunk = reply.read()
+        if not chunk:
+            break
+        body += chunk
+    reply.close()
+    return body[:most]
+
+
+def may_retry(status: int, headers: Mapping[str, str], failure: Failure) -> str:
+    """Returns whether a refused request is made again: "safe", "billable" or "never"."""
+    row = next((row for row in STATUSES if status in row.codes), None)
+    verdict = row.retry if row else "billable" if status >= 500 else "never"
+    codes = (failure.details.get("code"), failure.details.get("type"))
+    if any(code in MONEY for code in codes) or headers.get("x-should-retry") == "false" or status < 400:
+        return "never"
+    return "safe" if verdict == "never" and headers.get("x-should-retry") == "true" else verdict
+
+
+def exchange(world: World, settings: Settings, request: Request, run: Run | None = None) -> Reply:
+    """Sends a request until a 2xx begins, and returns that reply; a free call (no run) may always be tried again."""
+    free, most = run is None, 1 + settings.get("max-retries")
+    for attempt in range(1, most + 1):
+        if run:
+            run.attempts = attempt
+        outcome = world.transport(request, settings.get("timeout"), world.progress)
+        headers = outcome.headers if isinstance(outcome, Reply) else {}
+        if run:
+            run.request_id = headers.get("x-request-id") or run.request_id
+        if isinstance(outcome, Reply) and 200 <= outcome.status < 300:
+            return outcome
+        failure, verdict = judged(outcome, request, run)
+        wait = retry_wait(headers, attempt - 1)
+        allowed = verdict == "safe" or verdict == "billable" and (free or settings.get("retry-billable"))
+        if not allowed or attempt == most or wait is None:
+            if wait is None and allowed:
+                failure.hint = f"the server asks to wait longer than {LONGEST_WAIT:.0f} s: try again later"
+            raise failure
+        reason = failure.message.split("\n")[0]
+        world.progress.phase("retrying", reason=reason, attempt=f"{attempt + 1} of {most}", wait=f"{wait:.1f}")
+        world.sleep(wait)
+    raise AssertionError("unreachable")
+
+
+def judged(outcome: Reply | Fault, request: Request, run: Run | None) -> tuple[Failure, str]:
+    """Returns the failure of one try and whether it may be made again."""
+    if isinstance(outcome, Fault):
+        billed = outcome.sent and run is not None
+        hint = "look at your usage before you try again, or allow it with --retry-billable" if billed else None
+        words = f"{outcome.message} ({host_of(request.url)})"
+        return Failure(NETWORK, words, hint, may_be_billed=billed), "billable" if outcome.sent else "safe"
+    body = read_body(outcome)
+    if run:
+        run.refusal = body
+    failure = error_failure(outcome, body)
+    verdict = may_retry(outcome.status, outcome.headers, failure)
+    failure.details["may_be_billed"] = verdict == "billable" and run is not None
+    return failure, verdict
+
+
+def open_journal(world: World, settings: Settings, plan: Plan, run: Run) -> Journal:
+    """Begins to keep a reply, in the folder where it would stay."""
+    folder = os.path.dirname(settings.get("save-response") or "") or plan.folder
+    journal = Journal(folder, world.scratch, world.console)
+    run.journals.append(journal)
+    return journal
+
+
+def receive(reply: Reply, collector: Collector, journal: Journal) -> Failure | None:
+    """Reads a reply to its end; whatever happens, the pictures that were complete are saved. Returns how it failed."""
+    failure: Failure | None = None
+    try:
+        while True:
+            chunk = reply.read()
+            if not chunk:
+                break
+            stretch = None
+            try:
+                if not failure:
+                    collector.feed(chunk)
+                    stretch = collector.reader.json.stretch
+            except OSError as error:  # no new file: keep on reading, so that at least the reply is kept
+                failure = unwritten(error)
+            finally:
+                journal.write(chunk, stretch)
+    except KeyboardInterrupt:
+        failure = Failure(INTERRUPTED, "interrupted", may_be_billed=True)
+    reply.close()
+    try:
+        collector.finish()
+    except OSError as error:
+        failure = failure or unwritten(error)
+    if failure or not (reply.fault or collector.cut):
+        return failure
+    words = reply.fault.message if reply.fault else "the reply ended in the middle"
+    return Failure(NETWORK, words, may_be_billed=True)
+
+
+def wanted_pictures(settings: Settings, run: Run, expected: int) -> int:
+    """Returns how many pictures must have come: none where the model was free to answer in words, and did."""
+    free = settings.get("tool-choice") in ("auto", "none") and run.route == "responses"
+    return 0 if free and run.text else expected
+
+
+def outcome_of(run: Run, failure: Failure | None, wanted: int) -> Failure | None:
+    """Returns why a reply is not what was asked for, or None if every picture is on disk."""
+    came = f"{len(run.images)} of {plural(wanted, 'picture')}"
+    if failure and failure.exit == NETWORK and len(run.images) >= wanted > 0:
+        failure.hint = "every picture asked for is on disk: do not call again"
+    troubles = [failure] if failure else []
+    troubles += [found for found in run.troubles if not (len(run.images) >= wanted and "neither JSON" in found.message)]
+    if troubles:
+        first = troubles[0]
+        if wanted and len(run.images) < wanted and first.exit in (UNREADABLE, OUTPUT, NETWORK):
+            first.message += f" ({came} saved)"
+        if first.exit in (UNREADABLE, OUTPUT, NETWORK):
+            first.details.setdefault("may_be_billed", True)
+        if len(troubles) > 1:
+            rows = [{"rule": None, "message": found.message, "hint": found.hint} for found in troubles]
+            first.details["problems"] = rows
+        return first
+    if len(run.images) >= wanted:
+        return None
+    status, reason = run.facts.get("status"), run.facts.get("incomplete_details")
+    words = f"the response is {status}" if status in ENDED[1:] else f"the reply holds {came}"
+    words += f" ({reason.get('reason')})" if isinstance(reason, dict) else ""
+    words = words if any(journal.size for journal in run.journals) else "the reply is empty"
+    hint = "the model answered in words; say in the prompt that you want a picture" if run.text else None
+    return Failure(UNREADABLE, words, hint, may_be_billed=True)
+
+
+def keep_reply(settings: Settings, plan: Plan, run: Run, failure: Failure | None, console: Console) -> None:
+    """Keeps the reply if --save-response or a failure asks for it, and says how to recover pictures from it."""
+    journal = max(run.journals, key=lambda found: found.size, default=None)
+    path = settings.get("save-response")
+    if journal and (path or failure):
+        kept = journal.keep(path or plan.beside(".reply"), bool(path and plan.overwrite), run.renamed)
+        run.saved_response = kept
+        if failure and kept:
+            output = plan.beside("-recovered" + plan.suffix)
+            command = f"gpt_image.py extract {shell_quoted(kept)} --output {shell_quoted(output)}"
+            failure.details["recovery"] = command
+            console.say(f"what was received is kept; to take the pictures out of it: {command}")
+    for other in run.journals:
+        other.close()
+
+
+def save_refusal(settings: Settings, run: Run, console: Console) -> None:
+    """Keeps the body of a refused call where --save-response says, without the key."""
+    path = settings.get("save-response")
+    if path and run.refusal:
+        try:
+            with open(path, "wb") as file:
+                file.write(console.clean_bytes(run.refusal))
+            run.saved_response = path
+        except OSError as error:
+            console.warn(f"{path}: {error.strerror}")
+
+
+def fetcher(world: World, settings: Settings) -> Fetch:
+    """Returns what fetches a picture by URL into a file: without the key, over http or https only."""
+
+    def fetch(url: str, file: IO[bytes]) -> Failure | None:
+        if split_url(url).scheme not in ("http", "https"):
+            return Failure(UNREADABLE, f"the reply names its picture by {url[:60]!r}, which is no http or https URL")
+        request = Request("GET", url, [("Accept", "image/*"), ("User-Agent", f"gpt-image/{__version__}")])
+        try:
+            reply = exchange(world, settings, request)
+        except Failure as failure:
+            return Failure(NETWORK, f"the picture at {url[:200]} cannot be fetched: {failure.message}", failure.hint)
+        for chunk in iter(reply.read, b""):
+            file.write(chunk)
+        reply.close()
+        return Failure(NETWORK, f"{url[:200]}: {reply.fault.message}") if reply.fault else None
+
+    return fetch
+
+
+def new_collector(world: World, settings: Settings, plan: Plan, run: Run, fetch: Fetch | None = None) -> Collector:
+    """Returns the collector of a call, which shows pictures in the terminal if --preview asks for it."""
+    fetch = fetch or fetcher(world, settings)
+    collector = Collector(run, plan, settings, world.scratch, world.console, world.progress, fetch)
+    if settings.get("preview"):
+        collector.shown = Preview(world.console, world.environ).show
+    return collector
+
+
+def conclude(world: World, settings: Settings, plan: Plan, run: Run, failure: Failure | None, wanted: int) -> int:
+    """Ends a call: success, or the failure with what was received kept."""
+    failure = outcome_of(run, failure, wanted)
+    keep_reply(settings, plan, run, failure, world.console)
+    if failure:
+        raise failure
+    if run.text and not run.images:
+        world.console.warn("the model answered in words only")
+    return OK
+
+
+def make_call(world: World, case: Case, plan: Plan, request: Request, run: Run) -> int:
+    """Sends a call that has passed all checks and saves what comes of it."""
+    settings = case.settings
+    try:
+        reply = exchange(world, settings, request, run)
+    except Failure:
+        save_refusal(settings, run, world.console)
+        raise
+    collector = new_collector(world, settings, plan, run)
+    if settings.get("background-mode"):
+        collector.noted = lambda: write_session(settings, plan, run, world.console)
+    failure = receive(reply, collector, open_journal(world, settings, plan, run))
+    if run.route == "responses":
+        failure = settle(world, settings, plan, run, collector, failure)
+    return conclude(world, settings, plan, run, failure, wanted_pictures(settings, run, plan.expected))
+
+
+# The background mode of /responses: a session file, polls, and streams that are taken up again.
+
+POLL_FIRST, POLL_MOST, POLL_GROWTH = 2.0, 10.0, 1.2  # seconds, seconds, factor
+LONGEST_POLL = 3600.0  # seconds until a background response is left to `resume`
+LONGEST_LOOK = 30.0  # seconds to wait for a response whose reply was cut
+
+
+def write_session(settings: Settings, plan: Plan, run: Run, console: Console) -> None:
+    """Writes the session file of a background response as soon as its id is known, before the first poll."""
+    if run.session_file or not isinstance(run.facts.get("id"), str):
+        return
+    session = {
+        "gpt_image_session": 1, "response_id": run.facts["id"], "origin": origin_of(settings.get("base-url")),
+        "model": run.model, "output": os.path.basename(plan.stem) + plan.suffix, "stream": bool(settings.get("stream")),
+        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }  # fmt: skip
+    target, number = plan.beside(".session.json"), 1
+    while True:
+        try:
+            with open(target, "x", encoding="utf-8") as file:
+                file.write(console.clean(json.dumps(session, indent=2)) + "\n")
+            break
+        except FileExistsError:
+            number += 1
+            target = plan.beside(f"-{number}.session.json")
+        except OSError as error:
+            console.warn(f"{target}: {error.strerror}; the response is {session['response_id']}")
+            return
+    run.session_file = target
+    console.tell(f"queued; if this is interrupted: gpt_image.py resume {shell_quoted(target)}")
+
+
+def resume_hint(run: Run) -> str:
+    """Returns the command that collects the response later."""
+    return f"collect it later: gpt_image.py resume {shell_quoted(run.session_file or str(run.facts.get('id')))}"
+
+
+def ask_response(world: World, settings: Settings, run: Run, query: str = "", cancel: bool = False) -> Reply:
+    """Asks for a stored response, or cancels it; its id comes from the server, so it is quoted for the path."""
+    from urllib.parse import quote
+
+    path = f"/responses/{quote(str(run.facts['id']), safe='')}" + "/cancel" * cancel
+    body = JsonHoles().body({}) if cancel else None
+    method, url = "POST" if cancel else "GET", api_url(settings, path, query)
+    return exchange(world, settings, Request(method, url, api_headers(settings, body), body))
+
+
+def collect_again(world: World, settings: Settings, plan: Plan, run: Run, collector: Collector) -> Failure | None:
+    """Reads the response anew: a background stream from where it was cut, any other whole."""
+    resumed = settings.get("stream") and settings.get("background-mode") and run.sequence
+    reply = ask_response(world, settings, run, f"stream=true&starting_after={run.sequence}" if resumed else "")
+    collector.begin()
+    run.troubles.clear()
+    return receive(reply, collector, open_journal(world, settings, plan, run))
+
+
+def settle(
+    world: World, settings: Settings, plan: Plan, run: Run, collector: Collector, failure: Failure | None
+) -> Failure | None:
+    """Waits for a response that runs in the background, or looks up one whose stream was cut before giving up."""
+    background, status = settings.get("background-mode"), run.facts.get("status")
+    cut = failure is not None and failure.exit == NETWORK
+    if not isinstance(run.facts.get("id"), str) or not (background or cut and settings.get("store") is not False):
+        return failure
+    if failure and not cut or status in ENDED and not cut:
+        return interrupted_session(run, failure) if background else failure
+    limit, waited, wait = LONGEST_POLL if background else LONGEST_LOOK, 0.0, 0.0 if cut else POLL_FIRST
+    try:
+        while waited <= limit:
+            if run.facts.get("status") in WORKING:
+                world.progress.phase("polling", status=run.facts["status"])
+            world.sleep(wait)
+            waited, wait = waited + wait, min(max(wait * POLL_GROWTH, POLL_FIRST), POLL_MOST)
+            again = collect_again(world, settings, plan, run, collector)
+            if not again and run.facts.get("status") not in WORKING or again and again.exit != NETWORK:
+                return interrupted_session(run, again)
+            if again and not background:
+                return failure
+    except Failure as error:
+        return still_running(run, error) if background else failure
+    except KeyboardInterrupt:
+        return Failure(INTERRUPTED, "interrupted while waiting", resume_hint(run), may_be_billed=True)
+    return still_running(run, None) if background else failure
+
+
+def still_running(run: Run, error: Failure | None) -> Failure:
+    """Returns the failure of a response that is left to `resume`; one the API refused is no longer there."""
+    if error and error.exit == REFUSED:
+        return error
+    words = "the response is still running" + (f", or cannot be reached ({error.message})" if error else "")
+    return Failure(RUNNING, words, resume_hint(run), may_be_billed=True)
+
+
+def interrupted_session(run: Run, failure: Failure | None) -> Failure | None:
+    """Adds to an interruption how to go on; ends the session of a response that is complete."""
+    if failure and failure.exit == INTERRUPTED and run.facts.get("status") not in ENDED:
+        failure.hint = resume_hint(run)
+        return failure
+    if not failure:
+        finish_session(run)
+    return failure
+
+
+def finish_session(run: Run) -> None:
+    """Removes the session file of a response that has ended with every picture saved."""
+    if run.session_file and not run.troubles:
+        try:
+            os.unlink(run.session_file)
+            run.session_file = None
+        except OSError:
+            pass  # it stays, and the result names it
+
+
+def read_session(target: str, settings: Settings) -> Json:
+    """Reads what to resume: a session file, checked for its origin, or the id of a response."""
+    if not os.path.isfile(target):
+        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.=+-]{3,1000}", target) or target.endswith(".json"):
+            raise Failure(USAGE, f"{target}: no session file and no response id", "check the path", rule="session")
+        return {"response_id": target}
+    try:
+        session = parse_object("@" + target)
+    except ValueError as error:
+        raise Failure(USAGE, f"{target}: {error}", "name a file that ends in .session.json", rule="session") from error
+    response_id, origin = session.get("response_id"), session.get("origin")
+    if not isinstance(response_id, str) or not response_id or re.search(r"[\x00-\x20\x7f]", response_id):
+        raise Failure(USAGE, f"{target}: no session file", "name one that ends in .session.json", rule="session")
+    if origin != origin_of(settings.get("base-url")):
+        raise Failure(
+            SETTINGS, f"{target} belongs to {origin}, but the key here is for {origin_of(settings.get('base-url'))}",
+            "set --base-url and the key that belong to it", rule="session-origin",
+        )  # fmt: skip
+    return session
+
+
+def resume(world: World, settings: Settings, problems: list[Problem], target: str | None, run: Run) -> int:
+    """Collects a background response, from this machine or another, or cancels it."""
+    enforce(problems + settings_problems(settings), False, world.console)
+    if not target:
+        raise Failure(USAGE, "there is nothing to resume", "name a session file or a response id", rule="session")
+    refuse_stolen_key(settings, world.dotenv)
+    session = read_session(target, settings)
+    named = os.path.basename(str(session.get("output") or ""))
+    if named and not settings.get("output"):
+        settings = settings.changed("output", os.path.join(os.path.dirname(target), named), "session file")
+    settings = follow_suffix(settings).changed("background-mode", True, "resume")
+    plan = plan_outputs(settings, 1)
+    check_names([plan.final(1), *filter(None, [settings.get("save-response")])], plan.overwrite)
+    check_key(settings)
+    make_folders([plan.final(1)], world.scratch)
+    model = session.get("model")
+    run.route, run.model = "responses", model if isinstance(model, str) else None
+    run.facts["id"], run.session_file = session["response_id"], target if os.path.isfile(target) else None
+    if settings.get("cancel"):
+        return cancel(world, settings, run)
+    collector = new_collector(world, settings, plan, run)
+    failure = collect_again(world, settings, plan, run, collector)
+    failure = settle(world, settings, plan, run, collector, failure)
+    return conclude(world, settings, plan, run, failure, 0 if run.text else 1)
+
+
+def cancel(world: World, settings: Settings, run: Run) -> int:
+    """Cancels a background response; that may be repeated."""
+    value = parse_json(read_body(ask_response(world, settings, run, cancel=True)))
+    status = value.get("status") if isinstance(value, dict) else None
+    world.console.tell(f"{run.facts['id']}: {status}")
+    finish_session(run)
+    return OK
+
+
+def extract(world: World, settings: Settings, problems: list[Problem], target: str | None, run: Run) -> int:
+    """Takes the pictures out of a kept or saved reply, offline; one that is cut short gives what it holds whole."""
+    enforce(problems, False, world.console)
+    settings = follow_suffix(settings)
+    plan = plan_outputs(settings, 1)
+    check_names([plan.final(1)], plan.overwrite)
+    try:
+        file = open(target or "", "rb")
+    except OSError as error:
+        raise Failure(USAGE, f"{target}: {error.strerror}", "name a saved reply", rule="extract-file") from error
+    make_folders([plan.final(1)], world.scratch)
+
+    def offline(url: str, _: IO[bytes]) -> Failure:
+        return Failure(UNREADABLE, f"the reply holds a URL and no picture: {url[:500]}", "fetch it yourself")
+
+    collector = new_collector(world, settings, plan, run, offline)
+    with file:
+        for chunk in iter(lambda: file.read(BLOCK), b""):
+            collector.feed(chunk)
+        collector.finish()
+    if collector.cut:
+        world.console.warn(f"{target} is cut short; what it holds whole was taken out")
+    troubles = [found for found in run.troubles if found.message != "a picture is cut short" or not run.images]
+    if troubles and not run.images or any(found.exit == OUTPUT for found in troubles):
+        raise troubles[0]
+    for trouble in troubles:
+        world.console.warn(trouble.message)
+    if not run.images:
+        hint = "a preview is never taken for one" if run.partials else None
+        raise Failure(UNREADABLE, f"{target} holds no finished picture", hint)
+    return OK
+def show_request(world: World, case: Case, request: Request, outputs: list[str], run: Run) -> int:
+    """Prints what would be sent: the dry run, or a curl command."""
+    run.reported = True
+    if case.settings.get("curl"):
+        world.console.print(curl_command(request))
+        return OK
+    world.console.print_json({
+        "dry_run": True, "route": case.route.name, "method": request.method, "url": request.url,
+        "headers": shown_headers(request.headers), "body": request.tree, "form": request.form, "outputs": outputs,
+        "settings": shown_settings(case.settings), "estimate": estimate(case), "warnings": world.console.warnings,
+    })  # fmt: skip
+    return OK
+
+
+def call(world: World, settings: Settings, problems: list[Problem], positional: str | None, run: Run) -> int:
+    """Makes a call of one of the three routes: check everything, plan the names, send once, save as it comes."""
+    case = build_case(world, settings, positional)
+    settings = case.settings
+    broken = problems + [found for check in CHECKS for found in check(case)]
+    enforce(broken, bool(settings.get("no-validate")), world.console)
+    refuse_stolen_key(settings, world.dotenv)
+    plan = plan_outputs(settings, expected_pictures(case))
+    dry = bool(settings.get("dry-run") or settings.get("curl"))
+    outputs = planned_names(plan, settings.get("partial-images") or 0 if settings.get("stream") else 0)
+    mask = plan.beside("-mask.png") if case.has("mask-box") else None
+    written = [*outputs, *filter(None, [settings.get("save-response"), mask])]
+    check_names(written, plan.overwrite)
+    if not dry:
+        check_key(settings)
+        make_folders(written, world.scratch)
+    if case.has("mask-box"):
+        case = boxed_mask(world, case, plan, run)
+    request = build_request(case)
+    run.model = case.settings.get("model")
+    if dry:
+        return show_request(world, case, request, outputs[: plan.expected], run)
+    return make_call(world, case, plan, request, run)
+
+
+def spellings(row: Option) -> list[str]:
+    """Returns every way to type an option, the usual one first."""
+    names = [f"--{row.name}"] + [f"-{name}" if len(name) == 1 else f"--{name}" for name in row.also]
+    return names + ([f"--{row.negative}"] if row.negative else [])
+
+
+def option_facts(row: Option) -> Json:
+    """Returns an option's row for programs."""
+    return {
+        "option": spellings(row), "value": row.kind.metavar, "choices": row.kind.choices, "help": row.help,
+        "group": row.group, "commands": row.commands, "field": ".".join(row.path) if row.sends else None,
+        "env": row.env, "default": row.default, "repeat": row.kind.repeat,
+    }  # fmt: skip
+
+
+def reference_json() -> str:
+    """Returns every option's row as JSON."""
+    return json.dumps([option_facts(row) for row in OPTIONS], indent=2)
+
+
+def code(*words: str) -> str:
+    """Returns words as code in Markdown."""
+    return " ".join(f"`{word}`" for word in words if word)
+
+
+def reference_markdown() -> str:
+    """Returns references/options.md."""
+    lines = ["# Options", "", "Written by `gpt_image.py config --reference markdown` from the program's own table.", ""]
+    for group in dict.fromkeys(row.group for row in OPTIONS):
+        lines += [f"## {group}", "", "| option | value | commands | API field | environment | default | meaning |"]
+        lines += ["|" + " --- |" * 7]
+        for row in (row for row in OPTIONS if row.group == group):
+            commands = "all routes" if row.commands == ALL else ", ".join(row.commands)
+            field = ".".join(row.path) if row.sends else ""
+            cells = [code(*spellings(row)), code(row.kind.metavar), commands, code(field), code(*row.env)]
+            cells += [row.default or "", row.help]
+            lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+        lines.append("")
+    return "\n".join(lines).rstrip()
+
+
+def reference_env() -> str:
+    """Returns .env.example: every variable with its meaning, commented out but for the key."""
+    lines = ["# Settings of gpt_image.py. The command line and the environment stand above this file.",
+             "# Keep the key to yourself: chmod 600 .env, and never commit it."]  # fmt: skip
+    for row in (row for row in OPTIONS if row.env):
+        facts = [row.help, *[f"one of {', '.join(row.kind.choices)}"] * bool(row.kind.choices)]
+        facts += [f"default {row.default}"] * bool(row.default)
+        lines += ["", "# " + "; ".join(facts)]
+        lines += [("" if row.secret and name == row.env[0] else "# ") + f"{name}=" for name in row.env]
+    return "\n".join(lines)
+
+
+def long_spellings(row: Option) -> list[str]:
+    """Returns the spellings of an option that begin with two dashes."""
+    return [word for word in spellings(row) if word.startswith("--")]
+
+
+def completion_words(command: str) -> list[str]:
+    """Returns what can be typed after a subcommand."""
+    return sorted({word for row in options_of(command).values() for word in long_spellings(row)})
+
+
+BASH_COMPLETION = """_gpt_image() {
+  local words current=${COMP_WORDS[COMP_CWORD]} previous=${COMP_WORDS[COMP_CWORD-1]}
+  case ${COMP_WORDS[1]} in
+%s
+  esac
+  [ "$COMP_CWORD" -eq 1 ] && words='%s'
+  case $previous in
+%s
+  esac
+  COMPREPLY=($(compgen -W "$words" -- "$current"))
+}
+complete -o default -F _gpt_image gpt-image gpt_image.py"""
+
+
+def fish_lines(program: str) -> Iterator[str]:
+    """Yields the completions of one program name for fish."""
+    for name, command in COMMANDS.items():
+        yield f"complete -c {program} -n __fish_use_subcommand -f -a {name} -d {shell_quoted(command.summary)}"
+    for row in OPTIONS:
+        values = "" if row.kind.flag else "-r "
+        if row.kind.choices:
+            values = f"-x -a {shell_quoted(' '.join(row.kind.choices))} "
+        for word in long_spellings(row):
+            seen = f"'__fish_seen_subcommand_from {' '.join(row.commands)}'"
+            yield f"complete -c {program} -n {seen} -l {word[2:]} {values}-d {shell_quoted(row.help)}"
+
+
+def completion_script(shell: str) -> str:
+    """Returns a completion script, from the table."""
+    if shell == "fish":
+        return "\n".join(line for program in ("gpt-image", "gpt_image.py") for line in fish_lines(program))
+    commands = "\n".join(f"    {name}) words='{' '.join(completion_words(name))}' ;;" for name in COMMANDS)
+    listed = [("|".join(long_spellings(row)), " ".join(row.kind.choices)) for row in OPTIONS if row.kind.choices]
+    values = "\n".join(f"    {names}) words='{words}' ;;" for names, words in listed)
+    script = BASH_COMPLETION % (commands, " ".join(COMMANDS), values)
+    return "autoload -U +X bashcompinit && bashcompinit\n" + script if shell == "zsh" else script
+
+
+def init_env(world: World) -> int:
+    """Writes a commented .env into the current folder, for its owner only, never over an existing one."""
+    try:
+        file = os.fdopen(os.open(".env", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8")
+    except OSError as error:
+        raise Failure(OUTPUT, f".env: {error.strerror}", "edit it, or remove it first", rule="env-exists") from error
+    with file:
+        file.write(reference_env() + "\n")
+    world.console.tell("wrote .env; put the key behind OPENAI_API_KEY= and keep it out of version control")
+    world.console.print(".env")
+    return OK
+
+
+def check_endpoint(world: World, settings: Settings) -> int:
+    """Asks the endpoint for its models, which is free of charge, and says whether the key is accepted."""
+    check_key(settings)
+    url = api_url(settings, "/models")
+    reply = exchange(world, settings, Request("GET", url, api_headers(settings, None)))
+    body = parse_json(read_body(reply))
+    listed = body.get("data") if isinstance(body, dict) else None
+    if not isinstance(listed, list):
+        hint = "is the base URL right? It usually ends in /v1"
+        raise Failure(UNREADABLE, f"{url} answers, but not as this API does", hint)
+    names = [row["id"] for row in listed if isinstance(row, dict) and isinstance(row.get("id"), str)]
+    world.console.tell(f"the key is accepted by {origin_of(url)}; {plural(len(names), 'model')} listed")
+    images = [name for name in names if "image" in name]
+    world.console.print_json({"ok": True, "url": url, "key_accepted": True, "image_models": images})
+    return OK
+
+
+def config(world: World, settings: Settings, problems: list[Problem], _: str | None, run: Run) -> int:
+    """Shows the settings in force with their sources; or writes a .env, asks the endpoint, or prints a reference."""
+    run.reported = True
+    console, printed = world.console, {"markdown": reference_markdown, "env": reference_env, "json": reference_json}
+    enforce(problems + settings_problems(settings), False, console)
+    if settings.get("init"):
+        return init_env(world)
+    if settings.get("reference") or settings.get("completion"):
+        reference, shell = settings.get("reference"), settings.get("completion")
+        console.print(printed[reference]() if reference else completion_script(shell))
+        return OK
+    refuse_stolen_key(settings, world.dotenv)
+    if settings.get("check"):
+        return check_endpoint(world, settings)
+    commands = {name: shown_settings(resolve(name, {}, world.environ, world.dotenv)[0]) for name in ALL}
+    commands["config"] = shown_settings(settings)
+    if is_terminal(console.stdout) and not settings.get("json"):
+        console.print("\n".join(settings_lines(commands, world.dotenv)))
+    else:
+        console.print_json({"ok": True, "env_file": world.dotenv.path or None, "settings": commands})
+    return OK
+
+
+def settings_lines(commands: Mapping[str, Json], dotenv: Dotenv) -> list[str]:
+    """Returns the settings in force as lines for a terminal, each once."""
+    rows: dict[tuple[str, str, str], list[str]] = {}
+    for command, settings in commands.items():
+        for name, row in settings.items():
+            rows.setdefault((name, str(row["value"]), row["source"]), []).append(command)
+    lines = [f".env in force: {dotenv.path or 'none'}"]
+    for (name, value, source), where in sorted(rows.items()):
+        only = "" if "config" in where or set(ALL) <= set(where) else f"  ({', '.join(where)})"
+        lines.append(f"--{name:<18} {value:<28} {source}{only}")
+    return lines
+
+
+class Command(NamedTuple):
+    """A row of COMMANDS: what runs a subcommand, its line in the help, its argument, and an example."""
+
+    run: Callable[[World, Settings, list[Problem], str | None, Run], int]
+    summary: str
+    argument: str
+    example: str
+
+
+COMMANDS = {
+    **{row.name: Command(call, row.summary, "PROMPT", row.example) for row in ROUTES},
+    "resume": Command(resume, "collect a background response", "TARGET", "resume out/poster.session.json"),
+    "extract": Command(extract, "take the pictures out of a saved reply, offline", "FILE",
+                       "extract out/poster.reply --output out/poster.png"),
+    "config": Command(config, "show the settings in force; write a .env; check the key", "", "config --check"),
+}  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 14 Main: arguments -> exit code; Failure, Ctrl-C and bugs become words
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse for the spelling only: its errors become a Failure, without the dump of the usage."""
+
+    def error(self, message: str) -> Any:
+        raise Failure(USAGE, message, "see --help", rule="usage")
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """The help as wide as the terminal, without the module that argparse loads to ask for it."""
+
+    def __init__(self, prog: str) -> None:
+        try:
+            width = int(os.environ.get("COLUMNS") or os.get_terminal_size().columns)
+        except (OSError, ValueError):
+            width = 80
+        super().__init__(prog, max_help_position=26, width=max(min(width, 100) - 2, 30))
+
+
+def build_parser(command: str) -> Parser:
+    """Returns the parser of a subcommand, from the table; every value stays text."""
+    row = COMMANDS[command]
+    words = ["gpt_image.py", command, *[f"[{row.argument}]"] * bool(row.argument), "[options]"]
+    parser = Parser(
+        usage=" ".join(words), description=row.summary + ".",
+        epilog=f"example:\n  gpt_image.py {row.example}\n\n{exit_lines()}",
+        add_help=False, allow_abbrev=False, formatter_class=HelpFormatter,
+    )  # fmt: skip
+    groups: dict[str, Any] = {}
+    if row.argument:
+        parser.add_argument("positional", nargs="?", metavar=row.argument, help=argparse.SUPPRESS)
+    for option in options_of(command).values():
+        if option.group not in groups:
+            groups[option.group] = parser.add_argument_group(option.group.lower())
+        add_option(groups[option.group], option)
+    return parser
+
+
+def add_option(group: Any, row: Option) -> None:
+    """Adds an option to its group of the parser; a flag stores the text that says yes or no."""
+    note = f" (default: {row.default})" if row.default else ""
+    facts: Json = {"dest": row.name, "default": None, "help": (row.help + note).replace("%", "%%")}
+    words = spellings(row)
+    if not row.kind.flag:
+        group.add_argument(*words, action="append" if row.kind.repeat else "store", metavar=row.kind.metavar, **facts)
+        return
+    group.add_argument(*words[: -1 if row.negative else None], action="store_const", const="true", **facts)
+    if row.negative:
+        group.add_argument(words[-1], action="store_const", const="false", **{**facts, "help": "the opposite"})
+
+
+def exit_lines() -> str:
+    """Returns the exit codes as the help shows them."""
+    return "exit codes:\n" + "\n".join(f"  {row.code:>3}  {row.meaning}" for row in EXITS)
+
+
+def overview() -> str:
+    """Returns the help of the program as a whole."""
+    lines = ["usage: gpt_image.py COMMAND [options]", "", (__doc__ or "").strip().splitlines()[0], ""]
+    lines += [f"  {name:<12} {row.summary}" for name, row in COMMANDS.items()]
+    lines += ["", "examples:", *(f"  gpt_image.py {row.example}" for row in COMMANDS.values()), ""]
+    lines += ["Add --dry-run to see what would be sent: it needs no key.", "COMMAND --help lists the options.", ""]
+    return "\n".join([*lines, exit_lines()])
+
+
+def parse(argv: list[str]) -> tuple[str, dict[str, Any], str | None]:
+    """Returns the subcommand, the typed options and the argument; every mistake of spelling is a Failure."""
+    command = argv[0] if argv else ""
+    if command not in COMMANDS:
+        near = nearest_word(command, COMMANDS)
+        raise Failure(
+            USAGE, f"{command!r} is no command" if command else "no command is given",
+            f"did you mean {near}?" if near else f"one of {', '.join(COMMANDS)}; see --help", rule="command",
+        )  # fmt: skip
+    known, extra = build_parser(command).parse_known_args(argv[1:])
+    typed = dict(vars(known))
+    for word in extra:
+        refuse_word(command, word)
+    return command, typed, typed.pop("positional", None)
+
+
+def refuse_word(command: str, word: str) -> None:
+    """Refuses a word that is no option of a subcommand, with the option that was probably meant."""
+    if word == "--":
+        return
+    if not word.startswith("-"):
+        raise Failure(USAGE, f"{word!r} is one word too many", "put the prompt into quotes", rule="usage")
+    name = word.split("=")[0]
+    others = [other for other in COMMANDS if name in completion_words(other)]
+    near = nearest_word(name, completion_words(command))
+    hint = f"did you mean {near}?" if near else f"see {command} --help"
+    hint = f"it belongs to {', '.join(others)}" if others else hint
+    raise Failure(USAGE, f"{name} is no option of {command}", hint, rule="unknown-option")
+
+
+def result_of(run: Run, failure: Failure | None, console: Console, seconds: float) -> Json:
+    """Returns the one JSON object of a call."""
+    usage = run.facts.get("usage")
+    error = None
+    if failure:
+        keys = ("rule", "status", "type", "code")
+        details = failure.details
+        error = {"exit": failure.exit, **{key: details.get(key) for key in keys}, "message": failure.message,
+                 "hint": failure.hint, "may_be_billed": bool(details.get("may_be_billed")),
+                 "problems": details.get("problems") or [], "recovery": details.get("recovery")}  # fmt: skip
+    response_id = run.facts.get("id") if run.route == "responses" else None
+    result = {
+        "ok": failure is None, "route": run.route, "model": run.model, "images": run.images,
+        "partial_images": run.partials, "text": run.text, "response_id": response_id, "request_id": run.request_id,
+        "usage": usage, "cost": cost_of(usage, run.route, run.model), "seconds": round(seconds, 1),
+        "attempts": run.attempts, "saved_response": run.saved_response, "session_file": run.session_file,
+        "warnings": console.warnings, "error": error,
+    }  # fmt: skip
+    return {**result, "mask": run.mask} if run.mask else result
+
+
+def report(run: Run, failure: Failure | None, console: Console, seconds: float, as_json: bool) -> None:
+    """Prints how a call ended: the result to stdout, the words to stderr."""
+    if failure:
+        problems = failure.details.get("problems") or [{"message": failure.message, "hint": failure.hint}]
+        for row in problems:
+            console.say(row["message"], "error")
+            if row["hint"]:
+                console.say(row["hint"], "hint")
+        if failure.details.get("may_be_billed"):
+            console.say("this call may have been billed", "hint")
+    if run.reported:
+        return
+    if as_json:
+        console.print_json(result_of(run, failure, console, seconds))
+        return
+    if run.text:
+        console.say(run.text)
+    cost = cost_of(run.facts.get("usage"), run.route, run.model)
+    if cost:
+        console.tell(f"cost: {cost['usd']:.4f} USD at the prices of {cost['prices_of']}")
+    if run.images:
+        console.print("\n".join(row["path"] for row in run.images))
+
+
+def bug_failure() -> Failure:
+    """Returns the failure of a bug, with the traceback, which the console redacts."""
+    import traceback
+
+    return Failure(BUG, "a bug of this program:\n" + traceback.format_exc(), "please report it", rule="bug")
+
+
+def as_interruptible(work: Callable[[], int]) -> int:
+    """Runs something with termination signals turned into exceptions, so that finished pictures are kept."""
+    import signal
+
+    def interrupt(*_: object) -> None:
+        raise Interrupted
+
+    old = []
+    try:
+        for name in ("SIGTERM", "SIGHUP"):
+            if hasattr(signal, name):
+                old.append((getattr(signal, name), signal.signal(getattr(signal, name), interrupt)))
+    except ValueError:
+        pass  # not the main thread: whoever imported us sees to signals
+    try:
+        return work()
+    finally:
+        for number, handler in old:
+            signal.signal(number, handler)
+
+
+def run_command(
+    argv: list[str], run: Run, console: Console, environ: Mapping[str, str], stdin: IO[str], transport: Transport,
+    clock: Callable[[], float], sleep: Callable[[float], None],
+) -> int:  # fmt: skip
+    """Parses, resolves and runs; what goes wrong leaves as Failure."""
+    command, typed, positional = parse(argv)
+    run.route = command
+    console.quiet = bool(typed.get("quiet"))
+    dotenv = find_dotenv(typed, environ, console)
+    settings, problems = resolve(command, typed, environ, dotenv)
+    hide_secrets(settings, typed, environ, dotenv, console)
+    mode = settings.get("progress", "none")
+    offline = settings.get("dry-run") or settings.get("curl")
+    progress = Progress(console, "none" if offline or mode not in PROGRESS else mode, clock)
+    with Scratch() as scratch:
+        world = World(console, stdin, environ, dotenv, transport, clock, sleep, scratch, progress)
+        with progress:
+            return COMMANDS[command].run(world, settings, problems, positional, run)
+
+
+PROGRESS = ("auto", "plain", "json", "none")
+
+
+def wants_json(argv: list[str], stdout: IO[str]) -> bool:
+    """Tells whether the result is to be JSON: when asked for, or when stdout is no terminal."""
+    return "--json" in argv or not is_terminal(stdout)
+
+
+def main(
+    argv: list[str] | None = None, *, transport: Transport = send, environ: Mapping[str, str] | None = None,
+    stdin: IO[str] | None = None, stdout: IO[str] | None = None, stderr: IO[str] | None = None,
+    clock: Callable[[], float] = time.monotonic, sleep: Callable[[float], None] = time.sleep,
+) -> int:  # fmt: skip
+    """Runs the program with the given arguments and returns its exit code; all it touches can be handed in."""
+    argv = sys.argv[1:] if argv is None else argv
+    for stream in (sys.stdout, sys.stderr) if stdout is None else ():
+        if hasattr(stream, "reconfigure"):  # UTF-8 whatever the code page
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
+    environ = os.environ if environ is None else environ
+    console = Console(stdout or sys.stdout, stderr or sys.stderr, environ)
+    options = argv[: argv.index("--")] if "--" in argv else argv
+    if argv[:1] in (["--version"], ["-V"]):
+        console.print(f"gpt_image.py {__version__}")
+        return OK
+    if "--help" in options or "-h" in options:
+        console.print(build_parser(argv[0]).format_help().rstrip() if argv[0] in COMMANDS else overview())
+        return OK
+    started, failure, run = clock(), None, Run(argv[0] if argv else "", None)
+    try:
+        code = as_interruptible(
+            lambda: run_command(argv, run, console, environ, stdin or sys.stdin, transport, clock, sleep)
+        )
+    except Failure as error:
+        failure, code = error, error.exit
+    except KeyboardInterrupt:
+        failure, code = Failure(INTERRUPTED, "interrupted", may_be_billed=run.attempts > 0), INTERRUPTED
+    except Exception:
+        failure, code = bug_failure(), BUG
+    run.reported = run.reported and failure is None
+    report(run, failure, console, clock() - started, wants_json(argv, console.stdout))
+    return code
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
