@@ -3,7 +3,7 @@
 # requires-python = ">=3.9"
 # dependencies = []
 # ///
-"""Make and edit pictures with the GPT Image models, through OpenAI or any compatible gateway.
+"""Make and edit pictures with the GPT Image models of OpenAI or of any gateway.
 
     gpt_image.py generations "A lighthouse at dusk" --output out/lighthouse.png
     gpt_image.py edits "Make it snow" --image photo.jpg --output out/snow.png
@@ -27,6 +27,7 @@ Four promises, each kept by a test:
  3. a picture that was paid for is never lost or overwritten: it is on disk the moment its last byte arrives;
  4. memory does not grow with the pictures, neither up nor down.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -107,6 +108,9 @@ class Secret:
     def __repr__(self) -> str:
         return "***"
 
+    def __bool__(self) -> bool:
+        return bool(self._value)
+
     def reveal(self) -> str:
         return self._value
 
@@ -126,8 +130,17 @@ class Secret:
 
 
 # A server's words go to a terminal: escape sequences in them must not.
+CONTROL_CODES = re.compile("[\x7f-\x9f]")  # those that JSON leaves as they are
 CONTROL = {code: None for code in [*range(9), *range(11, 32), *range(127, 160)]}
 STYLES = {"error": "\x1b[1;31m", "warning": "\x1b[33m", "hint": "\x1b[36m"}
+
+
+def is_terminal(stream: IO[str]) -> bool:
+    """Tells whether a stream is a terminal; a closed one is not."""
+    try:
+        return stream.isatty()
+    except (AttributeError, ValueError):
+        return False
 
 
 class Console:
@@ -208,19 +221,12 @@ class Console:
     def print_json(self, value: Any) -> None:
         """Prints one JSON object to stdout, in ASCII if a file name in it is not valid Unicode."""
         text = self.clean(json.dumps(value, indent=2, ensure_ascii=False))
+        text = CONTROL_CODES.sub(lambda match: f"\\u{ord(match.group()):04x}", text)
         try:
             text.encode("utf-8")
         except UnicodeEncodeError:
             text = self.clean(json.dumps(value, indent=2))
         self.print(text)
-
-
-def is_terminal(stream: IO[str]) -> bool:
-    """Tells whether a stream is a terminal; a closed one is not."""
-    try:
-        return stream.isatty()
-    except (AttributeError, ValueError):
-        return False
 
 
 def amount(size: float) -> str:
@@ -427,7 +433,7 @@ def parse_tool_choice(text: str) -> Any:
 def parse_header(text: str) -> tuple[str, str]:
     """Reads `Name: value`; CR, LF, NUL and other control characters are refused, since they could forge headers."""
     name, colon, value = text.partition(":")
-    name, value = name.strip(), value.strip(" \t")
+    name, value = name.strip(" "), value.strip(" \t")
     if not colon or not re.fullmatch(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+", name):
         raise ValueError("expected 'Name: value'")
     if name.lower() in ("content-length", "content-type", "transfer-encoding", "host", "connection"):
@@ -441,6 +447,11 @@ class Box(NamedTuple):
     """A rectangle on a picture: x, y, width, height, each as (number, whether it is a percentage)."""
 
     sides: tuple[tuple[float, bool], ...]
+
+    def leaves(self) -> bool:
+        """Tells whether it leaves the picture by its percentages, which rounding to pixels could hide."""
+        (x, x_of), (y, y_of), (w, w_of), (h, h_of) = self.sides
+        return (x_of and w_of and x + w > 100) or (y_of and h_of and y + h > 100)
 
     def pixels(self, width: int, height: int) -> tuple[int, int, int, int]:
         """Returns x, y, width and height in pixels of a picture of the given size."""
@@ -457,10 +468,14 @@ def parse_box(text: str) -> Box:
     return Box(tuple((float(part.rstrip("%")), part.endswith("%")) for part in parts))
 
 
+def one_of(values: tuple[str, ...]) -> str:
+    """Returns values as words: a, b or c."""
+    return " or ".join(filter(None, (", ".join(values[:-1]), values[-1])))
+
+
 def choice(*values: str, strict: bool = False) -> Kind:
     """Returns the kind of a word out of several."""
-    words = ", ".join(values[:-1]) + " or " + values[-1]
-    return Kind(str, "|".join(values), f"expected {words}", choices=values, strict=strict)
+    return Kind(str, "|".join(values), f"expected {one_of(values)}", choices=values, strict=strict)
 
 
 def number(low: int, high: int | None = None) -> Kind:
@@ -472,7 +487,7 @@ def number(low: int, high: int | None = None) -> Kind:
 TEXT = Kind(str, "TEXT")
 NAME = Kind(str, "NAME")
 PATH = Kind(str, "PATH")
-URL = Kind(str.strip, "URL")
+URL = Kind(lambda text: text.strip(" "), "URL")
 FLAG = Kind(parse_flag, flag=True)
 SECONDS = Kind(parse_seconds, "SECONDS")
 SIZE = Kind(lambda text: text.strip().lower(), "WIDTHxHEIGHT|auto")
@@ -509,11 +524,11 @@ class Route(NamedTuple):
 
 ROUTES = (
     Route("generations", "/images/generations", "make pictures from words", "image_generation.",
-          'generations "A lighthouse at dusk" --size 1536x1024 --output out/lighthouse.png'),
+          'generations "A lighthouse at dusk" --output out/lighthouse.png'),
     Route("edits", "/images/edits", "edit or combine pictures, with a mask if you like", "image_edit.",
           'edits "Make it snow" --image photo.jpg --output out/snow.png'),
-    Route("responses", "/responses", "let a text model make pictures: text answers, previews, further turns",
-          "response.", 'responses "A poster for a jazz night" --stream --partial-images 2 --output out/poster.png'),
+    Route("responses", "/responses", "let a text model make pictures, with previews and further turns",
+          "response.", 'responses "A poster" --stream --partial-images 2 -o poster.png'),
 )  # fmt: skip
 ROUTE = {row.name: row for row in ROUTES}
 CHAT_PATH = "/chat/completions"
@@ -768,7 +783,7 @@ MODELS = (
     Model(r"gpt-image-1(-\d{4}-\d\d-\d\d)?", TAKES_1, THREE_SIZES, gone="2026-10-23", retired=True,
           instead="gpt-image-2.5-sunburst"),
     Model(r"dall-e-[23]", TAKES_DALLE, gone="2026-05-12", retired=True, instead="gpt-image-2.5-sunburst"),
-    Model(r".*", None),
+    Model(r"(?s:.*)", None),
 )  # fmt: skip
 MODEL_IDS = (
     "gpt-image-2", "gpt-image-2.5-sunburst", "gpt-image-2.5-flare", "gpt-image-2.6-sunburst", "gpt-image-2.6-flare",
@@ -894,7 +909,8 @@ RULES = (
     Rule("store-background", "{text}: a background response must be stored", "leave out --no-store"),
     Rule("store-previous", "{text}: the next turn cannot go on from a response that is not stored", warning=True),
     Rule("base-url", "{text}: {why}", "such as " + OPENAI_URL, fatal=True),
-    Rule("base-url-http", "{text}: plain http would show the key to everyone on the way", "use https, or --allow-http"),
+    Rule("base-url-http", "{text}: plain http would show the key to everyone on the way", "use https, or --allow-http",
+         fatal=True),
     Rule("chat-carries", "{text}: cannot be carried by chat", "leave it out, or use --protocol openai_images"),
     Rule("chat-one", "{text}: chat makes one picture a call", "leave --n out"),
 )  # fmt: skip
@@ -930,7 +946,7 @@ EVENTS = (
 LISTS = ("data", "output", "choices")
 # The keys a picture stands under, best first: text in base64, a data: URL, or a URL to fetch.
 PICTURE_KEYS = ("b64_json", "result", "partial_image_b64", "image_base64", "url")
-LIFTED_KEYS = frozenset(PICTURE_KEYS[:4])
+LIFTED_KEYS = frozenset((*PICTURE_KEYS, "image_url"))
 ENDED = ("completed", "failed", "incomplete", "cancelled")
 WORKING = ("queued", "in_progress")
 
@@ -1042,7 +1058,7 @@ def jpeg_turned(segment: bytes) -> bool:
 
 
 def look_jpeg(file: IO[bytes], head: bytes) -> Picture:
-    """Walks the segments of a JPEG up to its frame header; whole if an end marker stands in its last kilobytes."""
+    """Walks the segments of a JPEG up to its scan; whole if an end marker stands in the last kilobytes behind it."""
     size, turned, at = (0, 0), False, 2
     while True:
         file.seek(at)
@@ -1053,12 +1069,10 @@ def look_jpeg(file: IO[bytes], head: bytes) -> Picture:
         if marker[1] in SOF:
             frame = file.read(5)
             size = int.from_bytes(frame[3:5], "big"), int.from_bytes(frame[1:3], "big")
-            break
         if marker[1] == 0xE1:
-            turned = turned or jpeg_turned(file.read(length - 2 if length > 2 else 0))
+            turned = turned or jpeg_turned(file.read(max(length - 2, 0)))
         at += 2 + length if marker[1] != 0xFF else 1
-    end = file.seek(0, os.SEEK_END)
-    file.seek(max(end - 4096, 0))
+    file.seek(max(file.seek(0, os.SEEK_END) - 4096, at))
     return Picture("jpeg", *size, whole=size != (0, 0) and b"\xff\xd9" in file.read(), turned=turned)
 
 
@@ -1108,14 +1122,16 @@ def look_gif(file: IO[bytes], head: bytes) -> Picture:
     return Picture("gif", width, height, animated=frames > 1, whole=whole)
 
 
-def look_svg(file: IO[bytes], head: bytes) -> Picture:
-    """Reads width and height, or the view box, of an SVG's root element."""
+def look_svg(file: IO[bytes], head: bytes) -> Picture | None:
+    """Reads width and height, or the view box, of an SVG's root element; other XML is no picture."""
     file.seek(0)
-    tag = re.search(rb"<svg\b[^>]*>", file.read(65536), re.DOTALL)
+    tag = re.search(rb"<svg\b[^>]{0,9999}>?", file.read(65536))
+    if not tag:
+        return None
     end = file.seek(0, os.SEEK_END)
     file.seek(max(end - 64, 0))
     whole = b"</svg>" in file.read()
-    root = tag.group() if tag else b""
+    root = tag.group()
     number = rb"([0-9]+(?:\.[0-9]+)?)"
     sides = [re.search(rb'\s%s\s*=\s*["\']%s(px)?["\']' % (side, number), root) for side in (b"width", b"height")]
     box = re.search(rb'viewBox\s*=\s*["\'][-0-9.]+[\s,]+[-0-9.]+[\s,]+%s[\s,]+%s' % (number, number), root)
@@ -1126,7 +1142,7 @@ def look_svg(file: IO[bytes], head: bytes) -> Picture:
     return Picture("svg", width, height, alpha=True, whole=whole)
 
 
-Look = Callable[[IO[bytes], bytes], Picture]
+Look = Callable[[IO[bytes], bytes], "Picture | None"]
 
 
 def look_no_further(name: str) -> Look:
@@ -1139,7 +1155,7 @@ SIGNATURES: tuple[tuple[bytes, Look], ...] = (
     (rb"\xff\xd8\xff", look_jpeg),
     (rb"RIFF....WEBP", look_webp),
     (rb"GIF8[79]a", look_gif),
-    (rb"(\xef\xbb\xbf)?\s*(<\?xml[^>]*>\s*|<!--.*?-->\s*|<!DOCTYPE svg[^>]*>\s*)*<svg\b", look_svg),
+    (rb"(\xef\xbb\xbf)?\s{0,99}<(svg|\?xml|!--|!DOCTYPE svg)", look_svg),
     (rb"....ftyp(avif|avis)", look_no_further("avif")),
     (rb"....ftyp(hei[cfmsx]|hev[cx]|mif1|msf1)", look_no_further("heic")),
     (rb"BM....\0\0\0\0", look_no_further("bmp")),
@@ -1160,11 +1176,6 @@ def look(path: str) -> Picture | None:
                 except (IndexError, ValueError):
                     return Picture(reader.__name__.replace("look_", ""), whole=False)
     return None
-
-
-def starts_like_picture(head: bytes) -> bool:
-    """Tells whether decoded bytes begin as some picture does."""
-    return any(re.match(signature, head, re.DOTALL) for signature, _ in SIGNATURES)
 
 
 # Whether a PNG is opaque can be told without undoing its filters. They work on each channel by itself, so as long as
@@ -1201,11 +1212,11 @@ def png_rows(file: IO[bytes], head: bytes) -> Iterator[tuple[bool, int, bytes]]:
             del data[:size]
 
 
-def unfilter(row: bytes, above: bytes) -> bytes:
-    """Undoes the filter of a row with one byte a pixel (the first byte is the filter type)."""
+def unfilter(row: bytes, above: bytes, step: int = 1) -> bytes:
+    """Undoes the filter of a row of 8-bit samples, `step` bytes a pixel (the first byte is the filter type)."""
     kind, out = row[0], bytearray()
-    left = corner = 0
-    for value, up in zip(row[1:], above):
+    for i, (value, up) in enumerate(zip(row[1:], above)):
+        left, corner = (out[i - step], above[i - step]) if i >= step else (0, 0)
         if kind == 1:
             value += left
         elif kind == 2:
@@ -1215,8 +1226,7 @@ def unfilter(row: bytes, above: bytes) -> bytes:
         elif kind == 4:
             guess = left + up - corner
             value += min((left, up, corner), key=lambda near: abs(guess - near))
-        left, corner = value & 255, up
-        out.append(left)
+        out.append(value & 255)
     return bytes(out)
 
 
@@ -1400,9 +1410,16 @@ def read_dotenv(path: str, console: Console) -> dict[str, tuple[str, int]]:
 
 def dotenv_places(environ: Mapping[str, str]) -> list[str]:
     """Returns where a .env is looked for, best first; the parents of the current folder are not searched."""
-    config = environ.get("XDG_CONFIG_HOME") or os.path.join(os.path.expanduser("~"), ".config")
+    home = environ.get("HOME") or environ.get("USERPROFILE") or os.path.expanduser("~")
+    config = environ.get("XDG_CONFIG_HOME") or os.path.join(home, ".config")
     script = os.path.dirname(os.path.abspath(__file__))
     return [".env", os.path.join(script, ".env"), os.path.join(config, "gpt-image", ".env")]
+
+
+def key_names(typed: Mapping[str, Any]) -> list[str]:
+    """Returns the variables the key is looked for in, best first."""
+    given = typed.get("api-key-env")
+    return [given] if given else [name for row in OPTIONS if row.secret for name in row.env]
 
 
 def find_dotenv(typed: Mapping[str, Any], environ: Mapping[str, str], console: Console) -> Dotenv:
@@ -1426,12 +1443,6 @@ def find_dotenv(typed: Mapping[str, Any], environ: Mapping[str, str], console: C
     return Dotenv(path, values, found_here=not given and path == ".env")
 
 
-def key_names(typed: Mapping[str, Any]) -> list[str]:
-    """Returns the variables the key is looked for in, best first."""
-    given = typed.get("api-key-env")
-    return [given] if given else [name for row in OPTIONS if row.secret for name in row.env]
-
-
 def from_environment(names: Iterable[str], environ: Mapping[str, str], dotenv: Dotenv) -> Setting | None:
     """Returns the first variable that is set, from the environment before the .env; an empty one counts as unset."""
     for name in names:
@@ -1447,7 +1458,9 @@ def typed_label(row: Option, text: str) -> str:
     """Returns the words for a value of the command line: long ones are shortened, private ones not shown."""
     if row.kind.flag:
         return f"--{row.name}"
-    text = text.partition(":")[0] + ": …" if row.kind.private else text
+    if row.kind.private:
+        name = re.match(r"[A-Za-z0-9-]+(?=:)", text)
+        return f"--{row.name} '{name.group()}: …'" if name else f"--{row.name} …"
     return f"--{row.name} {text if len(text) <= 200 else text[:200] + '…'}"
 
 
@@ -1472,6 +1485,8 @@ def resolve(
     for row in options_of(command).values():
         for found in look_up(row, typed, environ, dotenv):
             try:
+                if row.kind is OBJECT and found.text.startswith("@") and found.source != "command line":
+                    raise ValueError("@FILE is read from the command line only: a cloned folder could name any file")
                 value: Any = Secret(found.text.strip()) if row.secret else row.kind.parse(found.text)
             except ValueError as error:
                 problems.append(problem("unreadable-value", row.name, text=found.label, why=error))
@@ -1512,11 +1527,9 @@ def hide_secrets(
         console.secrets.append(settings.get("api-key"))
 
 
-def has_key(settings: Settings) -> bool:
-    """Tells whether a call would be authorised: a key, or a secret header of the user's own."""
-    return bool(settings.get("api-key")) or any(
-        name.lower() in ("authorization", "api-key", "x-api-key") for name, _ in settings.get("header", [])
-    )
+def brings_key(settings: Settings) -> bool:
+    """Tells whether a header of the user's own authorises the call: then our key has no business there."""
+    return any(name.lower() in ("authorization", "api-key") for name, _ in settings.get("header", []))
 
 
 def refuse_stolen_key(settings: Settings, dotenv: Dotenv) -> None:
@@ -1542,7 +1555,7 @@ def refuse_stolen_key(settings: Settings, dotenv: Dotenv) -> None:
 
 def check_key(settings: Settings) -> None:
     """Stops before a call without a key, or with one that cannot stand in a header."""
-    if not has_key(settings):
+    if not settings.get("api-key") and not brings_key(settings):
         name = settings.get("api-key-env") or "OPENAI_API_KEY"
         raise Failure(
             SETTINGS, "there is no API key",
@@ -1573,6 +1586,26 @@ class Source(NamedTuple):
     size: int = 0
     picture: Picture | None = None
     trouble: str = ""  # why a file cannot be read
+
+
+def split_url(url: str) -> Any:
+    """Splits a URL; one that cannot be split has no scheme and no host."""
+    from urllib.parse import urlsplit
+
+    try:
+        parts = urlsplit(url)
+        _ = parts.port, parts.hostname  # both are read only now, and may raise
+    except ValueError:
+        return urlsplit("")
+    return parts
+
+
+def host_of(url: str) -> str:
+    """Returns the host name of a URL."""
+    return (split_url(url).hostname or "").rstrip(".")
+
+
+FROM_SUFFIX = "suffix of --output"
 
 
 class Case(NamedTuple):
@@ -1628,26 +1661,6 @@ class Case(NamedTuple):
         return bool(self.settings.get("protocol") == "openai_chat")
 
 
-FROM_SUFFIX = "suffix of --output"
-
-
-def split_url(url: str) -> Any:
-    """Splits a URL; one that cannot be split has no scheme and no host."""
-    from urllib.parse import urlsplit
-
-    try:
-        parts = urlsplit(url)
-        _ = parts.port, parts.hostname  # both are read only now, and may raise
-    except ValueError:
-        return urlsplit("")
-    return parts
-
-
-def host_of(url: str) -> str:
-    """Returns the host name of a URL."""
-    return (split_url(url).hostname or "").rstrip(".")
-
-
 def origin_of(url: str) -> str:
     """Returns scheme, host and port of a URL: what a key may be sent to."""
     parts = split_url(url)
@@ -1667,8 +1680,11 @@ def is_private(host: str) -> bool:
     except ValueError:
         # To some resolvers 134744072 and 0x08080808 are addresses too.
         numeric = re.fullmatch(r"(0x[0-9a-f]*|[0-9]+)(\.(0x[0-9a-f]*|[0-9]+))*", host, re.IGNORECASE)
-        return not numeric and ("." not in host or host.lower().endswith(PRIVATE_ENDINGS))
-    address = getattr(address, "ipv4_mapped", None) or address
+        plain = re.fullmatch(r"[\w.-]+", host, re.ASCII)  # some resolvers take %2e and full-width dots for dots
+        return bool(plain and not numeric and ("." not in host or host.lower().endswith(PRIVATE_ENDINGS)))
+    address = getattr(address, "ipv4_mapped", None) or getattr(address, "sixtofour", None) or address
+    if getattr(address, "teredo", None):  # it leads to another host
+        return False
     return bool(address.is_private or address.is_loopback or address.is_link_local)
 
 
@@ -1745,13 +1761,15 @@ def check_values(case: Case) -> Iterator[Problem]:
         if kind.low is not None and not kind.low <= value <= (kind.high or value):
             yield problem("value", name, text=label, why=kind.expected)
         elif name in takes and value not in takes[name] and (value in kind.choices or not takes[name]):
-            words = "takes " + " or ".join(takes[name]) if takes[name] else "does not take it"
+            words = "takes " + one_of(takes[name]) if takes[name] else "does not take it"
             yield problem("by-model", name, text=label, model=case.model, takes=words, others=who_takes(name, value))
         elif kind.choices and value not in (*kind.choices, *takes.get(name, ())):
             if known or kind.strict or row.sends != "image":
-                near = nearest_word(str(value), kind.choices)
+                taken = takes.get(name) or kind.choices
+                near = nearest_word(str(value), taken)
                 hint = f"did you mean {near}?" if near else ""
-                yield problem("value", name, text=label, why=kind.expected, hint=hint)
+                found = problem("value", name, text=label, why=f"expected {one_of(taken)}", hint=hint)
+                yield found._replace(fatal=kind.strict)
 
 
 def size_fits(sizes: Sizes, width: int, height: int) -> str:
@@ -1808,8 +1826,10 @@ def check_format(case: Case) -> Iterator[Problem]:
         yield problem("compression-format", text=case.label("compression"), format=name)
     for refused in row.refuses:
         streams = refused == "stream" and not images  # a response streams its own events whatever it makes
-        if case.get(refused) and not streams:
-            yield problem("format-refuses", text=case.label(refused), format=name)
+        given = [source.label for source in case.role(refused)]
+        given += [case.label(option) for option in (refused, f"{refused}-box") if case.get(option) and not given]
+        if given and not streams:
+            yield problem("format-refuses", text=given[0], format=name)
     if row.one and (case.get("n") or 1) > 1:
         yield problem("format-one", text=case.label("n"), format=name)
     for other in FORMATS:
@@ -1833,7 +1853,8 @@ def check_output(case: Case) -> Iterator[Problem]:
     output, text = case.settings.get("output", ""), case.label("output")
     suffix, format = output_suffix(output), case.settings.get("format")
     if suffix and suffix not in FORMAT_OF_SUFFIX:
-        yield problem("output-suffix", text=text, suffix=suffix)
+        if suffix != f".{format}":
+            yield problem("output-suffix", text=text, suffix=suffix)
     elif suffix and format and format in FORMAT and FORMAT_OF_SUFFIX[suffix] != format:
         yield problem("format-suffix", text=case.label("format"), output=output, suffix=FORMAT_OF_SUFFIX[suffix])
     odd = [place for place in re.findall(r"\{\w*\}", output) if place not in ("{index}", "{partial}")]
@@ -1843,7 +1864,7 @@ def check_output(case: Case) -> Iterator[Problem]:
 
 def check_stream(case: Case) -> Iterator[Problem]:
     """Checks that previews come with a stream, and a stream of the Images routes with one picture."""
-    if case.get("partial-images") and not case.get("stream") and "stream" not in case.touched:
+    if case.has("partial-images") and not case.get("stream") and "stream" not in case.touched:
         yield problem("partial-images-stream", text=case.label("partial-images"))
     if case.get("stream") and case.route.name in IMAGES and (case.get("n") or 1) > 1:
         yield problem("stream-n", text=case.label("n"))
@@ -1854,6 +1875,24 @@ def is_taken(picture: Picture, route: str) -> bool:
     if picture.format == "gif":
         return route == "responses" and not picture.animated
     return picture.format in INPUT_TYPES
+
+
+# Programs that turn other formats into PNG, best first: {source} and {target} are paths.
+CONVERTERS = (
+    ("sips", "-s", "format", "png", "{source}", "--out", "{target}"),
+    ("magick", "{source}[0]", "{target}"),
+    ("convert", "{source}[0]", "{target}"),
+    ("ffmpeg", "-v", "error", "-y", "-i", "{source}", "-frames:v", "1", "{target}"),
+)
+
+
+PILLOW = "import sys; from PIL import Image; Image.open(sys.argv[1]).save(sys.argv[2], 'PNG')"
+
+
+def no_converter(format: str) -> str:
+    """Returns a hint for a format that nothing on this machine could turn into PNG."""
+    names = ", ".join(row[0] for row in CONVERTERS)
+    return f"save it as png, jpeg or webp, or install one of {names} or Pillow, which this program then uses"
 
 
 def check_source(case: Case, source: Source) -> Iterator[Problem]:
@@ -1879,22 +1918,6 @@ def check_source(case: Case, source: Source) -> Iterator[Problem]:
         yield problem("image-size", text=text, size=amount(source.size))
 
 
-# Programs that turn other formats into PNG, best first: {source} and {target} are paths.
-CONVERTERS = (
-    ("sips", "-s", "format", "png", "{source}", "--out", "{target}"),
-    ("magick", "{source}[0]", "{target}"),
-    ("convert", "{source}[0]", "{target}"),
-    ("ffmpeg", "-v", "error", "-y", "-i", "{source}", "-frames:v", "1", "{target}"),
-)
-PILLOW = "import sys; from PIL import Image; Image.open(sys.argv[1]).save(sys.argv[2], 'PNG')"
-
-
-def no_converter(format: str) -> str:
-    """Returns a hint for a format that nothing on this machine could turn into PNG."""
-    names = ", ".join(row[0] for row in CONVERTERS)
-    return f"save it as png, jpeg or webp, or install one of {names} or Pillow, which this program then uses"
-
-
 def check_images(case: Case) -> Iterator[Problem]:
     """Checks number and state of the input pictures."""
     images = case.role("image")
@@ -1911,24 +1934,25 @@ def check_images(case: Case) -> Iterator[Problem]:
         yield problem("action-edit", text=case.label("action"))
 
 
-def check_mask(case: Case) -> Iterator[Problem]:
-    """Checks the mask by itself and against the first picture."""
-    masks, marks, images = case.role("mask"), case.role("markup"), case.role("image")
-    ways = [source.label for source in masks] + [case.label("mask-box") for _ in case.get("mask-box") or [] [:1]]
-    if not ways and not marks:
-        return
-    boxed = case.has("mask-box")
-    if len(masks) + boxed > 1:
-        yield problem("mask-twice", ways=", ".join([*(s.label for s in masks), *["--mask-box"][: int(boxed)]]))
-    if not images and not case.has("previous-response-id") and case.route.name == "responses":
-        yield problem("mask-without-image", text=ways[0] if ways else marks[0].label)
-    if marks and (masks or boxed):
-        yield problem("markup-mask", text=marks[0].label)
-    for source in (*masks, *marks):
-        if source.picture and source.kind in ("file", "data") and source.size:
-            yield from check_mask_file(source, images[0] if images else None)
-    if boxed and images:
-        yield from check_boxes(case, images[0])
+def rows_are_grey(file: IO[bytes], head: bytes) -> bool:
+    """Tells whether the first rows of an RGB PNG hold black and white only."""
+    from itertools import islice
+
+    if head[24] != 8 or head[25] != 2 or head[28]:
+        return False
+    above = b""
+    for first, pixels, row in islice(png_rows(file, head), 64):
+        above = unfilter(row, bytes(3 * pixels) if first else above, 3)
+        if not set(above) <= {0, 255}:
+            return False
+    return True
+
+
+def looks_black_and_white(path: str) -> bool:
+    """Tells whether a PNG without alpha is grey or has few colours, as masks of other programs are."""
+    with open(path, "rb") as file:
+        head = file.read(33)
+        return len(head) > 25 and (head[25] in (0, 3) or rows_are_grey(file, head))
 
 
 def check_mask_file(source: Source, first: Source | None) -> Iterator[Problem]:
@@ -1954,22 +1978,6 @@ def check_mask_file(source: Source, first: Source | None) -> Iterator[Problem]:
         yield problem("mask-large", text=source.label, size=amount(source.size))
 
 
-def looks_black_and_white(path: str) -> bool:
-    """Tells whether a PNG without alpha is grey or has few colours, as masks of other programs are."""
-    with open(path, "rb") as file:
-        head = file.read(33)
-        return len(head) > 25 and (head[25] in (0, 3) or rows_are_grey(file, head))
-
-
-def rows_are_grey(file: IO[bytes], head: bytes) -> bool:
-    """Tells whether the unfiltered first rows of an RGB PNG hold black and white only."""
-    from itertools import islice
-
-    if head[24] != 8 or head[25] != 2:
-        return False
-    return all(row[0] in (0, 2) and set(row[1:]) <= {0, 255} for _, _, row in islice(png_rows(file, head), 64))
-
-
 def check_boxes(case: Case, first: Source) -> Iterator[Problem]:
     """Checks that each mask box lies within the first picture, whose size must be known."""
     if not first.picture or not first.picture.width:
@@ -1979,9 +1987,29 @@ def check_boxes(case: Case, first: Source) -> Iterator[Problem]:
     width, height = first.picture.shown
     for box in case.get("mask-box"):
         x, y, w, h = box.pixels(width, height)
-        if w < 1 or h < 1 or x + w > width or y + h > height:
+        if w < 1 or h < 1 or x + w > width or y + h > height or box.leaves():
             why = f"{x},{y},{w},{h} is not within {width}x{height}"
             yield problem("mask-box", text=case.label("mask-box"), why=why)
+
+
+def check_mask(case: Case) -> Iterator[Problem]:
+    """Checks the mask by itself and against the first picture."""
+    masks, marks, images = case.role("mask"), case.role("markup"), case.role("image")
+    ways = [source.label for source in masks] + [case.label("mask-box") for _ in case.get("mask-box") or [][:1]]
+    if not ways and not marks:
+        return
+    boxed = case.has("mask-box")
+    if len(masks) + boxed > 1:
+        yield problem("mask-twice", ways=", ".join([*(s.label for s in masks), *["--mask-box"][: int(boxed)]]))
+    if not images and not case.has("previous-response-id") and case.route.name == "responses":
+        yield problem("mask-without-image", text=ways[0] if ways else marks[0].label)
+    if marks and (masks or boxed):
+        yield problem("markup-mask", text=marks[0].label)
+    for source in (*masks, *marks):
+        if source.picture and source.kind in ("file", "data") and source.size:
+            yield from check_mask_file(source, images[0] if images else None)
+    if boxed and images:
+        yield from check_boxes(case, images[0])
 
 
 def json_form_causes(case: Case) -> list[str]:
@@ -2023,6 +2051,9 @@ def check_chat(case: Case) -> Iterator[Problem]:
         reaches = row.sends in ("image", "top") or row.input or name == "mask-box"
         if reaches and name not in CHAT_CARRIES and case.chosen(name):
             yield problem("chat-carries", name, text=case.label(name))
+    for source in case.sources:
+        if source.kind == "file_id":
+            yield problem("chat-carries", "image", text=source.label)
     if (case.get("n") or 1) > 1:
         yield problem("chat-one", text=case.label("n"))
 
@@ -2054,14 +2085,16 @@ def enforce(problems: list[Problem], lenient: bool, console: Console) -> None:
 # What has no option of its own name: the keys of a body that hold the prompt or the pictures.
 TOUCHES = {
     "prompt": ("prompt",), "messages": ("prompt",), "input": ("prompt", "input"),
-    "image": ("image",), "images": ("image",),
+    "image": ("image",), "images": ("image",), "image_url": ("image",),
 }  # fmt: skip
 
 
 def touched_options(command: str, extra: Json) -> frozenset[str]:
     """Returns the options whose API field an --extra-json sets, and the prompt or the pictures if it sets those."""
     names = set()
-    tool: Json = next((row for row in extra.get("tools", []) if row.get("type") == "image_generation"), {})
+    tools = extra.get("tools")
+    tools = [tool for tool in tools if isinstance(tool, dict)] if isinstance(tools, list) else []
+    tool: Json = next((tool for tool in tools if tool.get("type") == "image_generation"), {})
     for name, row in options_of(command).items():
         at = tool if row.sends == "image" and command == "responses" else extra
         if row.sends in ("image", "top") and row.path[0] in at:
@@ -2096,16 +2129,20 @@ class Part(NamedTuple):
             return
         from binascii import b2a_base64
 
+        changed = Failure(USAGE, f"{self.path} changed during the upload", "run it again", rule="image-changed")
         left = self.size
-        with open(self.path, "rb") as file:
-            while left:
-                block = file.read(min(3 * BLOCK, left))
-                if not block:
-                    break
-                left -= len(block)
-                yield b2a_base64(block, newline=False) if self.base64 else block
-            if left or file.read(1):
-                raise Failure(USAGE, f"{self.path} changed during the upload", "run it again", rule="image-changed")
+        try:
+            with open(self.path, "rb") as file:
+                while left:
+                    block = file.read(min(3 * BLOCK, left))
+                    if not block:
+                        raise changed
+                    left -= len(block)
+                    yield b2a_base64(block, newline=False) if self.base64 else block
+                if file.read(1):
+                    raise changed
+        except OSError as error:
+            raise changed from error
 
 
 class Body:
@@ -2134,6 +2171,15 @@ class Request(NamedTuple):
     form: list[Json] | None = None
 
 
+def as_unicode(text: str) -> str:
+    """Returns a text that can be sent as UTF-8; Failure for one that cannot, such as half of a surrogate pair."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise Failure(USAGE, "a value is not valid Unicode text", "type it again", rule="encoding") from None
+    return text
+
+
 class JsonHoles:
     """JSON text with holes: `hole` returns a token to put into the tree where the base64 of a picture stands."""
 
@@ -2146,12 +2192,7 @@ class JsonHoles:
         return f"<{self.mark}:{len(self.parts) - 1}>"
 
     def _split(self, tree: Json) -> list[str]:
-        try:
-            text = json.dumps(tree, ensure_ascii=False)
-            text.encode("utf-8")
-        except UnicodeEncodeError:
-            raise Failure(USAGE, "a value is not valid Unicode text", "type it again", rule="encoding") from None
-        return re.split(f"<{self.mark}:([0-9]+)>", text)
+        return re.split(f"<{self.mark}:([0-9]+)>", as_unicode(json.dumps(tree, ensure_ascii=False)))
 
     def body(self, tree: Json) -> Body:
         """Returns the body of a tree: text, file, text, file ..."""
@@ -2212,7 +2253,7 @@ def merge(tree: Json, extra: Json) -> Json:
         ours = merged.get(key)
         if isinstance(value, dict) and isinstance(ours, dict):
             merged[key] = merge(ours, value)
-        elif key == "tools" and isinstance(value, list) and ours:
+        elif key == "tools" and isinstance(value, list) and isinstance(ours, list):
             kinds = [tool.get("type") if isinstance(tool, dict) else None for tool in value]
             mine = {tool["type"]: tool for tool in ours}
             merged[key] = [tool for kind, tool in mine.items() if kind not in kinds]
@@ -2267,7 +2308,7 @@ def form_fields(name: str, value: Any) -> Iterator[tuple[str, str]]:
         for inner in value:
             yield from form_fields(f"{name}[]", inner)
     else:
-        yield name, value if isinstance(value, str) else json.dumps(value)
+        yield name, as_unicode(value if isinstance(value, str) else json.dumps(value))
 
 
 FIELD_STYLES = {"brackets": "image[]", "simple": "image", "indexed": "image[{}]"}
@@ -2295,7 +2336,7 @@ def form_request(case: Case, tree: Json) -> tuple[Body, list[Json]]:
     texts += [("mask", "auto")] * any(source.kind == "auto" for source in case.sources)
 
     def head(disposition: str) -> Part:
-        start = f'--{boundary}\r\nContent-Disposition: form-data; {disposition}\r\n\r\n'
+        start = f"--{boundary}\r\nContent-Disposition: form-data; {disposition}\r\n\r\n"
         return Part(start.encode("utf-8", "surrogateescape"))
 
     for name, source in form_files(case):
@@ -2308,7 +2349,7 @@ def form_request(case: Case, tree: Json) -> tuple[Body, list[Json]]:
             row = {"filename": base, "content_type": kind, "bytes": source.size, "path": source.shown}
             rows.append({"name": name, **row})
     for name, text in texts:
-        parts += [head(f'name="{quoted(name)}"'), Part(text.encode("utf-8", "surrogateescape") + b"\r\n")]
+        parts += [head(f'name="{quoted(as_unicode(name))}"'), Part(text.encode("utf-8", "surrogateescape") + b"\r\n")]
         rows.append({"name": name, "value": text})
     parts.append(Part(f"--{boundary}--\r\n".encode()))
     return Body(parts, f"multipart/form-data; boundary={boundary}"), rows
@@ -2331,7 +2372,7 @@ def api_headers(settings: Settings, body: Body | None, accept: str = "applicatio
     put_header("Accept", accept)
     put_header("Accept-Encoding", "identity")
     put_header("User-Agent", f"gpt-image/{__version__}")
-    if settings.get("api-key") or not has_key(settings):  # only a dry run comes here without any
+    if not brings_key(settings):  # only a dry run comes here without any key
         put_header("Authorization", settings.get("api-key") or Secret(""))
     for name, value in fields(settings, ("header",)).items():
         put_header(name, value)
@@ -2377,9 +2418,10 @@ def curl_header(name: str, value: str | Secret) -> str:
     """Returns a header for a shell; a secret comes from a variable."""
     if not isinstance(value, Secret):
         return shell_quoted(f"{name}: {value}")
+    bearer, variable = "", "_" + re.sub(r"[^A-Z0-9]", "_", name.upper())
     if name.lower() == "authorization":
-        return '"Authorization: Bearer $OPENAI_API_KEY"'
-    return f'"{name}: ${re.sub(r"[^A-Z0-9]", "_", name.upper())}"'
+        bearer, variable = "Bearer ", "OPENAI_API_KEY"
+    return shell_quoted(f"{name}: {bearer}") + f'"${variable}"'
 
 
 def curl_command(request: Request) -> str:
@@ -2430,7 +2472,7 @@ class Reply:
     def read(self) -> bytes:
         """Returns the next bytes, or b"" at the end, be it the true end or a fault."""
         try:
-            return next(self.chunks, b"")
+            return next(filter(None, self.chunks), b"")
         except ConnectionError as error:
             self.fault = Fault(str(error), sent=True)
             return b""
@@ -2519,6 +2561,13 @@ def connection_classes(wire: Wire) -> tuple[Any, Any]:
     return Connection, SecureConnection
 
 
+def unzipped(chunk: bytes, unzip: Any) -> Iterator[bytes]:
+    """Yields what a compressed chunk holds, in blocks, however much that is."""
+    while chunk:
+        yield unzip.decompress(chunk, BLOCK)
+        chunk = unzip.unconsumed_tail
+
+
 def reply_chunks(response: Any, wire: Wire) -> Iterator[bytes]:
     """Yields the bytes of a reply as they arrive, unzipped; ConnectionError if it ends before its announced end."""
     import http.client
@@ -2542,7 +2591,7 @@ def reply_chunks(response: Any, wire: Wire) -> Iterator[bytes]:
         received += len(chunk)
         wire.progress.phase("receiving", size=amount(received))
         try:
-            yield unzip.decompress(chunk) if unzip else chunk
+            yield from unzipped(chunk, unzip) if unzip else (chunk,)
         except zlib.error as error:
             raise ConnectionError(f"the compressed reply is damaged ({error})") from error
 
@@ -2609,24 +2658,46 @@ def send(request: Request, timeout: float, progress: Progress) -> Reply | Fault:
 class Scratch:
     """The temporary files of a run; what was not renamed by the end is removed, whatever the end is."""
 
+    # How many pictures stay open, for what is kept of a reply; Windows does not rename a file that is open.
+    MOST_OPEN = 0 if os.name == "nt" else 12
+
     def __init__(self) -> None:
-        self.paths: list[str] = []
+        self.files: list[IO[bytes]] = []
+        self.kept_open = 0
 
     def __enter__(self) -> Scratch:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for path in self.paths:
-            try:
-                os.unlink(path)
-            except OSError:
-                pass
+        for file in self.files:
+            self.remove(file)
+
+    def may_keep_open(self) -> bool:
+        """Tells whether one more file may stay open until the end."""
+        self.kept_open += 1
+        return self.kept_open <= self.MOST_OPEN
+
+    def remove(self, file: IO[bytes]) -> None:
+        """Closes a temporary file and removes it, unless it has become an output."""
+        file.close()
+        try:
+            os.unlink(file.name)
+        except OSError:
+            pass
 
     def create(self, folder: str, suffix: str = ".part") -> IO[bytes]:
         """Opens a new file in a folder, unbuffered."""
         path = os.path.join(folder, f".gpt-image-{os.urandom(6).hex()}{suffix}")
-        self.paths.append(path)
-        return open(path, "x+b", buffering=0)
+        file = open(path, "x+b", buffering=0)
+        self.files.append(file)
+        return file
+
+
+def spare_folder() -> str:
+    """Returns the system's folder for temporary files: for dry runs, and for when the disk of the outputs is full."""
+    import tempfile
+
+    return tempfile.gettempdir()
 
 
 def write_all(file: IO[bytes], data: bytes) -> None:
@@ -2634,6 +2705,16 @@ def write_all(file: IO[bytes], data: bytes) -> None:
     view = memoryview(data)
     while view:
         view = view[file.write(view) :]
+
+
+def copy_bytes(source: IO[bytes], target: IO[bytes], count: int) -> None:
+    """Copies the next bytes of a file, in blocks."""
+    while count > 0:
+        block = source.read(min(BLOCK, count))
+        if not block:
+            return
+        write_all(target, block)
+        count -= len(block)
 
 
 def rename_new(source: str, target: str) -> bool:
@@ -2680,8 +2761,8 @@ class Plan(NamedTuple):
 
     @property
     def folder(self) -> str:
-        """Returns the folder of the outputs, where temporary files are made too."""
-        return os.path.dirname(self.stem) or "."
+        """Returns the folder of the first picture, where temporary files are made too."""
+        return os.path.dirname(self.final(1)) or "."
 
     def final(self, index: int) -> str:
         """Returns the name of a picture by its index, from 1."""
@@ -2699,7 +2780,7 @@ class Plan(NamedTuple):
 
     def beside(self, ending: str) -> str:
         """Returns a name beside the outputs, such as that of a kept reply."""
-        return re.sub(r"[-_. ]*\{(index|partial)\}", "", self.stem) + ending
+        return os.path.normpath(re.sub(r"[-_. ]*\{(index|partial)\}", "", self.stem) + ending)
 
 
 def suffix_of(format: str) -> str:
@@ -2712,7 +2793,11 @@ def plan_outputs(settings: Settings, expected: int) -> Plan:
     output, format = settings.get("output") or "", settings.get("format") or DEFAULT_FORMAT
     suffix = suffix_of(format)
     if not output or output.endswith(("/", os.sep)) or os.path.isdir(output):
-        stem = os.path.join(output, time.strftime("gpt-image-%Y%m%d-%H%M%S"))
+        stem = first = os.path.join(output, time.strftime("gpt-image-%Y%m%d-%H%M%S"))
+        number = 1
+        while os.path.lexists(stem + suffix) or os.path.lexists(f"{stem}-1{suffix}"):  # two calls in one second
+            number += 1
+            stem = f"{first}_{number}"
     else:
         own = output_suffix(output)
         stem, suffix = (output[: -len(own)], output[-len(own) :]) if own else (output, suffix)
@@ -2735,10 +2820,23 @@ def unwritable(folder: str) -> str:
     return "" if os.access(folder, os.W_OK | os.X_OK) else f"no permission to write to {folder}"
 
 
+def exists(name: str) -> bool:
+    """Tells whether a name is taken, be it by a dangling link; Failure if the disk cannot have such a name."""
+    try:
+        os.lstat(name)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except (OSError, ValueError) as error:
+        words = f"{name[:80]}: {getattr(error, 'strerror', None) or error}"
+        raise Failure(OUTPUT, words, "choose another --output", rule="output-name") from error
+    return True
+
+
 def check_names(names: list[str], overwrite: bool) -> None:
     """Refuses names that exist or repeat, and folders that cannot be written, before anything is sent."""
-    taken = [name for name in names if os.path.isdir(name) or os.path.lexists(name) and not overwrite]
-    twice = [name for name in names if names.count(name) > 1]
+    taken = [name for name in names if exists(name) and (os.path.isdir(name) or not overwrite)]
+    places = [os.path.normcase(os.path.abspath(name)) for name in names]
+    twice = [name for name, place in zip(names, places) if places.count(place) > 1]
     why = next(filter(None, (unwritable(os.path.dirname(name) or ".") for name in names)), "")
     if taken:
         raise Failure(OUTPUT, f"{', '.join(taken[:3])} exists already" + (" …" if len(taken) > 3 else ""),
@@ -2754,8 +2852,7 @@ def make_folders(names: list[str], scratch: Scratch) -> None:
     for folder in {os.path.dirname(name) or "." for name in names}:
         try:
             os.makedirs(folder, exist_ok=True)
-            scratch.create(folder).close()
-            os.unlink(scratch.paths.pop())
+            scratch.remove(scratch.create(folder))
         except OSError as error:
             words = f"{folder}: {error.strerror}"
             raise Failure(OUTPUT, words, "choose another --output", rule="output-folder") from error
@@ -2765,22 +2862,22 @@ class Stretch(NamedTuple):
     """Base64 of a reply that need not be kept, since a picture's file holds what it decoded to.
 
     It reads: the base64 of `size` bytes of the file from `start`, without its first `skip` characters, then `rest`.
+    The file stays open for that, so that the picture may meanwhile be moved or removed.
     """
 
-    path: str
+    sink: Base64Sink
     start: int
     size: int
     skip: int
     rest: bytes
     length: int  # characters
 
-    def text(self, renamed: Mapping[str, str]) -> bytes:
+    def text(self) -> bytes:
         """Returns the characters again."""
         from binascii import b2a_base64
 
-        with open(renamed.get(self.path, self.path), "rb") as file:
-            file.seek(self.start)
-            return b2a_base64(file.read(self.size), newline=False)[self.skip :] + self.rest
+        self.sink.file.seek(self.start)
+        return b2a_base64(self.sink.file.read(self.size), newline=False)[self.skip :] + self.rest
 
 
 class Lifted(NamedTuple):
@@ -2815,10 +2912,12 @@ def unwritten(error: OSError) -> Failure:
 class Base64Sink:
     """Decodes base64 that comes in pieces into a temporary file; padding may lack, other characters are an error."""
 
-    def __init__(self, file: IO[bytes]) -> None:
+    def __init__(self, scratch: Scratch, folder: str) -> None:
         import hashlib
 
-        self.file, self.hash, self.size = file, hashlib.sha256(), 0
+        self.scratch, self.file = scratch, scratch.create(folder)
+        self.stays_open = scratch.may_keep_open()
+        self.hash, self.size = hashlib.sha256(), 0
         self.carry, self.seen, self.padded = b"", 0, False
         self.trouble: Failure | None = None
         self.stretch: Stretch | None = None  # what the last piece was, if nothing in it was odd
@@ -2832,23 +2931,26 @@ class Base64Sink:
         whole = len(text) & ~3
         decoded = None if self.padded else decoded_or_none(memoryview(text)[:whole])
         if decoded is None:
-            decoded = decoded_or_none(self._slow(text)) or b""
+            decoded = decoded_or_none(self._slow(data)) or b""
         else:
             self.carry = text[whole:]
-            self.stretch = Stretch(self.file.name, self.size, len(decoded), skip, self.carry, len(data))
+            if self.stays_open:
+                self.stretch = Stretch(self, self.size, len(decoded), skip, self.carry, len(data))
         self.seen += len(data)
         self._save(decoded)
 
-    def _slow(self, text: bytes) -> bytes:
+    def _slow(self, data: bytes) -> bytes:
         """Takes out white space and padding, notes what is not base64, and returns what can be decoded now."""
-        text = text.translate(None, WHITE)
+        held, text = self.carry.translate(None, WHITE), data.translate(None, WHITE)
+        padded = self.padded or held.endswith(b"=")
         bare = text.rstrip(b"=")
-        odd = bare.translate(None, bytes(BASE64))[:1] or (bare[:1] if self.padded else b"")
+        odd = (held.rstrip(b"=") + bare).translate(None, bytes(BASE64))[:1] or (bare[:1] if padded else b"")
         if odd:
-            near = self.seen + bare.index(odd)
+            near = self.seen + max(bare.find(odd), 0)
             self.trouble = Failure(UNREADABLE, f"a picture is not base64 near character {near} ({chr(odd[0])!r})")
             return b""
-        self.padded = self.padded or len(bare) < len(text)
+        self.padded = padded or len(bare) < len(text)
+        bare = held.rstrip(b"=") + bare
         whole = len(bare) & ~3
         self.carry = bare[whole:]
         return bare[:whole]
@@ -2858,8 +2960,20 @@ class Base64Sink:
             write_all(self.file, decoded)
         except OSError as error:
             self.trouble, self.stretch = unwritten(error), None
+            self._make_room()
         self.hash.update(decoded)
         self.size += len(decoded)
+
+    def _make_room(self) -> None:
+        """Takes what was decoded to another folder, so that a later, smaller picture may find room."""
+        full = self.file
+        try:
+            self.file = self.scratch.create(spare_folder())
+            full.seek(0)
+            copy_bytes(full, self.file, self.size)
+        except OSError:
+            pass  # no room there either
+        self.scratch.remove(full)
 
     def close(self, cut: bool = False) -> Lifted:
         """Ends the picture: decodes what is left, and returns where it is."""
@@ -2873,27 +2987,36 @@ class Base64Sink:
             found = look(self.file.name)  # all of a picture may have come, and only the JSON behind it not
             if not found or not found.whole:
                 self.trouble = Failure(UNREADABLE, "a picture is cut short")
-        self.file.close()
+        if not self.stays_open:
+            self.file.close()
         return Lifted(self.file.name, self.size, self.hash.hexdigest(), self.trouble)
 
 
 class Journal:
     """Keeps the bytes of a reply while they arrive, without the key, so that nothing paid for can be lost.
 
-    What the files of the pictures hold already is only noted: writing it twice would take a fifth of the whole time.
+    Unless it is to be exact whatever happens, what the files of the pictures hold already is only noted: writing it
+    twice would take a fifth of the whole time.
     """
 
     WORTH_IT = 4096  # characters of base64 from which on they are not written twice
 
-    def __init__(self, folder: str, scratch: Scratch, console: Console) -> None:
+    def __init__(self, folder: str, scratch: Scratch, console: Console, exact: bool) -> None:
         self.scratch, self.console, self.size, self.tail = scratch, console, 0, b""
+        self.notes = not exact
         self.stretches: list[tuple[int, Stretch]] = []
-        self.file: IO[bytes] | None = scratch.create(folder)
+        self.file = self._opened(folder)
+
+    def _opened(self, folder: str) -> IO[bytes] | None:
+        try:
+            return self.scratch.create(folder)
+        except OSError:  # the folder vanished during the call
+            return self._moved(os.devnull, 0, b"")
 
     def write(self, chunk: bytes, stretch: Stretch | None) -> None:
         """Appends bytes of the reply; the start of a secret at their end waits for the next ones."""
         self.size += len(chunk)
-        noted = stretch and stretch.length == len(chunk) >= self.WORTH_IT
+        noted = self.notes and stretch and stretch.length == len(chunk) >= self.WORTH_IT
         data = self.tail + (b"" if noted else chunk)
         held = 0 if noted else self.console.held_back(data)
         self.tail = data[len(data) - held :]
@@ -2912,49 +3035,43 @@ class Journal:
 
     def _moved(self, full: str, size: int, rest: bytes) -> IO[bytes] | None:
         """Goes on in the system's folder for temporary files when the disk of the outputs is full."""
-        import tempfile
-
         try:
-            new = self.scratch.create(tempfile.gettempdir())
+            new = self.scratch.create(spare_folder())
             with open(full, "rb") as old:
-                for at in range(0, size, BLOCK):
-                    write_all(new, old.read(min(BLOCK, size - at)))
+                copy_bytes(old, new, size)
             write_all(new, rest)
             return new
         except OSError:
             return None  # the pictures that fit are still saved
 
-    def _whole(self, folder: str, renamed: Mapping[str, str]) -> str:
+    def _whole(self, folder: str, kept: IO[bytes]) -> str:
         """Writes the reply as it came into a file of its own, and returns its name."""
-        assert self.file is not None
-        with self.scratch.create(folder) as out, open(self.file.name, "rb") as kept:
+        end = kept.seek(0, os.SEEK_END)
+        kept.seek(0)
+        with self.scratch.create(folder) as out:
             for position, stretch in self.stretches:
-                write_all(out, kept.read(position - kept.tell()))
-                write_all(out, stretch.text(renamed))
-            for block in iter(lambda: kept.read(BLOCK), b""):
-                write_all(out, block)
+                copy_bytes(kept, out, position - kept.tell())
+                write_all(out, stretch.text())
+            copy_bytes(kept, out, end - kept.tell())
         return out.name
 
-    def keep(self, target: str, overwrite: bool, renamed: Mapping[str, str]) -> str | None:
+    def keep(self, target: str, overwrite: bool) -> str | None:
         """Gives the kept reply its name and returns it, or None if there is nothing to keep, or nowhere to."""
-        import tempfile
-
         self._append(self.console.clean_bytes(self.tail))
         if not self.file or not self.size:
             return None
-        self.file.close()
-        spare = os.path.join(tempfile.gettempdir(), os.path.basename(target))  # if the disk of the outputs is full
-        for path in (target, spare):
+        for path in (target, os.path.join(spare_folder(), os.path.basename(target))):
             try:
-                return place(self._whole(os.path.dirname(path) or ".", renamed), path, overwrite and path == target)
+                whole = self._whole(os.path.dirname(path) or ".", self.file)
+                return place(whole, path, overwrite and path == target)
             except OSError:
                 continue
         return None
 
     def close(self) -> None:
-        """Closes the file; the scratch removes it."""
+        """Removes the file."""
         if self.file:
-            self.file.close()
+            self.scratch.remove(self.file)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -2971,7 +3088,9 @@ class Document(NamedTuple):
     stream: bool = False
 
 
+DEEPEST = 200  # brackets within brackets: no reply of this API is deeper, and an endless one ends here
 LIFT_FROM = 1024  # characters: shorter strings stay in the JSON, pictures or not
+ENDS_URL = frozenset(b"\")'<>]")  # what may stand behind a data: URL; any other character is a fault within it
 DATA_URL = re.compile(rb"data:image\\?/[\w.+-]+;base64,", re.IGNORECASE)
 STRUCTURE = re.compile(rb'[\[\]{}":,]')
 STRING_END = re.compile(rb'["\\]')
@@ -2998,15 +3117,18 @@ def looks_base64(text: bytes) -> bool:
     return not text.translate(None, bytes(BASE64) + WHITE + b"=")
 
 
-def decodes_to_picture(text: bytes) -> bool:
-    """Tells whether the start of a base64 string decodes to the start of a picture."""
-    from binascii import Error, a2b_base64
+def finite(text: str) -> float | None:
+    """Returns a number of a reply, or None for one that JSON cannot hold when we pass it on."""
+    value = float(text.replace("Infinity", "inf"))
+    return value if value - value == 0 else None
 
-    text = text.translate(None, WHITE)
+
+def parse_json(text: bytes) -> Any:
+    """Parses a small JSON text; None if it is none."""
     try:
-        return starts_like_picture(a2b_base64(text[: len(text) & ~3]))
-    except Error:
-        return False
+        return json.loads(text, strict=False, parse_float=finite, parse_constant=finite)
+    except (ValueError, RecursionError):
+        return None
 
 
 class JsonReader:
@@ -3043,6 +3165,8 @@ class JsonReader:
                     yield from self._closed()
             elif self.state == "string":
                 at = self._string(data, at)
+            elif self.state == "lost":
+                return
             else:
                 at = self._lift(data, at)
 
@@ -3058,6 +3182,8 @@ class JsonReader:
             return end
         self.sign = sign
         if sign in b"{[":
+            if len(self.stack) == DEEPEST:
+                self.state = "lost"
             self.stack.append((sign[0], len(self.text) - 1))
             self.keys.append(b"")
             self._note_safe(len(self.text))
@@ -3128,7 +3254,7 @@ class JsonReader:
         url = DATA_URL.match(start)
         head = unescape(re.sub(rb"\\(u[0-9a-fA-F]{0,3})?$", b"", start[url.end() if url else 0 :]))
         key = self.keys[-1].decode("utf-8", "replace") if self.keys else ""
-        if looks_base64(head) and (url or key in LIFTED_KEYS or decodes_to_picture(head)):
+        if key in LIFTED_KEYS and looks_base64(head):
             self._begin_lift(self.string_at + (url.end() if url else 0))
         else:
             self._embedded(self.string_at)
@@ -3170,7 +3296,7 @@ class JsonReader:
         self.sink.write(piece)
         self.stretch = self.sink.stretch if plain and len(piece) == len(data) else None
         if stop < len(data):
-            self._end_lift()
+            self._end_lift(cut=data[stop] not in ENDS_URL)
         return stop
 
     def _end_lift(self, cut: bool = False) -> None:
@@ -3205,14 +3331,6 @@ class JsonReader:
         """Returns, once, the picture a string's token stands for."""
         match = re.search(f"<{self.mark}:[0-9]+>", text)
         return self.lifted.pop(match.group(), None) if match else None
-
-
-def parse_json(text: bytes) -> Any:
-    """Parses a small JSON text; None if it is none."""
-    try:
-        return json.loads(text, strict=False)
-    except (ValueError, RecursionError):
-        return None
 
 
 class SseReader:
@@ -3323,7 +3441,7 @@ class ReplyReader:
 
 
 class Event(NamedTuple):
-    """What a document says: a picture (final or partial), a text, a refusal, an error, or facts about the response."""
+    """What a document says: a picture (final or partial), a text or a piece of it, an error, or facts."""
 
     kind: str
     body: Json = {}
@@ -3347,11 +3465,11 @@ def item_events(item: Json, key: str) -> Iterator[Event]:
     """Reads an output item of a response: a picture by its non-empty result, whatever its status says, or a message."""
     if item.get("type") == "message":
         content = item.get("content")
-        for part in content if isinstance(content, list) else [{"text": content}]:
-            if isinstance(part, dict) and isinstance(part.get("refusal"), str):
-                yield Event("refusal", key=key, text=part["refusal"])
-            elif isinstance(part, dict) and isinstance(part.get("text"), str):
-                yield Event("text", key=key, text=part["text"])
+        parts = content if isinstance(content, list) else [{"text": content}]
+        said = [part.get("refusal") or part.get("text") for part in parts if isinstance(part, dict)]
+        texts = [text for text in said if isinstance(text, str)]
+        if texts:
+            yield Event("text", key=key, text="\n".join(texts))
     elif is_final(item) and item.get("type", "image_generation_call") == "image_generation_call":
         yield Event("final", item, key)
     elif isinstance(item.get("error"), dict):
@@ -3374,7 +3492,8 @@ def response_events(response: Json) -> Iterator[Event]:
 
 def chat_events(choice: Json) -> Iterator[Event]:
     """Reads a chat message, whole or a delta: its text, in which pictures may stand as Markdown, and its pictures."""
-    message = choice.get("message") or choice.get("delta") or {}
+    message = choice.get("message") or choice.get("delta")
+    message = message if isinstance(message, dict) else {}
     content = message.get("content")
     parts = content if isinstance(content, list) else [{"text": content}]
     images = message.get("images")
@@ -3387,7 +3506,7 @@ def chat_events(choice: Json) -> Iterator[Event]:
             if isinstance(holder, dict) and is_final(holder):
                 yield Event("final", holder)
     if isinstance(message.get("refusal"), str):
-        yield Event("refusal", text=message["refusal"])
+        yield Event("text", text=message["refusal"])
 
 
 def read_document(document: Document) -> Iterator[Event]:
@@ -3411,11 +3530,12 @@ def read_document(document: Document) -> Iterator[Event]:
         yield from chat_events(body)
     elif row.meaning == "chunk":
         yield Event("facts", value)
-        for choice in value.get("choices") or []:
+        choices = value.get("choices")
+        for choice in choices if isinstance(choices, list) else []:
             yield from chat_events(choice) if isinstance(choice, dict) else ()
     elif row.meaning in ("text", "refusal"):
         if isinstance(value.get("delta"), str):
-            yield Event(row.meaning + "-delta", text=value["delta"])
+            yield Event("delta", text=value["delta"])
     elif row.meaning == "error":
         yield Event("error", value)
     elif is_final(body):
@@ -3438,10 +3558,9 @@ class Run:
         self.saved_response: str | None = None
         self.session_file: str | None = None
         self.mask: str | None = None
-        self.attempts, self.sequence = 0, 0
+        self.attempts, self.sequence = 0, -1  # the last event's sequence_number, from 0
         self.refusal = b""  # the body of the last reply that was no 2xx
         self.journals: list[Journal] = []
-        self.renamed: dict[str, str] = {}  # temporary name of each picture -> its name now
         self.reported = False  # the command has printed its own result
 
     @property
@@ -3450,7 +3569,8 @@ class Run:
         return "\n".join(self.texts.values()) or "".join(self.deltas) or None
 
 
-MARKDOWN_LINK = re.compile(r"!\[[^\]]*\]\((https?://[^)\s]+)[^)]*\)")
+MARKDOWN_LINK = re.compile(r"!\[[^\[\]]{0,500}\]\((https?://[^()\s]{1,4000})[^()]{0,500}\)")
+MARKDOWN_REST = re.compile(r"!\[[^\[\]]{0,500}\]\(\)")
 
 
 class Markdown:
@@ -3467,12 +3587,13 @@ class Markdown:
                 end = re.search(r"[^A-Za-z0-9+/=\s]", text)
                 self.sink.write(text[: end.start() if end else len(text)].encode())
                 text = text[end.start() :] if end else ""
-                yield from self.finish(cut=False) if end else ()
+                yield from self.finish(cut=ord(text[0]) not in ENDS_URL) if end else ()
                 continue
-            self.text, text = self.text + text, ""
-            start = re.search(r"data:image/[\w.+-]+;base64,", self.text, re.IGNORECASE)
+            tail, self.text = self.text[-99:] + text, self.text[:-99]  # a URL may have begun in the piece before
+            start = re.search(r"data:image/[\w.+-]{1,60};base64,", tail, re.IGNORECASE)
+            self.text += tail[: start.start()] if start else tail
+            text = tail[start.end() :] if start else ""
             if start:
-                self.text, text = self.text[: start.start()], self.text[start.end() :]
                 lifted = self.reader.take(text[:64]) if text.startswith(f"<{self.reader.mark}:") else None
                 if lifted:
                     text = text.partition(">")[2]
@@ -3488,10 +3609,63 @@ class Markdown:
 
     def rest(self) -> str:
         """Returns the text without its pictures."""
-        return re.sub(r"!\[[^\]]*\]\((\)|https?://[^)]*\))", "", self.text).strip()
+        return MARKDOWN_REST.sub("", MARKDOWN_LINK.sub("", self.text)).strip()
 
 
 Fetch = Callable[[str, IO[bytes]], "Failure | None"]  # fetches a URL into a file, or says why not
+
+
+def number_of(value: Any) -> int:
+    """Returns a whole number of a reply, or 0 for anything else."""
+    return value if isinstance(value, int) and 0 <= value < 10**9 else 0
+
+
+def hash_of(path: str) -> str:
+    """Returns the SHA-256 of a file."""
+    import hashlib
+
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        for block in iter(lambda: file.read(BLOCK), b""):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def page_title(text: str) -> str:
+    """Returns the title of an HTML page, or nothing."""
+    match = re.search(r"<title[^>]{0,99}>([^<]{0,200})", text[:4096], re.IGNORECASE)
+    return match.group(1).strip() if match else ""
+
+
+def garbage_failure(text: str) -> Failure:
+    """Returns the failure of a reply that is neither JSON nor events, with its title if it is a page."""
+    title = page_title(text)
+    if title or text.lstrip().lower().startswith(("<!doctype", "<html")):
+        words = f" titled {title!r}" if title else ""
+        return Failure(UNREADABLE, f"the reply is an HTML page{words}", "is the base URL right? It usually ends in /v1",
+                       may_be_billed=False)  # fmt: skip
+    return Failure(UNREADABLE, f"the reply is neither JSON nor events; it begins {text[:60]!r}")
+
+
+def refusal_of(error: Json, status: int, reason: str = "") -> Failure:
+    """Returns the failure that an error object of the API says, with the hint for its code or status."""
+    code, kind, message = error.get("code"), error.get("type"), error.get("message")
+    known = next((row for row in STATUSES if status in row.codes), Status((), "never"))
+    numeric = number_of(code) if isinstance(code, int) else number_of(error.get("status"))
+    effective = numeric if status == 200 and 400 <= numeric < 600 else status
+    server = effective >= 500 or effective == 200 and ("server" in f"{kind} {code}" or "rate_limit" in f"{kind} {code}")
+    said = str(message or (json.dumps(error)[:300] if error else reason or "no reason given"))
+    details = error.get("moderation_details")
+    if isinstance(details, dict):
+        categories = details.get("categories")
+        words = ", ".join(map(str, categories)) if isinstance(categories, list) else "not told"
+        said += f" (stage: {details.get('moderation_stage')}; categories: {words})"
+    hint = CODE_HINTS.get(str(code)) or CODE_HINTS.get(str(kind)) or known.hint or None
+    said = f"HTTP {status}: {said}" if status != 200 else said
+    return Failure(
+        NETWORK if server else REFUSED, said, hint,
+        status=status if status != 200 else None, type=kind, code=code, may_be_billed=server and known.retry != "safe",
+    )  # fmt: skip
 
 
 class Collector:
@@ -3503,19 +3677,19 @@ class Collector:
         self.console, self.progress, self.fetch = console, progress, fetch
         self.finals, self.by_key = 0, {}  # type: tuple[int, dict[str, int]]
         self.done: dict[str, str] = {}  # key of each finished picture -> its hash
-        self.cut = False
         self.shown: Callable[[str], None] = lambda path: None
         self.noted: Callable[[], None] = lambda: None  # called when facts of the response, such as its id, are known
         self.begin()
 
     def begin(self) -> None:
         """Makes ready for the first reply, or for another one that goes on with the same pictures."""
+        self.cut, self.understood = False, False
         self.reader = ReplyReader(self.new_sink)
         self.markdown = Markdown(self.reader.json)
 
     def new_sink(self) -> Base64Sink:
         """Opens a temporary file for a picture, in the folder where it will stay."""
-        return Base64Sink(self.scratch.create(self.plan.folder))
+        return Base64Sink(self.scratch, self.plan.folder)
 
     def feed(self, chunk: bytes) -> None:
         """Takes bytes of the reply."""
@@ -3526,7 +3700,7 @@ class Collector:
         """Takes what a reply ended with; an incomplete picture is dropped, a complete one saved."""
         for document in self.reader.finish():
             self.add(document)
-        for lifted in self.markdown.finish(cut=False):
+        for lifted in self.markdown.finish(cut=True):
             self.save_final(lifted, "", {})
         for url in MARKDOWN_LINK.findall(self.markdown.text):
             self.final(Event("final", {"url": url}))
@@ -3536,21 +3710,23 @@ class Collector:
     def add(self, document: Document) -> None:
         """Acts on a document."""
         self.cut = self.cut or document.cut
-        self.run.sequence = max(self.run.sequence, number_of(document.value.get("sequence_number")))
+        if isinstance(document.value.get("sequence_number"), int) and not document.cut:
+            self.run.sequence = max(self.run.sequence, number_of(document.value["sequence_number"]))
         if document.name == "garbage":
             self.run.troubles.append(garbage_failure(document.value["text"]))
             return
         for event in read_document(document):
+            self.understood = self.understood or event.kind != "facts" or bool(set(event.body) - set(LISTS))
             if event.kind == "final":
                 self.final(event)
             elif event.kind == "partial":
                 self.partial(event)
-            elif event.kind in ("text", "refusal"):
+            elif event.kind == "text":
                 self.run.texts[event.key] = event.text
             elif event.kind == "chat":
                 for lifted in self.markdown.feed(event.text):
                     self.save_final(lifted, "", {})
-            elif event.kind.endswith("-delta"):
+            elif event.kind == "delta":
                 self.run.deltas.append(event.text)
             elif event.kind == "facts":
                 self.run.facts.update({k: v for k, v in event.body.items() if v is not None and k not in LISTS})
@@ -3575,9 +3751,9 @@ class Collector:
         if found:
             return found
         sink = self.new_sink()
-        if re.match(r"[a-z][a-z0-9+.-]*:", text, re.IGNORECASE) and not text.startswith("data:"):
+        if re.match(r"(?!data:)[a-z][a-z0-9+.-]*:", text, re.IGNORECASE):
             return self.fetched(text, sink)
-        sink.write(text.partition(",")[2].encode() if text.startswith("data:") else text.encode("utf-8", "replace"))
+        sink.write(re.sub(r"^data:[^,]{0,200},", "", text, flags=re.IGNORECASE).encode("utf-8", "replace"))
         return sink.close()
 
     def fetched(self, url: str, sink: Base64Sink) -> Lifted:
@@ -3640,11 +3816,11 @@ class Collector:
             true_name = stem + suffix_of(picture.format)
             self.console.warn(f"{name}: the picture is a {picture.format}, so it is saved with that suffix")
         try:
+            os.makedirs(os.path.dirname(true_name) or ".", exist_ok=True)
             path = place(lifted.path, true_name, self.plan.overwrite and foreseen and true_name == name)
         except OSError as error:
             self.run.troubles.append(unwritten(error))
             return None
-        self.run.renamed[lifted.path] = path
         if path != true_name:
             self.console.warn(f"{true_name} exists, so the picture is saved as {path}")
         if not picture.whole:
@@ -3657,52 +3833,6 @@ class Collector:
         size, got = self.settings.get("size"), f"{row['width']}x{row['height']}"
         if size and size != "auto" and row["width"] and got != size:
             self.console.warn(f"{row['path']}: {size} was asked for, {got} came")
-
-
-def number_of(value: Any) -> int:
-    """Returns a whole number of a reply, or 0 for anything else."""
-    return value if isinstance(value, int) and 0 <= value < 10**9 else 0
-
-
-def hash_of(path: str) -> str:
-    """Returns the SHA-256 of a file."""
-    import hashlib
-
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        for block in iter(lambda: file.read(BLOCK), b""):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def garbage_failure(text: str) -> Failure:
-    """Returns the failure of a reply that is neither JSON nor events, with its title if it is a page."""
-    title = re.search(r"<title[^>]*>\s*(.*?)\s*</title>", text, re.IGNORECASE | re.DOTALL)
-    if title or text.lstrip().lower().startswith(("<!doctype", "<html")):
-        words = f" titled {title.group(1)!r}" if title else ""
-        return Failure(UNREADABLE, f"the reply is an HTML page{words}", "is the base URL right? It usually ends in /v1",
-                       may_be_billed=False)  # fmt: skip
-    return Failure(UNREADABLE, f"the reply is neither JSON nor events; it begins {text[:60]!r}")
-
-
-def refusal_of(error: Json, status: int, reason: str = "") -> Failure:
-    """Returns the failure that an error object of the API says, with the hint for its code or status."""
-    code, kind, message = error.get("code"), error.get("type"), error.get("message")
-    known = next((row for row in STATUSES if status in row.codes), Status((), "never"))
-    numeric = number_of(code) if isinstance(code, int) else number_of(error.get("status"))
-    effective = numeric if status == 200 and 400 <= numeric < 600 else status
-    server = effective >= 500 or effective == 200 and ("server" in f"{kind} {code}" or "rate_limit" in f"{kind} {code}")
-    said = str(message or (json.dumps(error)[:300] if error else reason or "no reason given"))
-    details = error.get("moderation_details")
-    if isinstance(details, dict):
-        categories = ", ".join(map(str, details.get("categories") or []))
-        said += f" (stage: {details.get('moderation_stage')}; categories: {categories})"
-    hint = CODE_HINTS.get(str(code)) or CODE_HINTS.get(str(kind)) or known.hint or None
-    said = f"HTTP {status}: {said}" if status != 200 else said
-    return Failure(
-        NETWORK if server else REFUSED, said, hint,
-        status=status if status != 200 else None, type=kind, code=code, may_be_billed=server and known.retry != "safe",
-    )  # fmt: skip
 
 
 class Terminal(NamedTuple):
@@ -3724,6 +3854,19 @@ TERMINALS = (
     Terminal("TERM_PROGRAM", r"ghostty", "kitty"),
 )
 SHOWS = {"kitty": ("png",), "iterm": ("png", "jpeg", "gif", "webp")}
+
+
+def base64_blocks(path: str, size: int) -> Iterator[tuple[bool, bool, str]]:
+    """Yields (first, last, base64) of each block of a file."""
+    from binascii import b2a_base64
+
+    left = os.path.getsize(path)
+    with open(path, "rb") as file:
+        first = True
+        for block in iter(lambda: file.read(size), b""):
+            left -= len(block)
+            yield first, left <= 0, b2a_base64(block, newline=False).decode()
+            first = False
 
 
 class Preview:
@@ -3763,19 +3906,6 @@ class Preview:
         yield f"\x1b]1337;File=inline=1;preserveAspectRatio=1;size={os.path.getsize(path)}:{text}\x07"
 
 
-def base64_blocks(path: str, size: int) -> Iterator[tuple[bool, bool, str]]:
-    """Yields (first, last, base64) of each block of a file."""
-    from binascii import b2a_base64
-
-    left = os.path.getsize(path)
-    with open(path, "rb") as file:
-        first = True
-        for block in iter(lambda: file.read(size), b""):
-            left -= len(block)
-            yield first, left <= 0, b2a_base64(block, newline=False).decode()
-            first = False
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # 13 Commands: one function for each subcommand
 # ---------------------------------------------------------------------------------------------------------------------
@@ -3805,30 +3935,10 @@ def gather_texts(settings: Settings, positional: str | None, stdin: IO[str]) -> 
         return (texts[0] if texts and isinstance(texts[0], list) else texts), ways
     path = given["--prompt-file"]
     try:
-        text = stdin.read() if path == "-" else read_text(path)
-    except ValueError as error:
+        text = stdin.read().lstrip("\ufeff") if path == "-" else read_text(path)
+    except (ValueError, OSError) as error:
         raise Failure(USAGE, f"--prompt-file {path}: {error}", "check the path", rule="prompt-file") from error
     return [text.rstrip("\r\n")], ways
-
-
-def examine(role: str, label: str, text: str, kind: str) -> Source:
-    """Returns what is known of an input picture: a file is looked at, a URL or an id is taken as it is."""
-    guess = re.match(r"(file_id:)|(https?://)|(data:)", text, re.IGNORECASE)
-    if not kind:
-        kind = {1: "file_id", 2: "url", 3: "data"}.get(guess.lastindex or 0, "file") if guess else "file"
-        kind = "auto" if role == "mask" and text == "auto" else kind
-    text = re.sub("^file_id:", "", text) if kind == "file_id" else text
-    label = label if len(label) < 120 else label[:100] + "…"
-    source = Source(role, label, kind, text, os.path.normpath(text) if kind == "file" else text)
-    if kind == "file":
-        return examine_file(source)
-    if kind == "data":
-        return examine_data(source)
-    web = split_url(text)
-    if kind == "url" and (web.scheme not in ("http", "https") or not web.hostname):
-        return source._replace(trouble="not an http or https URL")
-    bad = re.search(r"[\x00-\x20\x7f]", text) or not text
-    return source._replace(trouble="blank, or with control characters") if bad and kind != "auto" else source
 
 
 def examine_file(source: Source) -> Source:
@@ -3857,10 +3967,32 @@ def examine_data(source: Source) -> Source:
         return source._replace(trouble="expected data:image/…;base64,…")
     try:
         raw = a2b_base64(data.encode())
-    except (Error, UnicodeEncodeError) as error:
-        return source._replace(trouble=f"not base64 ({error})")
+    except (Error, UnicodeEncodeError):
+        raw = b""
+    if data and not (raw and re.fullmatch(r"[A-Za-z0-9+/\s]+=*\s*", data)):
+        return source._replace(trouble="what stands behind the comma is not base64")
     reader = next((reader for signature, reader in SIGNATURES if re.match(signature, raw[:4096], re.DOTALL)), None)
     return source._replace(size=len(raw), picture=reader(BytesIO(raw), raw[:4096]) if reader else None)
+
+
+def examine(role: str, label: str, text: str, kind: str) -> Source:
+    """Returns what is known of an input picture: a file is looked at, a URL or an id is taken as it is."""
+    guess = re.match(r"(file_id:)|(https?://)|(data:)", text, re.IGNORECASE)
+    if not kind:
+        kind = {1: "file_id", 2: "url", 3: "data"}.get(guess.lastindex or 0, "file") if guess else "file"
+        kind = "auto" if role == "mask" and text == "auto" else kind
+    text = re.sub("^file_id:", "", text) if kind == "file_id" else text
+    label = label if len(label) < 120 else label[:100] + "…"
+    source = Source(role, label, kind, text, os.path.normpath(text) if kind == "file" else text)
+    if kind == "file":
+        return examine_file(source)
+    if kind == "data":
+        return examine_data(source)
+    web = split_url(text)
+    if kind == "url" and (web.scheme not in ("http", "https") or not web.hostname):
+        return source._replace(trouble="not an http or https URL")
+    bad = re.search(r"[\x00-\x20\x7f]", text) or not text
+    return source._replace(trouble="blank, or with control characters") if bad and kind != "auto" else source
 
 
 def gather_sources(settings: Settings) -> list[Source]:
@@ -3888,12 +4020,11 @@ def run_converter(command: list[str], target: str) -> bool:
 def convert_source(world: World, source: Source, route: str) -> Source:
     """Turns an input picture of a format the API does not take into a PNG, with whichever program is here."""
     import shutil
-    import tempfile
 
     picture = source.picture
     if source.kind != "file" or not picture or is_taken(picture, route):
         return source
-    with world.scratch.create(tempfile.gettempdir(), ".png") as file:
+    with world.scratch.create(spare_folder(), ".png") as file:
         target, path = file.name, os.path.abspath(source.text)
     commands = [[word.format(source=path, target=target) for word in row] for row in CONVERTERS if shutil.which(row[0])]
     for command in [*commands, [sys.executable, "-c", PILLOW, path, target]]:
@@ -3928,20 +4059,35 @@ def expected_pictures(case: Case) -> int:
     return count if isinstance(count, int) and 0 < count <= 100 else 1
 
 
-def boxed_mask(world: World, case: Case, plan: Plan, run: Run) -> Case:
-    """Makes the mask of --mask-box: beside the output, or for a dry run in the folder for temporary files."""
-    import tempfile
+def boxed_mask(case: Case) -> bytes:
+    """Returns the mask of --mask-box, as large as the first picture; nothing where it is not asked for."""
+    first = case.role("image")[0].picture if case.has("mask-box") else None
+    if first is None:
+        return b""
+    return mask_png(*first.shown, [box.pixels(*first.shown) for box in case.settings.get("mask-box")])
 
-    first = case.role("image")[0]
-    assert first.picture is not None
-    width, height = first.picture.shown
-    target = plan.beside("-mask.png")
+
+def same_file(path: str, data: bytes) -> bool:
+    """Tells whether a file holds just these bytes."""
+    try:
+        with open(path, "rb") as file:
+            return os.path.getsize(path) == len(data) and file.read() == data
+    except OSError:
+        return False
+
+
+def with_mask(world: World, case: Case, data: bytes, target: str, run: Run) -> Case:
+    """Writes a mask beside the output, for a dry run into the folder for temporary files, and adds it to the inputs."""
     dry = case.settings.get("dry-run")
-    with world.scratch.create(tempfile.gettempdir() if dry else plan.folder) as file:
-        file.write(mask_png(width, height, [box.pixels(width, height) for box in case.settings.get("mask-box")]))
-    path = file.name if dry else place(file.name, target, plan.overwrite)
-    run.mask = target
-    mask = Source("mask", "--mask-box", "file", path, target, os.path.getsize(path), look(path))
+    path = target
+    if dry or not same_file(target, data):
+        with world.scratch.create(spare_folder() if dry else os.path.dirname(target) or ".") as file:
+            write_all(file, data)
+        path = file.name if dry else place(file.name, target, bool(case.settings.get("overwrite")))
+    run.mask = target if dry else path
+    if not dry:
+        world.console.tell(f"the mask is {path}")
+    mask = Source("mask", "--mask-box", "file", path, run.mask, len(data), look(path))
     return case._replace(sources=[*case.sources, mask])
 
 
@@ -4030,9 +4176,8 @@ def error_failure(reply: Reply, body: bytes) -> Failure:
     if isinstance(error, dict):
         return refusal_of(error, reply.status)
     text = error if isinstance(error, str) else body.decode("utf-8", "replace")
-    title = re.search(r"<title[^>]*>\s*(.*?)\s*</title>", text, re.IGNORECASE | re.DOTALL)
-    text = title.group(1) if title else "" if "<html" in text.lower() else text.strip()[:300]
-    return refusal_of({}, reply.status, text or reply.reason)
+    page = "<html" in text[:1000].lower()
+    return refusal_of({}, reply.status, page_title(text) or ("" if page else text.strip()[:300]) or reply.reason)
 
 
 def read_body(reply: Reply, most: int = MIB) -> bytes:
@@ -4055,6 +4200,23 @@ def may_retry(status: int, headers: Mapping[str, str], failure: Failure) -> str:
     if any(code in MONEY for code in codes) or headers.get("x-should-retry") == "false" or status < 400:
         return "never"
     return "safe" if verdict == "never" and headers.get("x-should-retry") == "true" else verdict
+
+
+def judged(outcome: Reply | Fault, request: Request, run: Run | None) -> tuple[Failure, str]:
+    """Returns the failure of one try and whether it may be made again."""
+    if isinstance(outcome, Fault):
+        billed = outcome.sent and run is not None
+        hint = "look at your usage before you try again, or allow it with --retry-billable"
+        hint = hint if billed else "check the network, the proxy, and --base-url"
+        words = f"{outcome.message} ({host_of(request.url)})"
+        return Failure(NETWORK, words, hint, may_be_billed=billed), "billable" if outcome.sent else "safe"
+    body = read_body(outcome)
+    if run:
+        run.refusal = body
+    failure = error_failure(outcome, body)
+    verdict = may_retry(outcome.status, outcome.headers, failure)
+    failure.details["may_be_billed"] = verdict == "billable" and run is not None
+    return failure, verdict
 
 
 def exchange(world: World, settings: Settings, request: Request, run: Run | None = None) -> Reply:
@@ -4082,27 +4244,14 @@ def exchange(world: World, settings: Settings, request: Request, run: Run | None
     raise AssertionError("unreachable")
 
 
-def judged(outcome: Reply | Fault, request: Request, run: Run | None) -> tuple[Failure, str]:
-    """Returns the failure of one try and whether it may be made again."""
-    if isinstance(outcome, Fault):
-        billed = outcome.sent and run is not None
-        hint = "look at your usage before you try again, or allow it with --retry-billable" if billed else None
-        words = f"{outcome.message} ({host_of(request.url)})"
-        return Failure(NETWORK, words, hint, may_be_billed=billed), "billable" if outcome.sent else "safe"
-    body = read_body(outcome)
-    if run:
-        run.refusal = body
-    failure = error_failure(outcome, body)
-    verdict = may_retry(outcome.status, outcome.headers, failure)
-    failure.details["may_be_billed"] = verdict == "billable" and run is not None
-    return failure, verdict
-
-
 def open_journal(world: World, settings: Settings, plan: Plan, run: Run) -> Journal:
     """Begins to keep a reply, in the folder where it would stay."""
-    folder = os.path.dirname(settings.get("save-response") or "") or plan.folder
-    journal = Journal(folder, world.scratch, world.console)
-    run.journals.append(journal)
+    path = settings.get("save-response")
+    journal = Journal(os.path.dirname(path) or "." if path else plan.folder, world.scratch, world.console, bool(path))
+    run.journals.sort(key=lambda found: found.size)
+    for smaller in run.journals[:-1]:  # many polls leave one reply, the one that holds most
+        smaller.close()
+    run.journals = [*run.journals[-1:], journal]
     return journal
 
 
@@ -4132,6 +4281,8 @@ def receive(reply: Reply, collector: Collector, journal: Journal) -> Failure | N
         failure = failure or unwritten(error)
     if failure or not (reply.fault or collector.cut):
         return failure
+    if not reply.fault and not collector.understood:
+        return Failure(UNREADABLE, "the reply ended before anything in it could be understood", may_be_billed=True)
     words = reply.fault.message if reply.fault else "the reply ended in the middle"
     return Failure(NETWORK, words, may_be_billed=True)
 
@@ -4174,7 +4325,9 @@ def keep_reply(settings: Settings, plan: Plan, run: Run, failure: Failure | None
     journal = max(run.journals, key=lambda found: found.size, default=None)
     path = settings.get("save-response")
     if journal and (path or failure):
-        kept = journal.keep(path or plan.beside(".reply"), bool(path and plan.overwrite), run.renamed)
+        pictures = [os.path.abspath(row["path"]) for row in run.images + run.partials]
+        replaces = bool(path and plan.overwrite and os.path.abspath(path) not in pictures)
+        kept = journal.keep(path or plan.beside(".reply"), replaces)
         run.saved_response = kept
         if failure and kept:
             output = plan.beside("-recovered" + plan.suffix)
@@ -4185,16 +4338,16 @@ def keep_reply(settings: Settings, plan: Plan, run: Run, failure: Failure | None
         other.close()
 
 
-def save_refusal(settings: Settings, run: Run, console: Console) -> None:
+def save_refusal(world: World, settings: Settings, run: Run) -> None:
     """Keeps the body of a refused call where --save-response says, without the key."""
     path = settings.get("save-response")
     if path and run.refusal:
         try:
-            with open(path, "wb") as file:
-                file.write(console.clean_bytes(run.refusal))
-            run.saved_response = path
+            with world.scratch.create(os.path.dirname(path) or ".") as file:
+                write_all(file, world.console.clean_bytes(run.refusal))
+            run.saved_response = place(file.name, path, bool(settings.get("overwrite")))
         except OSError as error:
-            console.warn(f"{path}: {error.strerror}")
+            world.console.warn(f"{path}: {error.strerror}")
 
 
 def fetcher(world: World, settings: Settings) -> Fetch:
@@ -4236,27 +4389,13 @@ def conclude(world: World, settings: Settings, plan: Plan, run: Run, failure: Fa
     return OK
 
 
-def make_call(world: World, case: Case, plan: Plan, request: Request, run: Run) -> int:
-    """Sends a call that has passed all checks and saves what comes of it."""
-    settings = case.settings
-    try:
-        reply = exchange(world, settings, request, run)
-    except Failure:
-        save_refusal(settings, run, world.console)
-        raise
-    collector = new_collector(world, settings, plan, run)
-    if settings.get("background-mode"):
-        collector.noted = lambda: write_session(settings, plan, run, world.console)
-    failure = receive(reply, collector, open_journal(world, settings, plan, run))
-    if run.route == "responses":
-        failure = settle(world, settings, plan, run, collector, failure)
-    return conclude(world, settings, plan, run, failure, wanted_pictures(settings, run, plan.expected))
-
-
 # The background mode of /responses: a session file, polls, and streams that are taken up again.
-
 POLL_FIRST, POLL_MOST, POLL_GROWTH = 2.0, 10.0, 1.2  # seconds, seconds, factor
+
+
 LONGEST_POLL = 3600.0  # seconds until a background response is left to `resume`
+
+
 LONGEST_LOOK = 30.0  # seconds to wait for a response whose reply was cut
 
 
@@ -4290,11 +4429,17 @@ def resume_hint(run: Run) -> str:
     return f"collect it later: gpt_image.py resume {shell_quoted(run.session_file or str(run.facts.get('id')))}"
 
 
-def ask_response(world: World, settings: Settings, run: Run, query: str = "", cancel: bool = False) -> Reply:
-    """Asks for a stored response, or cancels it; its id comes from the server, so it is quoted for the path."""
+def quoted_id(response_id: str) -> str:
+    """Returns an id as one part of a path: it comes from the server, and `..` would lead elsewhere."""
     from urllib.parse import quote
 
-    path = f"/responses/{quote(str(run.facts['id']), safe='')}" + "/cancel" * cancel
+    name = quote(response_id, safe="", errors="replace")
+    return name.replace(".", "%2E") if not name.strip(".") else name
+
+
+def ask_response(world: World, settings: Settings, run: Run, query: str = "", cancel: bool = False) -> Reply:
+    """Asks for a stored response, or cancels it."""
+    path = f"/responses/{quoted_id(str(run.facts['id']))}" + "/cancel" * cancel
     body = JsonHoles().body({}) if cancel else None
     method, url = "POST" if cancel else "GET", api_url(settings, path, query)
     return exchange(world, settings, Request(method, url, api_headers(settings, body), body))
@@ -4302,11 +4447,39 @@ def ask_response(world: World, settings: Settings, run: Run, query: str = "", ca
 
 def collect_again(world: World, settings: Settings, plan: Plan, run: Run, collector: Collector) -> Failure | None:
     """Reads the response anew: a background stream from where it was cut, any other whole."""
-    resumed = settings.get("stream") and settings.get("background-mode") and run.sequence
+    resumed = settings.get("stream") and settings.get("background-mode") and run.sequence >= 0
     reply = ask_response(world, settings, run, f"stream=true&starting_after={run.sequence}" if resumed else "")
     collector.begin()
     run.troubles.clear()
     return receive(reply, collector, open_journal(world, settings, plan, run))
+
+
+def finish_session(run: Run) -> None:
+    """Removes the session file of a response that has ended with every picture saved."""
+    if run.session_file and not run.troubles:
+        try:
+            os.unlink(run.session_file)
+            run.session_file = None
+        except OSError:
+            pass  # it stays, and the result names it
+
+
+def interrupted_session(run: Run, failure: Failure | None) -> Failure | None:
+    """Adds to an interruption how to go on; ends the session of a response that is complete."""
+    if failure and failure.exit == INTERRUPTED and run.facts.get("status") not in ENDED:
+        failure.hint = resume_hint(run)
+        return failure
+    if not failure:
+        finish_session(run)
+    return failure
+
+
+def still_running(run: Run, error: Failure | None) -> Failure:
+    """Returns the failure of a response that is left to `resume`; one the API refused is no longer there."""
+    if error and error.exit == REFUSED:
+        return error
+    words = "the response is still running" + (f", or cannot be reached ({error.message})" if error else "")
+    return Failure(RUNNING, words, resume_hint(run), may_be_billed=True)
 
 
 def settle(
@@ -4338,38 +4511,28 @@ def settle(
     return still_running(run, None) if background else failure
 
 
-def still_running(run: Run, error: Failure | None) -> Failure:
-    """Returns the failure of a response that is left to `resume`; one the API refused is no longer there."""
-    if error and error.exit == REFUSED:
-        return error
-    words = "the response is still running" + (f", or cannot be reached ({error.message})" if error else "")
-    return Failure(RUNNING, words, resume_hint(run), may_be_billed=True)
-
-
-def interrupted_session(run: Run, failure: Failure | None) -> Failure | None:
-    """Adds to an interruption how to go on; ends the session of a response that is complete."""
-    if failure and failure.exit == INTERRUPTED and run.facts.get("status") not in ENDED:
-        failure.hint = resume_hint(run)
-        return failure
-    if not failure:
-        finish_session(run)
-    return failure
-
-
-def finish_session(run: Run) -> None:
-    """Removes the session file of a response that has ended with every picture saved."""
-    if run.session_file and not run.troubles:
-        try:
-            os.unlink(run.session_file)
-            run.session_file = None
-        except OSError:
-            pass  # it stays, and the result names it
+def make_call(world: World, case: Case, plan: Plan, request: Request, run: Run) -> int:
+    """Sends a call that has passed all checks and saves what comes of it."""
+    settings = case.settings
+    try:
+        reply = exchange(world, settings, request, run)
+    except Failure:
+        save_refusal(world, settings, run)
+        raise
+    collector = new_collector(world, settings, plan, run)
+    if settings.get("background-mode"):
+        collector.noted = lambda: write_session(settings, plan, run, world.console)
+    failure = receive(reply, collector, open_journal(world, settings, plan, run))
+    if run.route == "responses":
+        failure = settle(world, settings, plan, run, collector, failure)
+    return conclude(world, settings, plan, run, failure, wanted_pictures(settings, run, plan.expected))
 
 
 def read_session(target: str, settings: Settings) -> Json:
     """Reads what to resume: a session file, checked for its origin, or the id of a response."""
     if not os.path.isfile(target):
-        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.=+-]{3,1000}", target) or target.endswith(".json"):
+        path = target.endswith(".json") or os.path.isdir(os.path.dirname(target))
+        if path or not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.=+/-]{3,1000}", target):
             raise Failure(USAGE, f"{target}: no session file and no response id", "check the path", rule="session")
         return {"response_id": target}
     try:
@@ -4387,32 +4550,6 @@ def read_session(target: str, settings: Settings) -> Json:
     return session
 
 
-def resume(world: World, settings: Settings, problems: list[Problem], target: str | None, run: Run) -> int:
-    """Collects a background response, from this machine or another, or cancels it."""
-    enforce(problems + settings_problems(settings), False, world.console)
-    if not target:
-        raise Failure(USAGE, "there is nothing to resume", "name a session file or a response id", rule="session")
-    refuse_stolen_key(settings, world.dotenv)
-    session = read_session(target, settings)
-    named = os.path.basename(str(session.get("output") or ""))
-    if named and not settings.get("output"):
-        settings = settings.changed("output", os.path.join(os.path.dirname(target), named), "session file")
-    settings = follow_suffix(settings).changed("background-mode", True, "resume")
-    plan = plan_outputs(settings, 1)
-    check_names([plan.final(1), *filter(None, [settings.get("save-response")])], plan.overwrite)
-    check_key(settings)
-    make_folders([plan.final(1)], world.scratch)
-    model = session.get("model")
-    run.route, run.model = "responses", model if isinstance(model, str) else None
-    run.facts["id"], run.session_file = session["response_id"], target if os.path.isfile(target) else None
-    if settings.get("cancel"):
-        return cancel(world, settings, run)
-    collector = new_collector(world, settings, plan, run)
-    failure = collect_again(world, settings, plan, run, collector)
-    failure = settle(world, settings, plan, run, collector, failure)
-    return conclude(world, settings, plan, run, failure, 0 if run.text else 1)
-
-
 def cancel(world: World, settings: Settings, run: Run) -> int:
     """Cancels a background response; that may be repeated."""
     value = parse_json(read_body(ask_response(world, settings, run, cancel=True)))
@@ -4422,14 +4559,45 @@ def cancel(world: World, settings: Settings, run: Run) -> int:
     return OK
 
 
+def resume(world: World, settings: Settings, problems: list[Problem], target: str | None, run: Run) -> int:
+    """Collects a background response, from this machine or another, or cancels it."""
+    enforce(problems + settings_problems(settings), False, world.console)
+    if not target:
+        raise Failure(USAGE, "there is nothing to resume", "name a session file or a response id", rule="session")
+    refuse_stolen_key(settings, world.dotenv)
+    session = read_session(target, settings)
+    named = re.sub(r".*[/\\]", "", str(session.get("output") or ""), flags=re.DOTALL)
+    plain = output_suffix(named) in FORMAT_OF_SUFFIX and named.isprintable() and not os.path.isdir(named)
+    if "output" in session and not settings.get("output"):
+        where = os.path.join(os.path.dirname(target), named if plain else "")
+        settings = settings.changed("output", where, "session file") if where else settings
+    settings = follow_suffix(settings).changed("background-mode", True, "resume")
+    plan = plan_outputs(settings, 1)
+    check_key(settings)
+    model = session.get("model")
+    run.route, run.model = "responses", model if isinstance(model, str) else None
+    run.facts["id"], run.session_file = session["response_id"], target if os.path.isfile(target) else None
+    if settings.get("cancel"):
+        return cancel(world, settings, run)
+    names = [plan.final(1), *filter(None, [settings.get("save-response")])]
+    check_names(names, plan.overwrite)
+    make_folders(names, world.scratch)
+    collector = new_collector(world, settings, plan, run)
+    failure = collect_again(world, settings, plan, run, collector)
+    failure = settle(world, settings, plan, run, collector, failure)
+    return conclude(world, settings, plan, run, failure, 0 if run.text else 1)
+
+
 def extract(world: World, settings: Settings, problems: list[Problem], target: str | None, run: Run) -> int:
     """Takes the pictures out of a kept or saved reply, offline; one that is cut short gives what it holds whole."""
     enforce(problems, False, world.console)
     settings = follow_suffix(settings)
     plan = plan_outputs(settings, 1)
     check_names([plan.final(1)], plan.overwrite)
+    if not target:
+        raise Failure(USAGE, "there is nothing to extract from", "name a saved reply", rule="extract-file")
     try:
-        file = open(target or "", "rb")
+        file = open(target, "rb")
     except OSError as error:
         raise Failure(USAGE, f"{target}: {error.strerror}", "name a saved reply", rule="extract-file") from error
     make_folders([plan.final(1)], world.scratch)
@@ -4453,6 +4621,8 @@ def extract(world: World, settings: Settings, problems: list[Problem], target: s
         hint = "a preview is never taken for one" if run.partials else None
         raise Failure(UNREADABLE, f"{target} holds no finished picture", hint)
     return OK
+
+
 def show_request(world: World, case: Case, request: Request, outputs: list[str], run: Run) -> int:
     """Prints what would be sent: the dry run, or a curl command."""
     run.reported = True
@@ -4469,6 +4639,7 @@ def show_request(world: World, case: Case, request: Request, outputs: list[str],
 
 def call(world: World, settings: Settings, problems: list[Problem], positional: str | None, run: Run) -> int:
     """Makes a call of one of the three routes: check everything, plan the names, send once, save as it comes."""
+    run.model = settings.get("model")
     case = build_case(world, settings, positional)
     settings = case.settings
     broken = problems + [found for check in CHECKS for found in check(case)]
@@ -4477,16 +4648,17 @@ def call(world: World, settings: Settings, problems: list[Problem], positional: 
     plan = plan_outputs(settings, expected_pictures(case))
     dry = bool(settings.get("dry-run") or settings.get("curl"))
     outputs = planned_names(plan, settings.get("partial-images") or 0 if settings.get("stream") else 0)
-    mask = plan.beside("-mask.png") if case.has("mask-box") else None
-    written = [*outputs, *filter(None, [settings.get("save-response"), mask])]
+    mask, mask_path = boxed_mask(case), plan.beside("-mask.png")
+    new_mask = mask_path if mask and not same_file(mask_path, mask) else None  # the same mask again may stay
+    written = [*outputs, *filter(None, [settings.get("save-response"), new_mask])]
     check_names(written, plan.overwrite)
     if not dry:
         check_key(settings)
+    if not settings.get("dry-run"):
         make_folders(written, world.scratch)
-    if case.has("mask-box"):
-        case = boxed_mask(world, case, plan, run)
+    if mask:
+        case = with_mask(world, case, mask, mask_path, run)
     request = build_request(case)
-    run.model = case.settings.get("model")
     if dry:
         return show_request(world, case, request, outputs[: plan.expected], run)
     return make_call(world, case, plan, request, run)
@@ -4623,6 +4795,20 @@ def check_endpoint(world: World, settings: Settings) -> int:
     return OK
 
 
+def settings_lines(commands: Mapping[str, Json], dotenv: Dotenv) -> list[str]:
+    """Returns the settings in force as lines for a terminal, each once."""
+    rows: dict[tuple[str, str, str], list[str]] = {}
+    for command, settings in commands.items():
+        for name, row in settings.items():
+            value = row["value"] if isinstance(row["value"], str) else json.dumps(row["value"], default=str)
+            rows.setdefault((name, value, row["source"]), []).append(command)
+    lines = [f".env in force: {dotenv.path or 'none'}"]
+    for (name, value, source), where in sorted(rows.items()):
+        only = "" if "config" in where or set(ALL) <= set(where) else f"  ({', '.join(where)})"
+        lines.append(f"--{name:<18} {value:<28} {source}{only}")
+    return lines
+
+
 def config(world: World, settings: Settings, problems: list[Problem], _: str | None, run: Run) -> int:
     """Shows the settings in force with their sources; or writes a .env, asks the endpoint, or prints a reference."""
     run.reported = True
@@ -4644,19 +4830,6 @@ def config(world: World, settings: Settings, problems: list[Problem], _: str | N
     else:
         console.print_json({"ok": True, "env_file": world.dotenv.path or None, "settings": commands})
     return OK
-
-
-def settings_lines(commands: Mapping[str, Json], dotenv: Dotenv) -> list[str]:
-    """Returns the settings in force as lines for a terminal, each once."""
-    rows: dict[tuple[str, str, str], list[str]] = {}
-    for command, settings in commands.items():
-        for name, row in settings.items():
-            rows.setdefault((name, str(row["value"]), row["source"]), []).append(command)
-    lines = [f".env in force: {dotenv.path or 'none'}"]
-    for (name, value, source), where in sorted(rows.items()):
-        only = "" if "config" in where or set(ALL) <= set(where) else f"  ({', '.join(where)})"
-        lines.append(f"--{name:<18} {value:<28} {source}{only}")
-    return lines
 
 
 class Command(NamedTuple):
@@ -4700,6 +4873,24 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
         super().__init__(prog, max_help_position=26, width=max(min(width, 100) - 2, 30))
 
 
+def add_option(group: Any, row: Option) -> None:
+    """Adds an option to its group of the parser; a flag stores the text that says yes or no."""
+    note = f" (default: {row.default})" if row.default else ""
+    facts: Json = {"dest": row.name, "default": None, "help": (row.help + note).replace("%", "%%")}
+    words = spellings(row)
+    if not row.kind.flag:
+        group.add_argument(*words, action="append" if row.kind.repeat else "store", metavar=row.kind.metavar, **facts)
+        return
+    group.add_argument(*words[: -1 if row.negative else None], action="store_const", const="true", **facts)
+    if row.negative:
+        group.add_argument(words[-1], action="store_const", const="false", **{**facts, "help": "the opposite"})
+
+
+def exit_lines() -> str:
+    """Returns the exit codes as the help shows them."""
+    return "exit codes:\n" + "\n".join(f"  {row.code:>3}  {row.meaning}" for row in EXITS)
+
+
 def build_parser(command: str) -> Parser:
     """Returns the parser of a subcommand, from the table; every value stays text."""
     row = COMMANDS[command]
@@ -4719,24 +4910,6 @@ def build_parser(command: str) -> Parser:
     return parser
 
 
-def add_option(group: Any, row: Option) -> None:
-    """Adds an option to its group of the parser; a flag stores the text that says yes or no."""
-    note = f" (default: {row.default})" if row.default else ""
-    facts: Json = {"dest": row.name, "default": None, "help": (row.help + note).replace("%", "%%")}
-    words = spellings(row)
-    if not row.kind.flag:
-        group.add_argument(*words, action="append" if row.kind.repeat else "store", metavar=row.kind.metavar, **facts)
-        return
-    group.add_argument(*words[: -1 if row.negative else None], action="store_const", const="true", **facts)
-    if row.negative:
-        group.add_argument(words[-1], action="store_const", const="false", **{**facts, "help": "the opposite"})
-
-
-def exit_lines() -> str:
-    """Returns the exit codes as the help shows them."""
-    return "exit codes:\n" + "\n".join(f"  {row.code:>3}  {row.meaning}" for row in EXITS)
-
-
 def overview() -> str:
     """Returns the help of the program as a whole."""
     lines = ["usage: gpt_image.py COMMAND [options]", "", (__doc__ or "").strip().splitlines()[0], ""]
@@ -4746,34 +4919,57 @@ def overview() -> str:
     return "\n".join([*lines, exit_lines()])
 
 
-def parse(argv: list[str]) -> tuple[str, dict[str, Any], str | None]:
-    """Returns the subcommand, the typed options and the argument; every mistake of spelling is a Failure."""
-    command = argv[0] if argv else ""
-    if command not in COMMANDS:
-        near = nearest_word(command, COMMANDS)
-        raise Failure(
-            USAGE, f"{command!r} is no command" if command else "no command is given",
-            f"did you mean {near}?" if near else f"one of {', '.join(COMMANDS)}; see --help", rule="command",
-        )  # fmt: skip
-    known, extra = build_parser(command).parse_known_args(argv[1:])
-    typed = dict(vars(known))
-    for word in extra:
-        refuse_word(command, word)
-    return command, typed, typed.pop("positional", None)
+def refuse_argument(command: str, word: str) -> None:
+    """Refuses an argument too many: it is mostly a prompt without quotes."""
+    hint = "put the prompt into quotes" if COMMANDS[command].argument == "PROMPT" else f"see {command} --help"
+    raise Failure(USAGE, f"{word!r} is one word too many", hint, rule="usage")
 
 
 def refuse_word(command: str, word: str) -> None:
     """Refuses a word that is no option of a subcommand, with the option that was probably meant."""
-    if word == "--":
-        return
     if not word.startswith("-"):
-        raise Failure(USAGE, f"{word!r} is one word too many", "put the prompt into quotes", rule="usage")
+        refuse_argument(command, word)
     name = word.split("=")[0]
     others = [other for other in COMMANDS if name in completion_words(other)]
     near = nearest_word(name, completion_words(command))
     hint = f"did you mean {near}?" if near else f"see {command} --help"
     hint = f"it belongs to {', '.join(others)}" if others else hint
     raise Failure(USAGE, f"{name} is no option of {command}", hint, rule="unknown-option")
+
+
+def joined(command: str, argv: list[str]) -> list[str]:
+    """Returns the words with `--option -value` as `--option=-value`, unless the second is an option of its own."""
+    rows = options_of(command).values()
+    takes = {word: f"--{row.name}" for row in rows if not row.kind.flag for word in spellings(row)}
+    options = {word for row in rows for word in spellings(row)}
+    words: list[str] = []
+    for word in argv:
+        if words and words[-1] in takes and word.startswith("-") and word.partition("=")[0] not in options:
+            words[-1] = f"{takes[words[-1]]}={word}"
+        else:
+            words.append(word)
+    return words
+
+
+def parse(argv: list[str]) -> tuple[str, dict[str, Any], str | None]:
+    """Returns the subcommand, the typed options and the argument; every mistake of spelling is a Failure."""
+    command = argv[0] if argv else ""
+    if command not in COMMANDS:
+        near, later = nearest_word(command, COMMANDS), next((word for word in argv if word in COMMANDS), "")
+        hint = f"did you mean {near}?" if near else f"one of {', '.join(COMMANDS)}; see --help"
+        hint = f'make a picture with: gpt_image.py generations "{command}"' if " " in command else hint
+        hint = f"the command comes first: gpt_image.py {later} …" if later else hint
+        words = f"{command!r} is no command" if command else "no command is given"
+        raise Failure(USAGE, words, hint, rule="command")
+    end = argv.index("--") if "--" in argv else len(argv)
+    known, extra = build_parser(command).parse_known_args(joined(command, argv[1:end]))
+    typed = dict(vars(known))
+    arguments = [word for word in [typed.pop("positional", None), *argv[end + 1 :]] if word is not None]
+    for word in extra:
+        refuse_word(command, word)
+    if len(arguments) > 1:
+        refuse_argument(command, arguments[1])
+    return command, typed, arguments[0] if arguments else None
 
 
 def result_of(run: Run, failure: Failure | None, console: Console, seconds: float) -> Json:
@@ -4833,11 +5029,13 @@ def as_interruptible(work: Callable[[], int]) -> int:
     import signal
 
     def interrupt(*_: object) -> None:
+        for number, _ in old:  # an impatient second one must not stop what saves the pictures
+            signal.signal(number, signal.SIG_IGN)
         raise Interrupted
 
-    old = []
+    old: list[tuple[Any, Any]] = []
     try:
-        for name in ("SIGTERM", "SIGHUP"):
+        for name in ("SIGINT", "SIGTERM", "SIGHUP"):
             if hasattr(signal, name):
                 old.append((getattr(signal, name), signal.signal(getattr(signal, name), interrupt)))
     except ValueError:
@@ -4846,7 +5044,10 @@ def as_interruptible(work: Callable[[], int]) -> int:
         return work()
     finally:
         for number, handler in old:
-            signal.signal(number, handler)
+            signal.signal(number, handler or signal.SIG_DFL)
+
+
+PROGRESS = ("auto", "plain", "json", "none")
 
 
 def run_command(
@@ -4869,7 +5070,11 @@ def run_command(
             return COMMANDS[command].run(world, settings, problems, positional, run)
 
 
-PROGRESS = ("auto", "plain", "json", "none")
+def nowhere() -> IO[str]:
+    """Returns a stream in place of one that was closed before we began."""
+    from io import StringIO
+
+    return StringIO()
 
 
 def wants_json(argv: list[str], stdout: IO[str]) -> bool:
@@ -4888,18 +5093,18 @@ def main(
         if hasattr(stream, "reconfigure"):  # UTF-8 whatever the code page
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
     environ = os.environ if environ is None else environ
-    console = Console(stdout or sys.stdout, stderr or sys.stderr, environ)
+    console = Console(stdout or sys.stdout or nowhere(), stderr or sys.stderr or nowhere(), environ)
     options = argv[: argv.index("--")] if "--" in argv else argv
     if argv[:1] in (["--version"], ["-V"]):
         console.print(f"gpt_image.py {__version__}")
         return OK
-    if "--help" in options or "-h" in options:
+    if "--help" in options or "-h" in options or argv[:1] == ["help"]:
         console.print(build_parser(argv[0]).format_help().rstrip() if argv[0] in COMMANDS else overview())
         return OK
     started, failure, run = clock(), None, Run(argv[0] if argv else "", None)
     try:
         code = as_interruptible(
-            lambda: run_command(argv, run, console, environ, stdin or sys.stdin, transport, clock, sleep)
+            lambda: run_command(argv, run, console, environ, stdin or sys.stdin or nowhere(), transport, clock, sleep)
         )
     except Failure as error:
         failure, code = error, error.exit
