@@ -2254,7 +2254,7 @@ def merge(tree: Json, extra: Json) -> Json:
         if isinstance(value, dict) and isinstance(ours, dict):
             merged[key] = merge(ours, value)
         elif key == "tools" and isinstance(value, list) and isinstance(ours, list):
-            kinds = [tool.get("type") if isinstance(tool, dict) else None for tool in value]
+            kinds = [str(tool.get("type")) if isinstance(tool, dict) else None for tool in value]
             mine = {tool["type"]: tool for tool in ours}
             merged[key] = [tool for kind, tool in mine.items() if kind not in kinds]
             merged[key] += [merge(mine[kind], tool) if kind in mine else tool for kind, tool in zip(kinds, value)]
@@ -2602,13 +2602,14 @@ def opener_for(wire: Wire, redirects: bool) -> urllib.request.OpenerDirector:
 
     plain, secure = connection_classes(wire)
 
-    class Http(urllib.request.HTTPHandler):
+    class Web(urllib.request.AbstractHTTPHandler):
+        http_request = https_request = urllib.request.AbstractHTTPHandler.do_request_
+
         def http_open(self, request: Any) -> Any:
             return self.do_open(plain, request)
 
-    class Https(urllib.request.HTTPSHandler):
         def https_open(self, request: Any) -> Any:
-            return self.do_open(secure, request, context=self._context)  # type: ignore[attr-defined]
+            return self.do_open(secure, request)
 
     class WebRedirect(urllib.request.HTTPRedirectHandler):
         def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
@@ -2618,7 +2619,7 @@ def opener_for(wire: Wire, redirects: bool) -> urllib.request.OpenerDirector:
     opener = urllib.request.OpenerDirector()
     # Without HTTPErrorProcessor every status is a reply like any other, a redirect too.
     follow = (WebRedirect(), urllib.request.HTTPErrorProcessor(), urllib.request.HTTPDefaultErrorHandler())
-    for handler in (urllib.request.ProxyHandler(), Http(), Https(), *(follow if redirects else ())):
+    for handler in (urllib.request.ProxyHandler(), Web(), *(follow if redirects else ())):
         opener.add_handler(handler)
     return opener
 
@@ -2780,7 +2781,9 @@ class Plan(NamedTuple):
 
     def beside(self, ending: str) -> str:
         """Returns a name beside the outputs, such as that of a kept reply."""
-        return os.path.normpath(re.sub(r"[-_. ]*\{(index|partial)\}", "", self.stem) + ending)
+        folder, name = os.path.split(re.sub(r"[-_. ]*\{(index|partial)\}", "", self.stem))
+        name = name if len(os.fsencode(name)) < 220 else name[:50]  # no disk takes names of more than 255 bytes
+        return os.path.normpath(os.path.join(folder, name + ending))
 
 
 def suffix_of(format: str) -> str:
@@ -2832,10 +2835,18 @@ def exists(name: str) -> bool:
     return True
 
 
+def absolute(name: str) -> str:
+    """Returns a name by which two ways to write the same path are equal."""
+    try:
+        return os.path.normcase(os.path.abspath(name))
+    except OSError:  # the current folder is gone
+        return os.path.normcase(os.path.normpath(name))
+
+
 def check_names(names: list[str], overwrite: bool) -> None:
     """Refuses names that exist or repeat, and folders that cannot be written, before anything is sent."""
     taken = [name for name in names if exists(name) and (os.path.isdir(name) or not overwrite)]
-    places = [os.path.normcase(os.path.abspath(name)) for name in names]
+    places = [absolute(name) for name in names]
     twice = [name for name, place in zip(names, places) if places.count(place) > 1]
     why = next(filter(None, (unwritable(os.path.dirname(name) or ".") for name in names)), "")
     if taken:
@@ -4325,8 +4336,8 @@ def keep_reply(settings: Settings, plan: Plan, run: Run, failure: Failure | None
     journal = max(run.journals, key=lambda found: found.size, default=None)
     path = settings.get("save-response")
     if journal and (path or failure):
-        pictures = [os.path.abspath(row["path"]) for row in run.images + run.partials]
-        replaces = bool(path and plan.overwrite and os.path.abspath(path) not in pictures)
+        pictures = [absolute(row["path"]) for row in run.images + run.partials]
+        replaces = bool(path and plan.overwrite and absolute(path) not in pictures)
         kept = journal.keep(path or plan.beside(".reply"), replaces)
         run.saved_response = kept
         if failure and kept:

@@ -342,6 +342,19 @@ class CutAndSpoilt(ProgramTest):
                         self.assertEqual(Path("p.png").read_bytes(), data)
                         self.assert_sound(ran)
 
+    def test_characters_behind_the_padding_are_an_error_wherever_the_pieces_end(self) -> None:
+        padded = base64.b64encode(self.FINALS[0] + b"x" * (-len(self.FINALS[0]) % 3 + 1)).decode()
+        self.assertTrue(padded.endswith("=="))
+        for text in (padded + "AAAA", padded + "\nAAAA", padded + "A", padded[:-1] + "A", padded + "=A", padded[:800] + "==" + padded[800:]):
+            body = json.dumps({"data": [{"b64_json": text}]}).encode()
+            end = body.rindex(b"==") if b"==" in body else len(body) - 10
+            for at in range(end - 4, min(end + 12, len(body))):
+                with self.subTest(text=text[-12:], at=at - end):
+                    halves = gpt_image.Reply(200, {}, [body[:at], body[at:]])
+                    ran = self.run_main("generations", "x", *SMALL, "--output", "p.png", transport=FakeTransport(halves))
+                    self.assertEqual((ran.code, ran.json["images"]), (6, []), ran.err)
+                    self.assert_sound(ran)
+
     def test_a_body_cut_anywhere_keeps_the_pictures_that_were_whole(self) -> None:
         chance = random.Random(3)
         for name, argv, body in self.bodies():
@@ -510,6 +523,31 @@ class WhenTheDiskIsAgainstUs(ProgramTest):
         again = self.run_main("extract", kept, "--output", "again.png")
         self.assertEqual(again.code, 0, again.err)
         self.assertEqual(Path("again.png").read_bytes(), CutAndSpoilt.FINALS[0])
+
+    def test_a_name_that_leaves_no_room_for_the_ending_of_the_kept_reply(self) -> None:
+        for length in (247, 249, 250, 251):  # with .png it fits into 255 bytes, with what is put behind it no longer
+            for body in (self.BODY, self.BODY[:-20]):
+                with self.subTest(length=length, whole=body is self.BODY):
+                    output = "y" * length + ".png"
+                    words = ("generations", "A lake", *SMALL, "--output", output)
+                    ran = self.run_main(*words, transport=FakeTransport(reply(body)))
+                    if body is self.BODY:
+                        self.assertEqual((ran.code, Path(output).read_bytes()), (0, CutAndSpoilt.FINALS[0]), ran.err)
+                    else:
+                        self.assertEqual(ran.code, 5, ran.err)
+                        self.assertEqual(Path(ran.json["saved_response"]).read_bytes(), body)
+                        again = self.run_main(*shlex.split(ran.error["recovery"])[1:])
+                        self.assertEqual((again.code, "File name too long" in again.err), (6, False), again.err)
+                    for name in self.files():
+                        Path(name).unlink()
+
+    def test_names_that_are_too_long_are_refused_before_anything_is_sent(self) -> None:
+        for length, options in ((252, ()), (250, ("--n", "3")), (245, ("--stream", "--partial-images", "1"))):
+            with self.subTest(length=length, options=options):
+                fake = FakeTransport(reply(self.BODY))
+                words = ("generations", "A lake", *SMALL, "--output", "y" * length + ".png", *options)
+                ran = self.run_main(*words, transport=fake)
+                self.assertEqual((ran.code, fake.requests, self.files()), (7, [], []), ran.err)
 
     def test_a_folder_no_file_can_be_made_in(self) -> None:
         real = open

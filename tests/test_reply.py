@@ -18,8 +18,8 @@ REPLIES = Path(__file__).resolve().parent / "replies"
 
 
 def picture(name: str) -> bytes:
-    """Returns the picture of a name: a PNG of stored noise; one named big… has more than 1024 base64 characters."""
-    side = 16 if name.startswith("big") else 3
+    """Returns the picture of a name: a PNG of stored noise, whose base64 has 132 characters, 1136 (big…) or 6 900 (huge…)."""
+    side = next((side for start, side in (("big", 16), ("huge", 41)) if name.startswith(start)), 3)
     noise = b"".join(hashlib.sha256(f"{name}{i}".encode()).digest() for i in range(side * side))
     rows = b"".join(b"\0" + noise[y * 3 * side : (y + 1) * 3 * side] for y in range(side))
     size = len(rows).to_bytes(2, "little")
@@ -605,7 +605,7 @@ class Base64Test(ReplyTest):
         )
 
     def test_line_breaks_padding_prefixes_and_escapes(self) -> None:
-        for name in ("small-a", "big-a", "big-bc"):
+        for name in ("small-a", "big-a", "huge-a"):
             plain = base64.b64encode(picture(name)).decode()
             lines = [plain[at : at + 76] for at in range(0, len(plain), 76)]
             for text in (
@@ -615,15 +615,18 @@ class Base64Test(ReplyTest):
                 plain.replace("+", "\\u002B").replace("=", "\\u003d"),
                 "data:image/png;base64," + plain, "data:image\\/png;base64," + plain.replace("/", "\\/"),
                 "DATA:image/PNG;BASE64," + plain, "".join(f"\\u{ord(c):04X}" for c in plain), "\\n" + plain + "\\n\\n",
+                # What is odd in it comes late, when it is being decoded already.
+                plain[:1500] + plain[1500:].replace("/", "\\/"), plain[:1500] + plain[1500:].replace("+", "\\u002b"),
+                plain[:2222] + "\\n" + plain[2222:].rstrip("="), plain[:1501] + "\\r\\n \\t" + plain[1501:],
             ):  # fmt: skip
-                for size in (10**6, 5):
+                for size in (10**6, 5 if len(plain) < 2000 else 97):
                     with self.subTest(name, text=text[:60], size=size):
                         ran = self.check(text, name, size)
                         self.assertEqual(ran.code, 0, ran.err)
                         self.assertEqual(self.names(ran.json["images"], [name]), (name,))
 
     def test_what_is_not_base64_is_an_error_and_never_dropped(self) -> None:
-        for name in ("small-a", "big-a"):
+        for name in ("small-a", "big-a", "huge-a"):
             plain = base64.b64encode(picture(name)).decode()
             middle = len(plain) // 2
             for bad in ("!", "-", "_", "\\u0041\\u00e9", "é", "\\\\", "=", "\\u0000", ".", "%2B"):

@@ -568,6 +568,20 @@ class Paths(AttackTest):
                     Path(name).unlink()
 
     @posix_only
+    def test_a_current_folder_that_is_gone_is_no_traceback(self) -> None:
+        for options in ((), ("--dry-run",)):
+            with self.subTest(options=options):
+                fake = FakeTransport()
+                os.chdir(self.folder)
+                Path("gone").mkdir()
+                os.chdir("gone")
+                (self.folder / "gone").rmdir()
+                ran = self.run_main(*ROUTES[0], "--output", "p.png", *options, transport=fake)
+                os.chdir(self.folder)
+                self.assertIn(ran.code, (0, 2, 7), ran.err)
+                self.assertEqual(fake.requests, [])
+
+    @posix_only
     def test_a_folder_that_is_a_link_is_followed_and_one_that_is_a_file_refused(self) -> None:
         self.assert_refused(7, *ROUTES[0], "--output", "in/victim.txt/p.png")
 
