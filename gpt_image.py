@@ -1029,7 +1029,7 @@ def png_chunks(file: IO[bytes]) -> Iterator[tuple[bytes, int]]:
         if at + 12 + length > end:
             return
         yield header[4:], length
-        at += 12 + length
+        at = at + 12 + length if header[4:] != b"IEND" else end
 
 
 def look_png(file: IO[bytes], head: bytes) -> Picture:
@@ -4599,28 +4599,39 @@ def resume(world: World, settings: Settings, problems: list[Problem], target: st
     return conclude(world, settings, plan, run, failure, 0 if run.text else 1)
 
 
+def without_number(run: Run, plan: Plan) -> None:
+    """Gives the only picture of a reply, and its previews, their names without a number."""
+    for row in run.images + run.partials:
+        name = plan.partial(1, row["partial"]) if "partial" in row else plan.final(1)
+        true_name = os.path.splitext(name)[0] + os.path.splitext(row["path"])[1]
+        row["path"] = place(row["path"], true_name, plan.overwrite and true_name == name)
+
+
 def extract(world: World, settings: Settings, problems: list[Problem], target: str | None, run: Run) -> int:
     """Takes the pictures out of a kept or saved reply, offline; one that is cut short gives what it holds whole."""
     enforce(problems, False, world.console)
     settings = follow_suffix(settings)
-    plan = plan_outputs(settings, 1)
-    check_names([plan.final(1)], plan.overwrite)
     if not target:
         raise Failure(USAGE, "there is nothing to extract from", "name a saved reply", rule="extract-file")
     try:
         file = open(target, "rb")
     except OSError as error:
         raise Failure(USAGE, f"{target}: {error.strerror}", "name a saved reply", rule="extract-file") from error
+    plan = plan_outputs(settings, 1)
+    check_names([plan.final(1)], plan.overwrite)
     make_folders([plan.final(1)], world.scratch)
 
     def offline(url: str, _: IO[bytes]) -> Failure:
         return Failure(UNREADABLE, f"the reply holds a URL and no picture: {url[:500]}", "fetch it yourself")
 
-    collector = new_collector(world, settings, plan, run, offline)
+    # How many pictures there are is known at the end only: they are numbered until then.
+    collector = new_collector(world, settings, plan._replace(several=True), run, offline)
     with file:
         for chunk in iter(lambda: file.read(BLOCK), b""):
             collector.feed(chunk)
         collector.finish()
+    if len(run.images) == 1:
+        without_number(run, plan)
     if collector.cut:
         world.console.warn(f"{target} is cut short; what it holds whole was taken out")
     troubles = [found for found in run.troubles if found.message != "a picture is cut short" or not run.images]
