@@ -252,7 +252,7 @@ PHASES = {
     "converting": "converting {path}",
     "fetching": "fetching picture {index}",
     "preview": "preview {partial} of picture {index}: {path}",
-    "saved": "saved {path} ({format} {width}x{height}, {size})",
+    "saved": "saved {path} ({kind}, {size})",
     "retrying": "{reason}; try {attempt} in {wait} s",
 }
 FIRST_WORDS = {"uploading": "uploading {size}", "receiving": "receiving the reply"}  # for a line that stays
@@ -1132,7 +1132,7 @@ def look_svg(file: IO[bytes], head: bytes) -> Picture | None:
     file.seek(max(end - 64, 0))
     whole = b"</svg>" in file.read()
     root = tag.group()
-    number = rb"([0-9]+(?:\.[0-9]+)?)"
+    number = rb"([0-9]{1,9}(?:\.[0-9]+)?)"
     sides = [re.search(rb'\s%s\s*=\s*["\']%s(px)?["\']' % (side, number), root) for side in (b"width", b"height")]
     box = re.search(rb'viewBox\s*=\s*["\'][-0-9.]+[\s,]+[-0-9.]+[\s,]+%s[\s,]+%s' % (number, number), root)
     found = [side.group(1) for side in sides if side]
@@ -1165,17 +1165,22 @@ SIGNATURES: tuple[tuple[bytes, Look], ...] = (
 )
 
 
+def look_at(file: IO[bytes]) -> Picture | None:
+    """Returns what the bytes of an open file say, or None if it is no picture."""
+    head = file.read(4096)
+    for signature, reader in SIGNATURES:
+        if re.match(signature, head, re.DOTALL):
+            try:
+                return reader(file, head)
+            except (IndexError, ValueError, OverflowError):
+                return Picture(reader.__name__.replace("look_", ""), whole=False)
+    return None
+
+
 def look(path: str) -> Picture | None:
     """Returns what the bytes of a file say, or None if it is no picture; OSError if it cannot be read."""
     with open(path, "rb") as file:
-        head = file.read(4096)
-        for signature, reader in SIGNATURES:
-            if re.match(signature, head, re.DOTALL):
-                try:
-                    return reader(file, head)
-                except (IndexError, ValueError):
-                    return Picture(reader.__name__.replace("look_", ""), whole=False)
-    return None
+        return look_at(file)
 
 
 # Whether a PNG is opaque can be told without undoing its filters. They work on each channel by itself, so as long as
@@ -1886,7 +1891,11 @@ CONVERTERS = (
 )
 
 
-PILLOW = "import sys; from PIL import Image; Image.open(sys.argv[1]).save(sys.argv[2], 'PNG')"
+# Not from the current folder: a cloned one could hold a PIL of its own, and read the key from the environment.
+PILLOW = (
+    "import sys; sys.path[:] = filter(None, sys.path); from PIL import Image; "
+    "Image.open(sys.argv[1]).save(sys.argv[2], 'PNG')"
+)
 
 
 def no_converter(format: str) -> str:
@@ -2547,12 +2556,14 @@ def connection_classes(wire: Wire) -> tuple[Any, Any]:
                     self.sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
         def send(self, data: Any) -> None:
+            if self.sock is None:
+                self.connect()  # its failures, such as a bad certificate, are told as they are
             # A server that answers 401 and closes while we upload: keep quiet here, and read its answer.
             try:
                 super().send(data)
-            except OSError as error:
-                if self.sock is None or isinstance(error, (socket.timeout, TimeoutError)):
-                    raise
+            except (socket.timeout, TimeoutError):
+                raise
+            except OSError:
                 wire.broken = True
 
     class SecureConnection(Connection, http.client.HTTPSConnection):
@@ -3357,7 +3368,10 @@ class SseReader:
 
     def feed(self, data: bytes) -> Iterator[Document]:
         """Takes the next bytes and yields the events that they complete."""
-        if b"\r" in data:  # CRLF cut in two only makes an empty line more
+        if self.last_cr and data[:1] == b"\n":  # CRLF cut in two: its empty line would end an event of several lines
+            data = data[1:]
+        self.last_cr = data[-1:] == b"\r"
+        if b"\r" in data:
             data = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
         at = 0
         while at < len(data):
@@ -3534,6 +3548,8 @@ def read_document(document: Document) -> Iterator[Event]:
     elif row.meaning == "response":
         if error and not isinstance(error, dict):
             yield Event("error", {"message": str(error)})
+        if is_final(body):  # a picture that nothing names: it may be a preview if it came in a stream
+            yield Event("unknown" if document.stream else "final", body, text=document.name)
         yield from response_events(body)
     elif row.meaning == "item":
         yield from item_events(body, item_key(value, body))
@@ -3551,7 +3567,8 @@ def read_document(document: Document) -> Iterator[Event]:
         yield Event("error", value)
     elif is_final(body):
         yield Event("facts", value)
-        yield Event(row.meaning, body, item_key(value, body))
+        # Some gateways give every element of `data` the id of the call.
+        yield Event(row.meaning, body, "" if document.name == "data[]" else item_key(value, body))
 
 
 class Run:
@@ -3745,7 +3762,8 @@ class Collector:
             elif event.kind == "error":
                 self.run.troubles.append(refusal_of(event.body, 200))
             elif is_final(event.body):
-                self.console.warn(f"an event named {event.text!r} holds a picture; it was left out")
+                self.console.warn(f"an event named {event.text!r} holds a picture; it is saved as a preview")
+                self.partial(event)
 
     def index_of(self, key: str) -> int:
         """Returns the number of a picture, from 1: by its key if it has one, else the next."""
@@ -3796,7 +3814,8 @@ class Collector:
         prompt = body.get("revised_prompt")
         self.run.images.append({**row, "revised_prompt": prompt if isinstance(prompt, str) else None})
         self._compare(self.run.images[-1])
-        self.progress.phase("saved", **{**row, "size": amount(row["bytes"])})
+        kind = f"{row['format']} {row['width']}x{row['height']}" if row["width"] else row["format"]
+        self.progress.phase("saved", **{**row, "kind": kind, "size": amount(row["bytes"])})
         self.shown(row["path"])
         return True
 
@@ -3982,8 +4001,7 @@ def examine_data(source: Source) -> Source:
         raw = b""
     if data and not (raw and re.fullmatch(r"[A-Za-z0-9+/\s]+=*\s*", data)):
         return source._replace(trouble="what stands behind the comma is not base64")
-    reader = next((reader for signature, reader in SIGNATURES if re.match(signature, raw[:4096], re.DOTALL)), None)
-    return source._replace(size=len(raw), picture=reader(BytesIO(raw), raw[:4096]) if reader else None)
+    return source._replace(size=len(raw), picture=look_at(BytesIO(raw)))
 
 
 def examine(role: str, label: str, text: str, kind: str) -> Source:
@@ -4226,7 +4244,8 @@ def judged(outcome: Reply | Fault, request: Request, run: Run | None) -> tuple[F
         run.refusal = body
     failure = error_failure(outcome, body)
     verdict = may_retry(outcome.status, outcome.headers, failure)
-    failure.details["may_be_billed"] = verdict == "billable" and run is not None
+    billable = "billable" in (verdict, may_retry(outcome.status, {}, failure))  # x-should-retry does not undo a bill
+    failure.details["may_be_billed"] = billable and run is not None
     return failure, verdict
 
 
@@ -4266,6 +4285,13 @@ def open_journal(world: World, settings: Settings, plan: Plan, run: Run) -> Jour
     return journal
 
 
+def bug_failure() -> Failure:
+    """Returns the failure of a bug, with the traceback, which the console redacts."""
+    import traceback
+
+    return Failure(BUG, "a bug of this program:\n" + traceback.format_exc(), "please report it", rule="bug")
+
+
 def receive(reply: Reply, collector: Collector, journal: Journal) -> Failure | None:
     """Reads a reply to its end; whatever happens, the pictures that were complete are saved. Returns how it failed."""
     failure: Failure | None = None
@@ -4281,6 +4307,8 @@ def receive(reply: Reply, collector: Collector, journal: Journal) -> Failure | N
                     stretch = collector.reader.json.stretch
             except OSError as error:  # no new file: keep on reading, so that at least the reply is kept
                 failure = unwritten(error)
+            except Exception:  # a bug must not lose what was paid for either
+                failure = bug_failure()
             finally:
                 journal.write(chunk, stretch)
     except KeyboardInterrupt:
@@ -4290,6 +4318,8 @@ def receive(reply: Reply, collector: Collector, journal: Journal) -> Failure | N
         collector.finish()
     except OSError as error:
         failure = failure or unwritten(error)
+    except Exception:
+        failure = failure or bug_failure()
     if failure or not (reply.fault or collector.cut):
         return failure
     if not reply.fault and not collector.understood:
@@ -4315,7 +4345,7 @@ def outcome_of(run: Run, failure: Failure | None, wanted: int) -> Failure | None
         first = troubles[0]
         if wanted and len(run.images) < wanted and first.exit in (UNREADABLE, OUTPUT, NETWORK):
             first.message += f" ({came} saved)"
-        if first.exit in (UNREADABLE, OUTPUT, NETWORK):
+        if first.exit in (UNREADABLE, OUTPUT, NETWORK, BUG):
             first.details.setdefault("may_be_billed", True)
         if len(troubles) > 1:
             rows = [{"rule": None, "message": found.message, "hint": found.hint} for found in troubles]
@@ -4373,7 +4403,7 @@ def fetcher(world: World, settings: Settings) -> Fetch:
         except Failure as failure:
             return Failure(NETWORK, f"the picture at {url[:200]} cannot be fetched: {failure.message}", failure.hint)
         for chunk in iter(reply.read, b""):
-            file.write(chunk)
+            write_all(file, chunk)
         reply.close()
         return Failure(NETWORK, f"{url[:200]}: {reply.fault.message}") if reply.fault else None
 
@@ -5039,13 +5069,6 @@ def report(run: Run, failure: Failure | None, console: Console, seconds: float, 
         console.print("\n".join(row["path"] for row in run.images))
 
 
-def bug_failure() -> Failure:
-    """Returns the failure of a bug, with the traceback, which the console redacts."""
-    import traceback
-
-    return Failure(BUG, "a bug of this program:\n" + traceback.format_exc(), "please report it", rule="bug")
-
-
 def as_interruptible(work: Callable[[], int]) -> int:
     """Runs something with termination signals turned into exceptions, so that finished pictures are kept."""
     import signal
@@ -5058,8 +5081,9 @@ def as_interruptible(work: Callable[[], int]) -> int:
     old: list[tuple[Any, Any]] = []
     try:
         for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-            if hasattr(signal, name):
-                old.append((getattr(signal, name), signal.signal(getattr(signal, name), interrupt)))
+            number = getattr(signal, name, None)
+            if number and signal.getsignal(number) != signal.SIG_IGN:  # nohup, and & in a script, have it ignored
+                old.append((number, signal.signal(number, interrupt)))
     except ValueError:
         pass  # not the main thread: whoever imported us sees to signals
     try:
@@ -5114,6 +5138,8 @@ def main(
     for stream in (sys.stdout, sys.stderr) if stdout is None else ():
         if hasattr(stream, "reconfigure"):  # UTF-8 whatever the code page
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
+    if stdin is None and hasattr(sys.stdin, "reconfigure"):
+        sys.stdin.reconfigure(encoding="utf-8", errors="strict")
     environ = os.environ if environ is None else environ
     console = Console(stdout or sys.stdout or nowhere(), stderr or sys.stderr or nowhere(), environ)
     options = argv[: argv.index("--")] if "--" in argv else argv

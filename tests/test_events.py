@@ -9,6 +9,7 @@ import unittest
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
+import gpt_image
 from tests.support import FakeTransport, ProgramTest, Ran, reply
 from tests.test_reply import picture
 
@@ -207,12 +208,30 @@ class PreviewsAndFinalsTest(EventsTest):
                        "new_field": {"a": 1}})  # fmt: skip
         self.assert_saved(self.play(STREAM, body), ["big-f"])
 
-    def test_an_unknown_event_with_a_picture_is_told_of(self) -> None:
+    def test_an_unknown_event_with_a_picture_is_saved_as_a_preview_and_told_of(self) -> None:
         body = events({"type": "image_generation.draft", "b64_json": b64("big-d")},
                       {"type": "image_generation.completed", "b64_json": b64("big-f")})  # fmt: skip
         ran = self.play(STREAM, body)
-        self.assert_saved(ran, ["big-f"])
+        self.assert_saved(ran, ["big-f"], [("big-d", 1, 1)])
         self.assertIn("image_generation.draft", " ".join(ran.json["warnings"]))
+
+    def test_pictures_of_a_list_that_share_the_id_of_their_call_are_all_saved(self) -> None:
+        rows = [{"id": "call_1", "b64_json": b64(name)} for name in ("big-d", "big-f")]
+        self.assert_saved(self.play("generations x --n 2", json.dumps({"data": rows}).encode()), ["big-d", "big-f"])
+
+    def test_crlf_cut_in_two_ends_no_event_of_several_lines(self) -> None:
+        lines = [b'data: {"type": "image_generation.completed",', b'data: "b64_json": "' + b64("big-d").encode() + b'"}']
+        body = b"\r\n".join([*lines, b"", b""])
+        at = body.index(b"\r\n") + 1
+        ran = self.run_main(*STREAM.split(), "--output", "crlf.png",
+                            transport=FakeTransport(gpt_image.Reply(200, {}, [body[:at], body[at:]])))  # fmt: skip
+        self.assertEqual((ran.code, len(ran.json["images"])), (0, 1), ran.err)
+
+    def test_a_picture_that_nothing_names_is_a_preview_in_a_stream_and_a_final_in_json(self) -> None:
+        ran = self.play(STREAM, b"data: " + json.dumps({"b64_json": b64("big-d")}).encode() + b"\n\n")
+        self.assertEqual((ran.code, len(ran.json["images"]), len(ran.json["partial_images"])), (6, 0, 1))
+        ran = self.play("generations x", json.dumps({"b64_json": b64("big-d")}).encode())
+        self.assertEqual((ran.code, len(ran.json["images"])), (0, 1))
 
 
 class ResponsesTest(EventsTest):

@@ -216,6 +216,11 @@ class WhichStatusesAreTriedAgain(WireTest):
         for words in ("429", "503", "2 of 3", "3 of 3"):
             self.assertIn(words, ran.err)
 
+    def test_a_server_that_forbids_another_try_does_not_undo_the_bill(self) -> None:
+        fake = FakeTransport(reply({}, 504, {"x-should-retry": "false"}))
+        ran = self.run_main("generations", "A lake", "--output", "bill.png", transport=fake)
+        self.assertEqual((ran.code, ran.error["may_be_billed"], len(fake.requests)), (5, True, 1))
+
     def test_an_error_body_of_any_shape_is_no_traceback(self) -> None:
         odd: Tuple[bytes, ...] = (b"", b"null", b"[]", b'"No."', b"5", b"{", b'{"error": null}', b'{"error": "No."}', b'{"error": []}')
         odd += (b'{"error": {"message": {"a": 1}, "code": ["b"], "type": 5}}', b'{"message": "No."}', b"\xff\xfe\x00")
