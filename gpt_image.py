@@ -121,8 +121,8 @@ class Secret:
         return text
 
     def fits_header(self) -> bool:
-        """Tells whether the value is one word of printable ASCII, as every key is."""
-        return bool(re.fullmatch(r"[\x21-\x7e]+", self._value))
+        """Tells whether the value is one word of printable ASCII without quotes, as every key is."""
+        return bool(re.fullmatch(r"[\x21\x23-\x26\x28-\x7e]+", self._value))  # no blanks, and no quotes
 
     def needles(self) -> list[bytes]:
         """Returns the bytes to look for in a reply that is kept."""
@@ -150,7 +150,8 @@ class Console:
         self.stdout, self.stderr = stdout, stderr
         self.secrets: list[Secret] = []
         self.warnings: list[str] = []
-        self.quiet = False
+        self.quiet, self.lost = False, ""
+        self.tells = True  # False where stderr holds a JSON object a line
         self.before_line: Callable[[], None] = lambda: None
         self.live = is_terminal(stderr) and environ.get("TERM") != "dumb"
         self.colour = self.live and not environ.get("NO_COLOR")
@@ -177,8 +178,11 @@ class Console:
             print(self.clean(text), end="", file=stream, flush=True)
         except BrokenPipeError:
             self._abandon(stream)
-        except (OSError, ValueError):
-            pass  # a full disk behind stderr, or a closed stream: a message is not worth a picture
+        except OSError as error:  # a full disk behind a stream is not worth a picture, but the result must not vanish
+            self.lost = str(error.strerror) if stream is self.stdout else self.lost
+            self._abandon(stream)
+        except ValueError:
+            pass  # a closed stream
 
     def _abandon(self, stream: IO[str]) -> None:
         """Points a stream whose reader is gone at the null device, so that the interpreter's own flush is quiet too."""
@@ -198,7 +202,7 @@ class Console:
 
     def tell(self, text: str) -> None:
         """Says something that --quiet silences."""
-        if not self.quiet:
+        if not self.quiet and self.tells:
             self.say(text)
 
     def warn(self, text: str) -> None:
@@ -251,7 +255,7 @@ PHASES = {
     "receiving": "receiving, {size}",
     "converting": "converting {path}",
     "fetching": "fetching picture {index}",
-    "preview": "preview {partial} of picture {index}: {path}",
+    "preview": "preview {partial} of {asked} for picture {index}: {path}",
     "saved": "saved {path} ({kind}, {size})",
     "retrying": "{reason}; try {attempt} in {wait} s",
 }
@@ -272,6 +276,7 @@ class Progress:
         self.mode = ("live" if console.live else "plain") if mode == "auto" else mode
         if console.quiet and mode != "json":
             self.mode = "none"
+        console.tells = self.mode != "json"
         self.started = self.shown = clock()
         self.name, self.text, self.drawn = "", "", ""
         self.lock: Any = None
@@ -964,10 +969,11 @@ STATUSES = (
     Status((403,), "never", "the organisation may have to be verified for this model, or the key lacks the permission"),
     Status((404,), "never", "the model may be retired or unknown here, or the base URL may lack /v1"),
     Status((413,), "never", "the pictures are too large for this endpoint"),
-    Status((422,), "never", "some gateways want --image-field-style simple"),
+    Status((422,), "never", "if it names `image`: some gateways want --image-field-style simple"),
     Status((408, 409, 429, 500, 503), "safe"),
     Status((502, 504, *range(520, 525)), "billable",
-           "a proxy gave up while the picture was being made: try --stream --partial-images 1, or --background-mode"),
+           "a proxy gave up while the picture was being made: try --stream --partial-images 1, or a response with "
+           "--background-mode"),
 )  # fmt: skip
 MONEY = (
     "insufficient_quota", "credit_balance_exhausted", "organization_spend_limit_exceeded",
@@ -979,8 +985,13 @@ CODE_HINTS = {
     "previous_response_not_found": "responses are kept 30 days, and only if they were stored",
     "invalid_input_fidelity_model": "leave --input-fidelity out",
     "invalid_image_file": "save the picture again as PNG, JPEG or WebP",
+    "no_db_connection": "the key is not the one this proxy knows",
     **{code: "this is about money, not about speed: look at the billing page" for code in MONEY},
 }
+# A proxy in between may hide the code, and a picture that was made behind a status that says it was not.
+MONEY_WORDS = re.compile("|".join((*MONEY, "exceeded your current quota")))
+RAN_BEHIND = re.compile(r"(HTTP \d+: )?litellm\.(APIError|APIConnectionError|InternalServerError|Timeout)")
+REQUEST_IDS = ("x-request-id", "x-litellm-call-id")
 LONGEST_WAIT = 120.0  # seconds; the official SDK waits no longer either
 RETRY_FIRST, RETRY_MOST = 0.5, 8.0  # seconds
 
@@ -1699,6 +1710,8 @@ def check_connection(case: Case) -> Iterator[Problem]:
     parts = split_url(url)
     if parts.scheme not in ("http", "https") or not parts.hostname or re.search(r"[\x00-\x20\x7f]", url):
         yield problem("base-url", text=text, why="expected an http or https URL")
+    elif parts.path.rstrip("/").endswith((*(row.path for row in ROUTES), CHAT_PATH)):
+        yield problem("base-url", text=text, why="give it up to and with /v1, without the route")
     elif parts.username is not None or parts.fragment:
         shown = text.replace(parts.netloc, (parts.netloc.rpartition("@")[2]))
         yield problem("base-url", text=shown, why="no login and no fragment may stand in it")
@@ -2497,7 +2510,7 @@ def reason_of(error: BaseException) -> str:
 
     error = getattr(error, "reason", error)
     if isinstance(error, (socket.timeout, TimeoutError)):
-        return "timed out"
+        return "timed out: no byte came for as long as --timeout allows"
     return str(getattr(error, "strerror", None) or error) or type(error).__name__
 
 
@@ -3688,7 +3701,9 @@ def refusal_of(error: Json, status: int, reason: str = "") -> Failure:
         categories = details.get("categories")
         words = ", ".join(map(str, categories)) if isinstance(categories, list) else "not told"
         said += f" (stage: {details.get('moderation_stage')}; categories: {words})"
-    hint = CODE_HINTS.get(str(code)) or CODE_HINTS.get(str(kind)) or known.hint or None
+    said = re.sub(r"[A-Za-z0-9+/]{500,}={0,2}", "<base64>", said)[:2000]
+    named = next((word for word in CODE_HINTS if word in (code, kind) or word in said), None)
+    hint = CODE_HINTS[named] if named else known.hint or None
     said = f"HTTP {status}: {said}" if status != 200 else said
     return Failure(
         NETWORK if server else REFUSED, said, hint,
@@ -3831,7 +3846,8 @@ class Collector:
         del self.run.troubles[troubles:]
         if row:
             self.run.partials.append({"path": row["path"], "index": index, "partial": number, **row})
-            self.progress.phase("preview", **{**row, "partial": number})
+            asked = self.settings.get("partial-images") or number
+            self.progress.phase("preview", **{**row, "partial": number, "asked": asked})
             self.shown(row["path"])
 
     def _save(self, lifted: Lifted, name: str, index: int, foreseen: bool) -> Json | None:
@@ -4225,9 +4241,11 @@ def may_retry(status: int, headers: Mapping[str, str], failure: Failure) -> str:
     """Returns whether a refused request is made again: "safe", "billable" or "never"."""
     row = next((row for row in STATUSES if status in row.codes), None)
     verdict = row.retry if row else "billable" if status >= 500 else "never"
-    codes = (failure.details.get("code"), failure.details.get("type"))
-    if any(code in MONEY for code in codes) or headers.get("x-should-retry") == "false" or status < 400:
+    said = f"{failure.details.get('code')} {failure.details.get('type')} {failure.message}"
+    if MONEY_WORDS.search(said) or headers.get("x-should-retry") == "false" or status < 400:
         return "never"
+    if verdict == "safe" and status != 429 and RAN_BEHIND.match(failure.message):
+        verdict = "billable"
     return "safe" if verdict == "never" and headers.get("x-should-retry") == "true" else verdict
 
 
@@ -4258,7 +4276,8 @@ def exchange(world: World, settings: Settings, request: Request, run: Run | None
         outcome = world.transport(request, settings.get("timeout"), world.progress)
         headers = outcome.headers if isinstance(outcome, Reply) else {}
         if run:
-            run.request_id = headers.get("x-request-id") or run.request_id
+            found = (headers[name] for name in REQUEST_IDS if headers.get(name))
+            run.request_id = next(found, run.request_id)
         if isinstance(outcome, Reply) and 200 <= outcome.status < 300:
             return outcome
         failure, verdict = judged(outcome, request, run)
@@ -4272,6 +4291,19 @@ def exchange(world: World, settings: Settings, request: Request, run: Run | None
         world.progress.phase("retrying", reason=reason, attempt=f"{attempt + 1} of {most}", wait=f"{wait:.1f}")
         world.sleep(wait)
     raise AssertionError("unreachable")
+
+
+def program() -> str:
+    """Returns how this program was called, for commands that can be pasted."""
+    name = os.path.basename(sys.argv[0])
+    if name == "gpt_image.py":
+        return f"{'python' if os.name == 'nt' else 'python3'} {shell_quoted(sys.argv[0])}"
+    return "gpt-image" if name.startswith("gpt-image") else "gpt_image.py"
+
+
+def resume_command(run: Run) -> str:
+    """Returns the command that collects the response later."""
+    return f"{program()} resume {shell_quoted(run.session_file or str(run.facts.get('id')))}"
 
 
 def open_journal(world: World, settings: Settings, plan: Plan, run: Run) -> Journal:
@@ -4365,16 +4397,18 @@ def keep_reply(settings: Settings, plan: Plan, run: Run, failure: Failure | None
     """Keeps the reply if --save-response or a failure asks for it, and says how to recover pictures from it."""
     journal = max(run.journals, key=lambda found: found.size, default=None)
     path = settings.get("save-response")
-    if journal and (path or failure):
+    queued = run.session_file and run.facts.get("status") not in ENDED
+    if failure and queued:  # the response can be collected whole: a reply that says "queued" is of no use
+        failure.details["recovery"] = resume_command(run)
+    if journal and (path or failure and not queued):
         pictures = [absolute(row["path"]) for row in run.images + run.partials]
         replaces = bool(path and plan.overwrite and absolute(path) not in pictures)
-        kept = journal.keep(path or plan.beside(".reply"), replaces)
-        run.saved_response = kept
-        if failure and kept:
-            output = plan.beside("-recovered" + plan.suffix)
-            command = f"gpt_image.py extract {shell_quoted(kept)} --output {shell_quoted(output)}"
-            failure.details["recovery"] = command
-            console.say(f"what was received is kept; to take the pictures out of it: {command}")
+        run.saved_response = journal.keep(path or plan.beside(".reply"), replaces)
+    if failure and run.saved_response and not queued:
+        output = plan.beside("-recovered" + plan.suffix)
+        command = f"{program()} extract {shell_quoted(run.saved_response)} --output {shell_quoted(output)}"
+        failure.details["recovery"] = command
+        console.say(f"what was received is kept; to take the pictures out of it: {command}")
     for other in run.journals:
         other.close()
 
@@ -4462,12 +4496,12 @@ def write_session(settings: Settings, plan: Plan, run: Run, console: Console) ->
             console.warn(f"{target}: {error.strerror}; the response is {session['response_id']}")
             return
     run.session_file = target
-    console.tell(f"queued; if this is interrupted: gpt_image.py resume {shell_quoted(target)}")
+    console.tell(f"queued; if this is interrupted: {resume_command(run)}")
 
 
 def resume_hint(run: Run) -> str:
-    """Returns the command that collects the response later."""
-    return f"collect it later: gpt_image.py resume {shell_quoted(run.session_file or str(run.facts.get('id')))}"
+    """Returns the words that say how to collect the response later."""
+    return f"collect it later: {resume_command(run)}"
 
 
 def quoted_id(response_id: str) -> str:
@@ -4486,9 +4520,11 @@ def ask_response(world: World, settings: Settings, run: Run, query: str = "", ca
     return exchange(world, settings, Request(method, url, api_headers(settings, body), body))
 
 
-def collect_again(world: World, settings: Settings, plan: Plan, run: Run, collector: Collector) -> Failure | None:
+def collect_again(
+    world: World, settings: Settings, plan: Plan, run: Run, collector: Collector, whole: bool = False
+) -> Failure | None:
     """Reads the response anew: a background stream from where it was cut, any other whole."""
-    resumed = settings.get("stream") and settings.get("background-mode") and run.sequence >= 0
+    resumed = not whole and settings.get("stream") and settings.get("background-mode") and run.sequence >= 0
     reply = ask_response(world, settings, run, f"stream=true&starting_after={run.sequence}" if resumed else "")
     collector.begin()
     run.troubles.clear()
@@ -4497,7 +4533,7 @@ def collect_again(world: World, settings: Settings, plan: Plan, run: Run, collec
 
 def finish_session(run: Run) -> None:
     """Removes the session file of a response that has ended with every picture saved."""
-    if run.session_file and not run.troubles:
+    if run.session_file and (not run.troubles or run.facts.get("status") in ENDED[1:]):
         try:
             os.unlink(run.session_file)
             run.session_file = None
@@ -4528,7 +4564,9 @@ def settle(
 ) -> Failure | None:
     """Waits for a response that runs in the background, or looks up one whose stream was cut before giving up."""
     background, status = settings.get("background-mode"), run.facts.get("status")
-    cut = failure is not None and failure.exit == NETWORK
+    # A proxy whose own connection was cut says that the response failed, though it goes on: one look is free.
+    doubted = bool(background and settings.get("stream") and status == "failed" and not failure)
+    cut = doubted or failure is not None and failure.exit == NETWORK
     if not isinstance(run.facts.get("id"), str) or not (background or cut and settings.get("store") is not False):
         return failure
     if failure and not cut or status in ENDED and not cut:
@@ -4540,7 +4578,7 @@ def settle(
                 world.progress.phase("polling", status=run.facts["status"])
             world.sleep(wait)
             waited, wait = waited + wait, min(max(wait * POLL_GROWTH, POLL_FIRST), POLL_MOST)
-            again = collect_again(world, settings, plan, run, collector)
+            again = collect_again(world, settings, plan, run, collector, whole=doubted)
             if not again and run.facts.get("status") not in WORKING or again and again.exit != NETWORK:
                 return interrupted_session(run, again)
             if again and not background:
@@ -4761,7 +4799,7 @@ def reference_env() -> str:
     """Returns .env.example: every variable with its meaning, commented out but for the key."""
     lines = ["# Settings of gpt_image.py. The command line and the environment stand above this file.",
              "# Keep the key to yourself: chmod 600 .env, and never commit it."]  # fmt: skip
-    for row in (row for row in OPTIONS if row.env):
+    for row in sorted((row for row in OPTIONS if row.env), key=lambda row: not row.secret):
         facts = [row.help, *[f"one of {', '.join(row.kind.choices)}"] * bool(row.kind.choices)]
         facts += [f"default {row.default}"] * bool(row.default)
         lines += ["", "# " + "; ".join(facts)]
@@ -4943,6 +4981,12 @@ def exit_lines() -> str:
     return "exit codes:\n" + "\n".join(f"  {row.code:>3}  {row.meaning}" for row in EXITS)
 
 
+ARGUMENTS = {
+    "PROMPT": "what to make", "TARGET": "a session file, or the id of a response",
+    "FILE": "a reply that was kept or saved: JSON or events, whole or cut short",
+}  # fmt: skip
+
+
 def build_parser(command: str) -> Parser:
     """Returns the parser of a subcommand, from the table; every value stays text."""
     row = COMMANDS[command]
@@ -4954,7 +4998,7 @@ def build_parser(command: str) -> Parser:
     )  # fmt: skip
     groups: dict[str, Any] = {}
     if row.argument:
-        parser.add_argument("positional", nargs="?", metavar=row.argument, help=argparse.SUPPRESS)
+        parser.add_argument("positional", nargs="?", metavar=row.argument, help=ARGUMENTS[row.argument])
     for option in options_of(command).values():
         if option.group not in groups:
             groups[option.group] = parser.add_argument_group(option.group.lower())
@@ -4971,9 +5015,21 @@ def overview() -> str:
     return "\n".join([*lines, exit_lines()])
 
 
+# What other programs call things.
+MEANT = {
+    "--image": ("--input-image",), "--input": ("--input-image",), "--input-image": ("--image",), "--width": ("--size",),
+    "--height": ("--size",), "--aspect-ratio": ("--size",), "--resolution": ("--size",), "--count": ("--n",),
+    "--num": ("--n",), "--number": ("--n",), "--transparent": ("--background transparent",), "--out": ("--output",),
+    "--token": ("--api-key",), "--key": ("--api-key",), "--url": ("--base-url",), "--api-base": ("--base-url",),
+}  # fmt: skip
+
+
 def refuse_argument(command: str, word: str) -> None:
     """Refuses an argument too many: it is mostly a prompt without quotes."""
     hint = "put the prompt into quotes" if COMMANDS[command].argument == "PROMPT" else f"see {command} --help"
+    if output_suffix(word) or os.path.exists(word):
+        hint = "write the option before each file, and quote names with blanks"
+    hint = "a switch such as --stream takes no value" if word in ("true", "false") else hint
     raise Failure(USAGE, f"{word!r} is one word too many", hint, rule="usage")
 
 
@@ -4986,6 +5042,8 @@ def refuse_word(command: str, word: str) -> None:
     near = nearest_word(name, completion_words(command))
     hint = f"did you mean {near}?" if near else f"see {command} --help"
     hint = f"it belongs to {', '.join(others)}" if others else hint
+    meant = [option for option in MEANT.get(name, ()) if option.split()[0] in completion_words(command)]
+    hint = f"did you mean {meant[0]}?" if meant else hint
     raise Failure(USAGE, f"{name} is no option of {command}", hint, rule="unknown-option")
 
 
@@ -5162,6 +5220,9 @@ def main(
         failure, code = bug_failure(), BUG
     run.reported = run.reported and failure is None
     report(run, failure, console, clock() - started, wants_json(argv, console.stdout))
+    if console.lost and code == OK:
+        console.say(f"the result cannot be written to standard output: {console.lost}", "error")
+        return OUTPUT
     return code
 
 

@@ -96,11 +96,12 @@ class ProcessTest(ProgramTest):
         return f"http://127.0.0.1:{server.port}/v1"
 
     def extracted(self, ran: Ran) -> List[bytes]:
-        """Runs the recovery command as it was printed, with the program in the place of its name."""
+        """Runs the recovery command as it was printed, which a shell can do as it stands."""
         command = ran.error["recovery"]
         self.assertIn(command, ran.err)
         words = shlex.split(command)
-        done = subprocess.run([sys.executable, PROGRAM, *words[1:]], env=self.environ("http://127.0.0.1:1"), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=10)
+        self.assertEqual(words[:2], ["python3", PROGRAM])
+        done = subprocess.run([sys.executable, *words[1:]], env=self.environ("http://127.0.0.1:1"), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=10)
         return [Path(row["path"]).read_bytes() for row in json.loads(done.stdout)["images"]]
 
 
@@ -296,7 +297,7 @@ class FullDisks(ProcessTest):
         kept = ran.json["saved_response"]
         self.assertEqual(Path(kept).read_bytes(), body)
         self.assertEqual(len(self.files("tmp")), 1)
-        argv = shlex.split(ran.error["recovery"])[1:-1]
+        argv = shlex.split(ran.error["recovery"])[2:-1]
         again = self.run_main(*argv, str(self.folder / "room" / "p.png"))
         self.assertEqual([Path(row["path"]).read_bytes() for row in again.json["images"]], [FINALS[0], self.LARGE, FINALS[2]])
 
