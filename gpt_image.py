@@ -31,11 +31,18 @@ Four promises, each kept by a test:
 from __future__ import annotations
 
 import argparse
+import binascii
+import io
+import itertools
 import json
+import math
 import os
 import re
+import signal
+import stat
 import sys
 import time
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import IO, TYPE_CHECKING, Any, Callable, NamedTuple
 
@@ -523,17 +530,16 @@ class Route(NamedTuple):
     name: str
     path: str
     summary: str
-    streams: str  # what the events of its stream begin with
     example: str
 
 
 ROUTES = (
-    Route("generations", "/images/generations", "make pictures from words", "image_generation.",
+    Route("generations", "/images/generations", "make pictures from words",
           'generations "A lighthouse at dusk" --output out/lighthouse.png'),
-    Route("edits", "/images/edits", "edit or combine pictures, with a mask if you like", "image_edit.",
+    Route("edits", "/images/edits", "edit or combine pictures, with a mask if you like",
           'edits "Make it snow" --image photo.jpg --output out/snow.png'),
     Route("responses", "/responses", "let a text model make pictures, with previews and further turns",
-          "response.", 'responses "A poster" --stream --partial-images 2 -o poster.png'),
+          'responses "A poster" --stream --partial-images 2 -o poster.png'),
 )  # fmt: skip
 ROUTE = {row.name: row for row in ROUTES}
 CHAT_PATH = "/chat/completions"
@@ -585,7 +591,7 @@ OPTIONS = (
         "Prompt",
         Option("prompt", TEXT, "what to make; PROMPT as an argument means the same"),
         Option("prompt-file", PATH, "read the prompt from a UTF-8 file; - is standard input"),
-        Option("input-text", TEXT._replace(repeat=True), "a piece of the prompt (repeatable)", ("responses",)),
+        Option("input-text", TEXT._replace(repeat=True), "a piece of the prompt (repeatable)", RESPONSES),
     ),
     *grouped(
         "Picture",
@@ -1205,8 +1211,6 @@ ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (
 
 def png_rows(file: IO[bytes], head: bytes) -> Iterator[tuple[bool, int, bytes]]:
     """Yields (first of its pass, pixels, filter byte and data) of each row of a PNG; ends early if its data does."""
-    import zlib
-
     width, height, depth = int.from_bytes(head[16:20], "big"), int.from_bytes(head[20:24], "big"), head[24]
     bits = depth * PNG_CHANNELS[head[25]]
     inflate, left, data = zlib.decompressobj(), b"", bytearray()
@@ -1276,8 +1280,6 @@ def alpha_opaque(file: IO[bytes], head: bytes) -> bool:
 
 def png_opaque(path: str) -> bool:
     """Tells whether every pixel of a PNG that has alpha is opaque, in constant memory; a damaged one is not."""
-    import zlib
-
     with open(path, "rb") as file:
         head = file.read(33)
         try:
@@ -1291,15 +1293,11 @@ def png_opaque(path: str) -> bool:
 
 def png_chunk(kind: bytes, data: bytes) -> bytes:
     """Returns a PNG chunk with its length and checksum."""
-    import zlib
-
     return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
 
 
 def mask_png(width: int, height: int, boxes: list[tuple[int, int, int, int]]) -> bytes:
     """Returns a grey PNG of the given size, opaque except within the boxes (x, y, width, height)."""
-    import zlib
-
     deflate, data = zlib.compressobj(6), bytearray()
     edges = sorted({0, height, *(y for _, y, _, _ in boxes), *(y + h for _, y, _, h in boxes)})
     for top, bottom in zip(edges, edges[1:]):
@@ -1642,10 +1640,6 @@ class Case(NamedTuple):
         """Returns the value of an option, or None if it is unset or not to be checked."""
         return self.settings.get(name) if self.has(name) else None
 
-    def chosen(self, name: str) -> bool:
-        """Tells whether a person set an option, be it here or in the environment, for the whole call to obey."""
-        return self.has(name) and self.settings.rows[name].source not in ("default", FROM_SUFFIX)
-
     def role(self, role: str) -> list[Source]:
         """Returns the input pictures of one role."""
         return [source for source in self.sources if source.role == role]
@@ -1805,12 +1799,10 @@ def size_fits(sizes: Sizes, width: int, height: int) -> str:
 
 def nearest_size(sizes: Sizes, width: int, height: int) -> str:
     """Returns the valid size most like the one asked for, in proportion."""
-    from math import log
-
     steps = range(sizes.multiple, sizes.edge + 1, sizes.multiple)
     sides = [tuple(map(int, size.split("x"))) for size in sizes.fixed] or [(w, h) for w in steps for h in steps]
     valid = [side for side in sides if not size_fits(sizes, *side)]
-    far = lambda side: log(side[0] / max(width, 1)) ** 2 + log(side[1] / max(height, 1)) ** 2  # noqa: E731
+    far = lambda side: math.log(side[0] / max(width, 1)) ** 2 + math.log(side[1] / max(height, 1)) ** 2  # noqa: E731
     return "x".join(map(str, min(valid, key=far)))
 
 
@@ -1845,7 +1837,7 @@ def check_format(case: Case) -> Iterator[Problem]:
     for refused in row.refuses:
         streams = refused == "stream" and not images  # a response streams its own events whatever it makes
         given = [source.label for source in case.role(refused)]
-        given += [case.label(option) for option in (refused, f"{refused}-box") if case.get(option) and not given]
+        given += [case.label(option) for option in (refused, f"{refused}-box") if case.get(option)]
         if given and not streams:
             yield problem("format-refuses", text=given[0], format=name)
     if row.one and (case.get("n") or 1) > 1:
@@ -1911,10 +1903,9 @@ PILLOW = (
 )
 
 
-def no_converter(format: str) -> str:
-    """Returns a hint for a format that nothing on this machine could turn into PNG."""
-    names = ", ".join(row[0] for row in CONVERTERS)
-    return f"save it as png, jpeg or webp, or install one of {names} or Pillow, which this program then uses"
+NO_CONVERTER = "save it as png, jpeg or webp, or install one of {} or Pillow, which this program then uses".format(
+    ", ".join(row[0] for row in CONVERTERS)
+)
 
 
 def check_source(case: Case, source: Source) -> Iterator[Problem]:
@@ -1931,7 +1922,7 @@ def check_source(case: Case, source: Source) -> Iterator[Problem]:
         yield problem("image-unknown", text=text, why="by its first bytes")
     elif not is_taken(picture, case.route.name):
         yield problem("image-type", text=text, format=("animated " if picture.animated else "") + picture.format,
-                      hint=no_converter(picture.format))  # fmt: skip
+                      hint=NO_CONVERTER)  # fmt: skip
     elif not picture.whole:
         yield problem("image-truncated", text=text, format=picture.format)
     elif source.kind == "file" and FORMAT_OF_SUFFIX.get(suffix, picture.format) != picture.format:
@@ -1956,25 +1947,17 @@ def check_images(case: Case) -> Iterator[Problem]:
         yield problem("action-edit", text=case.label("action"))
 
 
-def rows_are_grey(file: IO[bytes], head: bytes) -> bool:
-    """Tells whether the first rows of an RGB PNG hold black and white only."""
-    from itertools import islice
-
-    if head[24] != 8 or head[25] != 2 or head[28]:
-        return False
-    above = b""
-    for first, pixels, row in islice(png_rows(file, head), 64):
-        above = unfilter(row, bytes(3 * pixels) if first else above, 3)
-        if not set(above) <= {0, 255}:
-            return False
-    return True
-
-
 def looks_black_and_white(path: str) -> bool:
-    """Tells whether a PNG without alpha is grey or has few colours, as masks of other programs are."""
+    """Tells whether a PNG without alpha is grey, has few colours or begins in black and white, as foreign masks do."""
     with open(path, "rb") as file:
-        head = file.read(33)
-        return len(head) > 25 and (head[25] in (0, 3) or rows_are_grey(file, head))
+        head, above = file.read(33), b""
+        if head[24:29] != b"\x08\x02\0\0\0":  # 8-bit RGB is looked into
+            return len(head) > 25 and head[25] in (0, 3)
+        for first, pixels, row in itertools.islice(png_rows(file, head), 64):
+            above = unfilter(row, bytes(3 * pixels) if first else above, 3)
+            if not set(above) <= {0, 255}:
+                return False
+    return True
 
 
 def check_mask_file(source: Source, first: Source | None) -> Iterator[Problem]:
@@ -2017,15 +2000,15 @@ def check_boxes(case: Case, first: Source) -> Iterator[Problem]:
 def check_mask(case: Case) -> Iterator[Problem]:
     """Checks the mask by itself and against the first picture."""
     masks, marks, images = case.role("mask"), case.role("markup"), case.role("image")
-    ways = [source.label for source in masks] + [case.label("mask-box") for _ in case.get("mask-box") or [][:1]]
+    boxed = case.has("mask-box")
+    ways = [source.label for source in masks] + [case.label("mask-box")] * boxed
     if not ways and not marks:
         return
-    boxed = case.has("mask-box")
-    if len(masks) + boxed > 1:
-        yield problem("mask-twice", ways=", ".join([*(s.label for s in masks), *["--mask-box"][: int(boxed)]]))
+    if len(ways) > 1:
+        yield problem("mask-twice", ways=", ".join(ways))
     if not images and not case.has("previous-response-id") and case.route.name == "responses":
         yield problem("mask-without-image", text=ways[0] if ways else marks[0].label)
-    if marks and (masks or boxed):
+    if marks and ways:
         yield problem("markup-mask", text=marks[0].label)
     for source in (*masks, *marks):
         if source.picture and source.kind in ("file", "data") and source.size:
@@ -2071,7 +2054,9 @@ def check_chat(case: Case) -> Iterator[Problem]:
         return
     for name, row in options_of(case.route.name).items():
         reaches = row.sends in ("image", "top") or row.input or name == "mask-box"
-        if reaches and name not in CHAT_CARRIES and case.chosen(name):
+        if not case.has(name) or case.settings.rows[name].source in ("default", FROM_SUFFIX):  # nobody chose it
+            continue
+        if reaches and name not in CHAT_CARRIES:
             yield problem("chat-carries", name, text=case.label(name))
     for source in case.sources:
         if source.kind == "file_id":
@@ -2149,8 +2134,6 @@ class Part(NamedTuple):
         if not self.path:
             yield self.data
             return
-        from binascii import b2a_base64
-
         changed = Failure(USAGE, f"{self.path} changed during the upload", "run it again", rule="image-changed")
         left = self.size
         try:
@@ -2160,7 +2143,7 @@ class Part(NamedTuple):
                     if not block:
                         raise changed
                     left -= len(block)
-                    yield b2a_base64(block, newline=False) if self.base64 else block
+                    yield binascii.b2a_base64(block, newline=False) if self.base64 else block
                 if file.read(1):
                     raise changed
         except OSError as error:
@@ -2595,7 +2578,6 @@ def unzipped(chunk: bytes, unzip: Any) -> Iterator[bytes]:
 def reply_chunks(response: Any, wire: Wire) -> Iterator[bytes]:
     """Yields the bytes of a reply as they arrive, unzipped; ConnectionError if it ends before its announced end."""
     import http.client
-    import zlib
 
     zipped = response.headers.get("Content-Encoding", "").lower() in ("gzip", "deflate")
     unzip = zlib.decompressobj(zlib.MAX_WBITS | 32) if zipped else None
@@ -2722,7 +2704,10 @@ def spare_folder() -> str:
     """Returns the system's folder for temporary files: for dry runs, and for when the disk of the outputs is full."""
     import tempfile
 
-    return tempfile.gettempdir()
+    try:
+        return tempfile.gettempdir()
+    except OSError:  # none can be written: then what would go there fails by itself
+        return os.curdir
 
 
 def write_all(file: IO[bytes], data: bytes) -> None:
@@ -2789,19 +2774,20 @@ class Plan(NamedTuple):
         """Returns the folder of the first picture, where temporary files are made too."""
         return os.path.dirname(self.final(1)) or "."
 
-    def final(self, index: int) -> str:
-        """Returns the name of a picture by its index, from 1."""
-        stem = self.stem.replace("{partial}", "final")
+    def _filled(self, index: int, partial: str) -> str:
+        stem = self.stem.replace("{partial}", partial)
         if "{index}" not in stem and (self.several or index > 1):
             stem += "-{index}"
-        return stem.replace("{index}", str(index)) + self.suffix
+        return stem.replace("{index}", str(index))
+
+    def final(self, index: int) -> str:
+        """Returns the name of a picture by its index, from 1."""
+        return self._filled(index, "final") + self.suffix
 
     def partial(self, index: int, partial: int) -> str:
         """Returns the name of a preview of a picture, both counted from 1."""
-        stem = self.stem if "{partial}" in self.stem else os.path.splitext(self.final(index))[0] + "-partial-{partial}"
-        if "{index}" not in stem and "{partial}" in self.stem and (self.several or index > 1):
-            stem += "-{index}"
-        return stem.replace("{index}", str(index)).replace("{partial}", str(partial)) + self.suffix
+        ending = "" if "{partial}" in self.stem else f"-partial-{partial}"
+        return self._filled(index, str(partial)) + ending + self.suffix
 
     def beside(self, ending: str) -> str:
         """Returns a name beside the outputs, such as that of a kept reply."""
@@ -2909,10 +2895,8 @@ class Stretch(NamedTuple):
 
     def text(self) -> bytes:
         """Returns the characters again."""
-        from binascii import b2a_base64
-
         self.sink.file.seek(self.start)
-        return b2a_base64(self.sink.file.read(self.size), newline=False)[self.skip :] + self.rest
+        return binascii.b2a_base64(self.sink.file.read(self.size), newline=False)[self.skip :] + self.rest
 
 
 class Lifted(NamedTuple):
@@ -2930,11 +2914,9 @@ WHITE = b" \t\r\n"
 
 def decoded_or_none(text: bytes | memoryview) -> bytes | None:
     """Decodes whole groups of four base64 characters; None if any of them is none: they make the result shorter."""
-    from binascii import Error, a2b_base64
-
     try:
-        decoded = a2b_base64(text)
-    except Error:
+        decoded = binascii.a2b_base64(text)
+    except binascii.Error:
         return None
     return decoded if len(decoded) == len(text) // 4 * 3 else None
 
@@ -2972,7 +2954,7 @@ class Base64Sink:
             if self.stays_open:
                 self.stretch = Stretch(self, self.size, len(decoded), skip, self.carry, len(data))
         self.seen += len(data)
-        self._save(decoded)
+        self.save(decoded)
 
     def _slow(self, data: bytes) -> bytes:
         """Takes out white space and padding, notes what is not base64, and returns what can be decoded now."""
@@ -2990,7 +2972,8 @@ class Base64Sink:
         self.carry = bare[whole:]
         return bare[:whole]
 
-    def _save(self, decoded: bytes) -> None:
+    def save(self, decoded: bytes) -> None:
+        """Appends bytes of the picture itself."""
         try:
             write_all(self.file, decoded)
         except OSError as error:
@@ -3015,7 +2998,7 @@ class Base64Sink:
         rest = self.carry.translate(None, WHITE + b"=")
         if not self.trouble and len(rest) > 1:
             last = decoded_or_none(rest + b"A" * (4 - len(rest)))  # the padding it lacks, and its bytes taken off again
-            self._save((last or b"")[: len(rest) - 1])
+            self.save((last or b"")[: len(rest) - 1])
             if last is None:
                 self.trouble = Failure(UNREADABLE, "a picture is not base64 at its end")
         if not self.trouble and (cut or len(rest) == 1):
@@ -3145,11 +3128,6 @@ def unescape(data: bytes) -> bytes:
         return chr(int(code, 16)).encode("ascii", "replace") if code else ESCAPED.get(letter, letter)
 
     return ESCAPE.sub(plain, data)
-
-
-def looks_base64(text: bytes) -> bool:
-    """Tells whether a string begins as base64 does."""
-    return not text.translate(None, bytes(BASE64) + WHITE + b"=")
 
 
 def finite(text: str) -> float | None:
@@ -3289,7 +3267,7 @@ class JsonReader:
         url = DATA_URL.match(start)
         head = unescape(re.sub(rb"\\(u[0-9a-fA-F]{0,3})?$", b"", start[url.end() if url else 0 :]))
         key = self.keys[-1].decode("utf-8", "replace") if self.keys else ""
-        if key in LIFTED_KEYS and looks_base64(head):
+        if key in LIFTED_KEYS and not head.translate(None, bytes(BASE64) + WHITE + b"="):  # base64 so far
             self._begin_lift(self.string_at + (url.end() if url else 0))
         else:
             self._embedded(self.string_at)
@@ -3487,6 +3465,21 @@ class Event(NamedTuple):
     text: str = ""
 
 
+def as_object(value: Any) -> Json:
+    """Returns a value of a reply if it is an object, else an empty one."""
+    return value if isinstance(value, dict) else {}
+
+
+def objects_in(value: Any) -> list[Json]:
+    """Returns the objects of a list in a reply, or none if it is no list."""
+    return [element for element in value if isinstance(element, dict)] if isinstance(value, list) else []
+
+
+def message_parts(content: Any) -> list[Json]:
+    """Returns the parts of a message, which may be a plain text."""
+    return objects_in(content) if isinstance(content, list) else [{"text": content}]
+
+
 def item_key(holder: Json, item: Json, index: int | None = None) -> str:
     """Returns the key of a response's item: its id, or else its place in the output."""
     found = item.get("id") or holder.get("item_id")
@@ -3502,9 +3495,7 @@ def is_final(body: Json) -> bool:
 def item_events(item: Json, key: str) -> Iterator[Event]:
     """Reads an output item of a response: a picture by its non-empty result, whatever its status says, or a message."""
     if item.get("type") == "message":
-        content = item.get("content")
-        parts = content if isinstance(content, list) else [{"text": content}]
-        said = [part.get("refusal") or part.get("text") for part in parts if isinstance(part, dict)]
+        said = [part.get("refusal") or part.get("text") for part in message_parts(item.get("content"))]
         texts = [text for text in said if isinstance(text, str)]
         if texts:
             yield Event("text", key=key, text="\n".join(texts))
@@ -3522,26 +3513,20 @@ def response_events(response: Json) -> Iterator[Event]:
     for name in LISTS:
         elements = response.get(name)
         for index, element in enumerate(elements if isinstance(elements, list) else []):
-            if isinstance(element, dict):
-                for event in read_document(Document(f"{name}[]", element)):
-                    place = f"#{index}" if name == "output" else ""
-                    yield event._replace(key=event.key or place)
+            for event in read_document(Document(f"{name}[]", element)) if isinstance(element, dict) else ():
+                yield event._replace(key=event.key or (f"#{index}" if name == "output" else ""))
 
 
 def chat_events(choice: Json) -> Iterator[Event]:
     """Reads a chat message, whole or a delta: its text, in which pictures may stand as Markdown, and its pictures."""
-    message = choice.get("message") or choice.get("delta")
-    message = message if isinstance(message, dict) else {}
-    content = message.get("content")
-    parts = content if isinstance(content, list) else [{"text": content}]
-    images = message.get("images")
-    for part in parts + (images if isinstance(images, list) else []):
-        if isinstance(part, dict) and isinstance(part.get("text"), str):
+    message = as_object(choice.get("message") or choice.get("delta"))
+    for part in message_parts(message.get("content")) + objects_in(message.get("images")):
+        if isinstance(part.get("text"), str):
             yield Event("chat", text=part["text"])
-        elif isinstance(part, dict):
+        else:
             holder = part.get("image_url", part)
-            holder = {"url": holder} if isinstance(holder, str) else holder
-            if isinstance(holder, dict) and is_final(holder):
+            holder = {"url": holder} if isinstance(holder, str) else as_object(holder)
+            if is_final(holder):
                 yield Event("final", holder)
     if isinstance(message.get("refusal"), str):
         yield Event("text", text=message["refusal"])
@@ -3570,9 +3555,8 @@ def read_document(document: Document) -> Iterator[Event]:
         yield from chat_events(body)
     elif row.meaning == "chunk":
         yield Event("facts", value)
-        choices = value.get("choices")
-        for choice in choices if isinstance(choices, list) else []:
-            yield from chat_events(choice) if isinstance(choice, dict) else ()
+        for choice in objects_in(value.get("choices")):
+            yield from chat_events(choice)
     elif row.meaning in ("text", "refusal"):
         if isinstance(value.get("delta"), str):
             yield Event("delta", text=value["delta"])
@@ -3653,23 +3637,12 @@ class Markdown:
         return MARKDOWN_REST.sub("", MARKDOWN_LINK.sub("", self.text)).strip()
 
 
-Fetch = Callable[[str, IO[bytes]], "Failure | None"]  # fetches a URL into a file, or says why not
+Fetch = Callable[[str, Callable[[bytes], None]], "Failure | None"]  # hands on what a URL holds, or says why not
 
 
 def number_of(value: Any) -> int:
     """Returns a whole number of a reply, or 0 for anything else."""
     return value if isinstance(value, int) and 0 <= value < 10**9 else 0
-
-
-def hash_of(path: str) -> str:
-    """Returns the SHA-256 of a file."""
-    import hashlib
-
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        for block in iter(lambda: file.read(BLOCK), b""):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def page_title(text: str) -> str:
@@ -3803,9 +3776,8 @@ class Collector:
     def fetched(self, url: str, sink: Base64Sink) -> Lifted:
         """Fetches a picture a reply names by URL, without the key."""
         self.progress.phase("fetching", index=self.finals + 1)
-        trouble = self.fetch(url, sink.file)
-        sink.file.close()
-        return Lifted(sink.file.name, os.path.getsize(sink.file.name), hash_of(sink.file.name), trouble)
+        sink.trouble = self.fetch(url, sink.save) or sink.trouble
+        return sink.close()
 
     def final(self, event: Event) -> None:
         """Saves a finished picture, once for each key."""
@@ -3904,14 +3876,12 @@ SHOWS = {"kitty": ("png",), "iterm": ("png", "jpeg", "gif", "webp")}
 
 def base64_blocks(path: str, size: int) -> Iterator[tuple[bool, bool, str]]:
     """Yields (first, last, base64) of each block of a file."""
-    from binascii import b2a_base64
-
     left = os.path.getsize(path)
     with open(path, "rb") as file:
         first = True
         for block in iter(lambda: file.read(size), b""):
             left -= len(block)
-            yield first, left <= 0, b2a_base64(block, newline=False).decode()
+            yield first, left <= 0, binascii.b2a_base64(block, newline=False).decode()
             first = False
 
 
@@ -3989,11 +3959,9 @@ def gather_texts(settings: Settings, positional: str | None, stdin: IO[str]) -> 
 
 def examine_file(source: Source) -> Source:
     """Looks at an input file by its bytes."""
-    from stat import S_ISREG
-
     try:
         state = os.stat(source.text)
-        if not S_ISREG(state.st_mode):
+        if not stat.S_ISREG(state.st_mode):
             return source._replace(trouble="not a regular file")
         return source._replace(size=state.st_size, picture=look(source.text))
     except (OSError, ValueError) as error:
@@ -4004,20 +3972,17 @@ def examine_file(source: Source) -> Source:
 
 def examine_data(source: Source) -> Source:
     """Looks at an input given as a data: URL."""
-    from binascii import Error, a2b_base64
-    from io import BytesIO
-
     start, _, data = source.text.partition(",")
     source = source._replace(shown=start + ",…")
     if not re.fullmatch(r"data:image/[\w.+-]+;base64", start, re.IGNORECASE):
         return source._replace(trouble="expected data:image/…;base64,…")
     try:
-        raw = a2b_base64(data.encode())
-    except (Error, UnicodeEncodeError):
+        raw = binascii.a2b_base64(data.encode())
+    except (binascii.Error, UnicodeEncodeError):
         raw = b""
     if data and not (raw and re.fullmatch(r"[A-Za-z0-9+/\s]+=*\s*", data)):
         return source._replace(trouble="what stands behind the comma is not base64")
-    return source._replace(size=len(raw), picture=look_at(BytesIO(raw)))
+    return source._replace(size=len(raw), picture=look_at(io.BytesIO(raw)))
 
 
 def examine(role: str, label: str, text: str, kind: str) -> Source:
@@ -4138,15 +4103,13 @@ def with_mask(world: World, case: Case, data: bytes, target: str, run: Run) -> C
 
 def estimate(case: Case) -> Json | None:
     """Returns the output tokens and dollars a call will probably take, or None where no formula is known."""
-    from math import ceil
-
     factor = case.row.tokens.get(case.settings.get("quality") or "")
     size = re.fullmatch(r"([0-9]+)x([0-9]+)", case.settings.get("size") or "")
     if not factor or not size or case.settings.get("format") in ("gif", "svg") or case.chat:
         return None
     long, short = sorted((int(side) for side in size.groups()), reverse=True)
     # round() rounds halves to even; the published figures round them up
-    one = ceil(factor * int(factor * short / long + 0.5) * (2_000_000 + long * short) / 4_000_000)
+    one = math.ceil(factor * int(factor * short / long + 0.5) * (2_000_000 + long * short) / 4_000_000)
     tokens = expected_pictures(case) * (one + PARTIAL_TOKENS * (case.settings.get("partial-images") or 0))
     return {"output_tokens": tokens, "usd": round(tokens * PRICES["output"] / 1e6, 4), "prices_of": FACTS_OF}
 
@@ -4155,10 +4118,8 @@ def cost_of(usage: Any, route: str, model: str | None) -> Json | None:
     """Returns the dollars of a call by its usage, or None where the prices or the usage are not known."""
     if route not in IMAGES or not isinstance(usage, dict) or not model_row(model or "").tokens:
         return None
-    details = usage.get("input_tokens_details")
-    details = details if isinstance(details, dict) else {}
-    cached = details.get("cached_tokens_details")
-    cached = cached if isinstance(cached, dict) else {}
+    details = as_object(usage.get("input_tokens_details"))
+    cached = as_object(details.get("cached_tokens_details"))
     text, image = number_of(details.get("text_tokens")), number_of(details.get("image_tokens"))
     cached_text, cached_image = number_of(cached.get("text_tokens")), number_of(cached.get("image_tokens"))
     if not isinstance(usage.get("output_tokens"), int) or text + image != number_of(usage.get("input_tokens")):
@@ -4428,7 +4389,7 @@ def save_refusal(world: World, settings: Settings, run: Run) -> None:
 def fetcher(world: World, settings: Settings) -> Fetch:
     """Returns what fetches a picture by URL into a file: without the key, over http or https only."""
 
-    def fetch(url: str, file: IO[bytes]) -> Failure | None:
+    def fetch(url: str, save: Callable[[bytes], None]) -> Failure | None:
         if split_url(url).scheme not in ("http", "https"):
             return Failure(UNREADABLE, f"the reply names its picture by {url[:60]!r}, which is no http or https URL")
         request = Request("GET", url, [("Accept", "image/*"), ("User-Agent", f"gpt-image/{__version__}")])
@@ -4437,7 +4398,7 @@ def fetcher(world: World, settings: Settings) -> Fetch:
         except Failure as failure:
             return Failure(NETWORK, f"the picture at {url[:200]} cannot be fetched: {failure.message}", failure.hint)
         for chunk in iter(reply.read, b""):
-            write_all(file, chunk)
+            save(chunk)
         reply.close()
         return Failure(NETWORK, f"{url[:200]}: {reply.fault.message}") if reply.fault else None
 
@@ -4631,9 +4592,8 @@ def read_session(target: str, settings: Settings) -> Json:
 
 def cancel(world: World, settings: Settings, run: Run) -> int:
     """Cancels a background response; that may be repeated."""
-    value = parse_json(read_body(ask_response(world, settings, run, cancel=True)))
-    status = value.get("status") if isinstance(value, dict) else None
-    world.console.tell(f"{run.facts['id']}: {status}")
+    value = as_object(parse_json(read_body(ask_response(world, settings, run, cancel=True))))
+    world.console.tell(f"{run.facts['id']}: {value.get('status')}")
     finish_session(run)
     return OK
 
@@ -4689,7 +4649,7 @@ def extract(world: World, settings: Settings, problems: list[Problem], target: s
     check_names([plan.final(1)], plan.overwrite)
     make_folders([plan.final(1)], world.scratch)
 
-    def offline(url: str, _: IO[bytes]) -> Failure:
+    def offline(url: str, _: Callable[[bytes], None]) -> Failure:
         return Failure(UNREADABLE, f"the reply holds a URL and no picture: {url[:500]}", "fetch it yourself")
 
     # How many pictures there are is known at the end only: they are numbered until then.
@@ -4873,12 +4833,11 @@ def check_endpoint(world: World, settings: Settings) -> int:
     check_key(settings)
     url = api_url(settings, "/models")
     reply = exchange(world, settings, Request("GET", url, api_headers(settings, None)))
-    body = parse_json(read_body(reply))
-    listed = body.get("data") if isinstance(body, dict) else None
+    listed = as_object(parse_json(read_body(reply))).get("data")
     if not isinstance(listed, list):
         hint = "is the base URL right? It usually ends in /v1"
         raise Failure(UNREADABLE, f"{url} answers, but not as this API does", hint)
-    names = [row["id"] for row in listed if isinstance(row, dict) and isinstance(row.get("id"), str)]
+    names = [row["id"] for row in objects_in(listed) if isinstance(row.get("id"), str)]
     world.console.tell(f"the key is accepted by {origin_of(url)}; {plural(len(names), 'model')} listed")
     images = [name for name in names if "image" in name]
     world.console.print_json({"ok": True, "url": url, "key_accepted": True, "image_models": images})
@@ -5129,8 +5088,6 @@ def report(run: Run, failure: Failure | None, console: Console, seconds: float, 
 
 def as_interruptible(work: Callable[[], int]) -> int:
     """Runs something with termination signals turned into exceptions, so that finished pictures are kept."""
-    import signal
-
     def interrupt(*_: object) -> None:
         for number, _ in old:  # an impatient second one must not stop what saves the pictures
             signal.signal(number, signal.SIG_IGN)
@@ -5174,13 +5131,6 @@ def run_command(
             return COMMANDS[command].run(world, settings, problems, positional, run)
 
 
-def nowhere() -> IO[str]:
-    """Returns a stream in place of one that was closed before we began."""
-    from io import StringIO
-
-    return StringIO()
-
-
 def wants_json(argv: list[str], stdout: IO[str]) -> bool:
     """Tells whether the result is to be JSON: when asked for, or when stdout is no terminal."""
     return "--json" in argv or not is_terminal(stdout)
@@ -5199,7 +5149,8 @@ def main(
     if stdin is None and hasattr(sys.stdin, "reconfigure"):
         sys.stdin.reconfigure(encoding="utf-8", errors="strict")
     environ = os.environ if environ is None else environ
-    console = Console(stdout or sys.stdout or nowhere(), stderr or sys.stderr or nowhere(), environ)
+    nowhere = io.StringIO()  # in place of a stream that was closed before we began
+    console = Console(stdout or sys.stdout or nowhere, stderr or sys.stderr or nowhere, environ)
     options = argv[: argv.index("--")] if "--" in argv else argv
     if argv[:1] in (["--version"], ["-V"]):
         console.print(f"gpt_image.py {__version__}")
@@ -5210,7 +5161,7 @@ def main(
     started, failure, run = clock(), None, Run(argv[0] if argv else "", None)
     try:
         code = as_interruptible(
-            lambda: run_command(argv, run, console, environ, stdin or sys.stdin or nowhere(), transport, clock, sleep)
+            lambda: run_command(argv, run, console, environ, stdin or sys.stdin or nowhere, transport, clock, sleep)
         )
     except Failure as error:
         failure, code = error, error.exit
