@@ -2741,7 +2741,11 @@ def rename_new(source: str, target: str) -> bool:
             os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
         except FileExistsError:
             return False
-        os.replace(source, target)
+        try:
+            os.replace(source, target)
+        except OSError:
+            os.unlink(target)  # the empty file that held the name
+            raise
         return True
     os.unlink(source)
     return True
@@ -4016,12 +4020,13 @@ def gather_sources(settings: Settings) -> list[Source]:
     return sources
 
 
-def run_converter(command: list[str], target: str) -> bool:
-    """Runs a converter quietly; True if it left a picture."""
+def run_converter(command: list[str], target: str, environ: Mapping[str, str]) -> bool:
+    """Runs a converter quietly, without the key in its environment; True if it left a picture."""
     import subprocess
 
+    safe = {name: value for name, value in environ.items() if name not in key_names({})}
     try:
-        subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=120, check=True)
+        subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=120, check=True, env=safe)
         return look(target) is not None
     except (OSError, subprocess.SubprocessError):
         return False
@@ -4036,11 +4041,14 @@ def convert_source(world: World, source: Source, route: str) -> Source:
         return source
     with world.scratch.create(spare_folder(), ".png") as file:
         target, path = file.name, os.path.abspath(source.text)
-    commands = [[word.format(source=path, target=target) for word in row] for row in CONVERTERS if shutil.which(row[0])]
-    for command in [*commands, [sys.executable, "-c", PILLOW, path, target]]:
+    commands = {"Pillow": [sys.executable, "-c", PILLOW, path, target]}
+    for row in reversed(CONVERTERS):
+        found = shutil.which(row[0], path=world.environ.get("PATH"))
+        if found and os.path.isabs(found) and os.path.dirname(found) != os.getcwd():  # Windows looks here first
+            commands = {row[0]: [found, *(word.format(source=path, target=target) for word in row[1:])], **commands}
+    for name, command in commands.items():
         world.progress.phase("converting", path=source.shown)
-        if run_converter(command, target):
-            name = "Pillow" if command[0] == sys.executable else command[0]
+        if run_converter(command, target, world.environ):
             world.console.warn(f"{source.shown}: converted from {picture.format} to png with {name}")
             return source._replace(text=target, size=os.path.getsize(target), picture=look(target))
     return source
@@ -4654,10 +4662,13 @@ def extract(world: World, settings: Settings, problems: list[Problem], target: s
 
     # How many pictures there are is known at the end only: they are numbered until then.
     collector = new_collector(world, settings, plan._replace(several=True), run, offline)
-    with file:
-        for chunk in iter(lambda: file.read(BLOCK), b""):
-            collector.feed(chunk)
-        collector.finish()
+    try:
+        with file:
+            for chunk in iter(lambda: file.read(BLOCK), b""):
+                collector.feed(chunk)
+            collector.finish()
+    except OSError as error:
+        raise unwritten(error) from error
     if len(run.images) == 1:
         without_number(run, plan)
     if collector.cut:
@@ -4989,7 +5000,8 @@ def refuse_argument(command: str, word: str) -> None:
     if output_suffix(word) or os.path.exists(word):
         hint = "write the option before each file, and quote names with blanks"
     hint = "a switch such as --stream takes no value" if word in ("true", "false") else hint
-    raise Failure(USAGE, f"{word!r} is one word too many", hint, rule="usage")
+    shown = "sk-…" if word.startswith("sk-") else word  # a key in the wrong place
+    raise Failure(USAGE, f"{shown!r} is one word too many", hint, rule="usage")
 
 
 def refuse_word(command: str, word: str) -> None:
@@ -5116,6 +5128,7 @@ def run_command(
     clock: Callable[[], float], sleep: Callable[[float], None],
 ) -> int:  # fmt: skip
     """Parses, resolves and runs; what goes wrong leaves as Failure."""
+    console.secrets += [Secret(environ[name]) for name in key_names({}) if environ.get(name)]  # before any error
     command, typed, positional = parse(argv)
     run.route = command
     console.quiet = bool(typed.get("quiet"))
