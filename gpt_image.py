@@ -874,6 +874,8 @@ RULES = (
          warning=True),
     Rule("model-leaving", "{model} will be shut down on {gone}", "move to {instead}", warning=True),
     Rule("model-bare", "there is no model named {model}", "did you mean {instead}?"),
+    Rule("model-unlike", "{model} is not known here, so nothing of it is checked", "did you mean {instead}?",
+         warning=True),
     Rule("model-missing", "{text}: the model's name is blank", "name one, such as gpt-image-2"),
     Rule("responses-model", "{text}: an image model cannot host the tool", "name it with --tool-model instead"),
     Rule("by-model", "{text}: {model} {takes}", "{others}--no-validate sends it all the same"),
@@ -1751,6 +1753,8 @@ def check_model(case: Case) -> Iterator[Problem]:
         yield problem("model-leaving", **facts)
     elif case.model in BARE_MODELS and case.at_openai:
         yield problem("model-bare", model=case.model, instead=BARE_MODELS[case.model])
+    elif row.takes is None and case.at_openai and nearest_word(case.model.lower(), MODEL_IDS):
+        yield problem("model-unlike", model=case.model, instead=nearest_word(case.model.lower(), MODEL_IDS))
 
 
 def who_takes(name: str, value: Any) -> str:

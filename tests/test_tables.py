@@ -60,6 +60,7 @@ CASES: Dict[str, Case] = {
     "model-retired-elsewhere": case(f"generations x --model dall-e-3 --base-url {GATEWAY}"),
     "model-leaving": case("generations x --model gpt-image-1.5"),
     "model-bare": case("generations x --model gpt-image-2.5"),
+    "model-unlike": case("generations x --model gpt-image2"),
     "model-missing": Case(("generations", "x", "--model", " ")),
     "responses-model": case(f"{ANSWER} --model gpt-image-2"),
     "by-model": case("generations x --quality xhigh", "quality-by-model"),
