@@ -150,6 +150,28 @@ def is_terminal(stream: IO[str]) -> bool:
         return False
 
 
+def columns(stream: IO[str]) -> int:
+    """Returns the width of a terminal, or 0 where it is not known or the stream was closed."""
+    try:
+        return os.get_terminal_size(stream.fileno()).columns
+    except (AttributeError, OSError, ValueError):
+        return 0
+
+
+def fitted(text: str, width: int) -> str:
+    """Returns lines broken between words where they are wider than a window; commands stay whole, to be pasted."""
+    import textwrap
+
+    lines = []
+    for line in text.split("\n"):
+        indent = " " * (len(line) - len(line.lstrip()) + 2)
+        whole = len(line) <= width or width < 12 or re.search(r": (python3?|gpt-image|gpt_image\.py) ", line)
+        lines += [line] if whole else textwrap.wrap(
+            line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+        )  # fmt: skip
+    return "\n".join(lines)
+
+
 class Console:
     """The two streams of a run, the secrets to hide on them, and the warnings given so far."""
 
@@ -204,6 +226,8 @@ class Console:
         if style:
             label = f"{STYLES[style]}{style}:\x1b[0m" if self.colour else f"{style}:"
             text = ("  " if style == "hint" else "gpt_image.py: ") + f"{label} {text}"
+        if self.live and columns(self.stderr):
+            text = fitted(text, columns(self.stderr))
         self.before_line()
         self._write(self.stderr, text + "\n")
 
@@ -344,10 +368,7 @@ class Progress:
                     self.shown = self.clock()
 
     def _redraw(self, line: str) -> None:
-        try:
-            width = os.get_terminal_size(self.console.stderr.fileno()).columns
-        except (OSError, ValueError):
-            width = 80
+        width = columns(self.console.stderr) or 80
         line = line if len(line) < width else line[: max(width - 2, 0)] + "…"
         if line != self.drawn:  # an unchanged line is not written again: no flicker
             self.console.draw(f"\r{line}\x1b[K")
@@ -3104,6 +3125,9 @@ class Journal:
 # 11 Reply: bytes -> small JSON documents; long base64 is decoded to disk on the way
 # ---------------------------------------------------------------------------------------------------------------------
 
+# To lift a picture is to take its base64 out of the text as it passes; the sink decodes it to disk, and a token stands
+# in its place until an event takes the picture for it. The journal keeps what passed; a stretch is base64 it need not.
+
 
 class Document(NamedTuple):
     """A JSON document of a reply by its name (see EVENTS); `cut` if the reply ended within it."""
@@ -4926,15 +4950,17 @@ class Parser(argparse.ArgumentParser):
         raise Failure(USAGE, message, "see --help", rule="usage")
 
 
+def help_width() -> int:
+    """Returns the width for help: that of the window, within reason."""
+    width = os.environ.get("COLUMNS", "")
+    return max(min(int(width) if width.isdecimal() else columns(sys.__stdout__ or sys.stdout) or 80, 100), 32)
+
+
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
     """The help as wide as the terminal, without the module that argparse loads to ask for it."""
 
     def __init__(self, prog: str) -> None:
-        try:
-            width = int(os.environ.get("COLUMNS") or os.get_terminal_size().columns)
-        except (OSError, ValueError):
-            width = 80
-        super().__init__(prog, max_help_position=26, width=max(min(width, 100) - 2, 30))
+        super().__init__(prog, max_help_position=26, width=help_width() - 2)
 
 
 def add_option(group: Any, row: Option) -> None:
@@ -5173,7 +5199,8 @@ def main(
         console.print(f"gpt_image.py {__version__}")
         return OK
     if "--help" in options or "-h" in options or argv[:1] == ["help"]:
-        console.print(build_parser(argv[0]).format_help().rstrip() if argv[0] in COMMANDS else overview())
+        text = build_parser(argv[0]).format_help().rstrip() if argv[0] in COMMANDS else overview()
+        console.print(fitted(text, help_width()))
         return OK
     started, failure, run = clock(), None, Run(argv[0] if argv else "", None)
     try:
