@@ -1528,10 +1528,12 @@ def resolve(
             except ValueError as error:
                 problems.append(problem("unreadable-value", row.name, text=found.label, why=error))
                 continue
+            before = rows.get(row.name)
             if row.kind.repeat:
-                value = [*(rows[row.name].value if row.name in rows else []), value]
-            label = f"--{row.name}" if row.kind.repeat and row.name in rows else found.label
-            rows[row.name] = found._replace(value=value, label=f"--{row.name} ***" if row.secret else label)
+                value = [*(before.value if before else []), value]
+            text = f"{before.text} {found.text}" if before else found.text
+            label = f"--{row.name} ***" if row.secret else f"--{row.name}" if before else found.label
+            rows[row.name] = found._replace(value=value, text=text, label=label)
     return Settings(command, rows), problems
 
 
