@@ -4683,22 +4683,22 @@ def extract(world: World, settings: Settings, problems: list[Problem], target: s
         file = open(target, "rb")
     except OSError as error:
         raise Failure(USAGE, f"{target}: {error.strerror}", "name a saved reply", rule="extract-file") from error
-    plan = plan_outputs(settings, 1)
-    check_names([plan.final(1)], plan.overwrite)
-    make_folders([plan.final(1)], world.scratch)
 
     def offline(url: str, _: Callable[[bytes], None]) -> Failure:
         return Failure(UNREADABLE, f"the reply holds a URL and no picture: {url[:500]}", "fetch it yourself")
 
-    # How many pictures there are is known at the end only: they are numbered until then.
-    collector = new_collector(world, settings, plan._replace(several=True), run, offline)
-    try:
-        with file:
+    with file:
+        plan = plan_outputs(settings, 1)
+        check_names([plan.final(1)], plan.overwrite)
+        make_folders([plan.final(1)], world.scratch)
+        # How many pictures there are is known at the end only: they are numbered until then.
+        collector = new_collector(world, settings, plan._replace(several=True), run, offline)
+        try:
             for chunk in iter(lambda: file.read(BLOCK), b""):
                 collector.feed(chunk)
             collector.finish()
-    except OSError as error:
-        raise unwritten(error) from error
+        except OSError as error:
+            raise unwritten(error) from error
     if len(run.images) == 1:
         without_number(run, plan)
     if collector.cut:
