@@ -3962,14 +3962,13 @@ class Preview:
 
 
 class World(NamedTuple):
-    """What a command may touch beside files: streams, environment, transport, clock; tests hand in their own."""
+    """What a command may touch beside files: streams, environment, transport, sleep; tests hand in their own."""
 
     console: Console
     stdin: IO[str]
     environ: Mapping[str, str]
     dotenv: Dotenv
     transport: Transport
-    clock: Callable[[], float]
     sleep: Callable[[float], None]
     scratch: Scratch
     progress: Progress
@@ -5171,7 +5170,7 @@ def run_command(
     offline = settings.get("dry-run") or settings.get("curl")
     progress = Progress(console, "none" if offline or mode not in PROGRESS else mode, clock)
     with Scratch() as scratch:
-        world = World(console, stdin, environ, dotenv, transport, clock, sleep, scratch, progress)
+        world = World(console, stdin, environ, dotenv, transport, sleep, scratch, progress)
         with progress:
             return COMMANDS[command].run(world, settings, problems, positional, run)
 
