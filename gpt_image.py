@@ -881,7 +881,7 @@ RULES = (
          fatal=True),
     Rule("prompt-blank", "the prompt is blank", "say what to make"),
     Rule("prompt-length", "the prompt has {length} characters", f"at most {MAX_PROMPT} are allowed"),
-    Rule("prompt-twice", "the prompt is given more than once: {ways}", "keep one of them", fatal=True),
+    Rule("prompt-twice", "the prompt is given more than once: {given_by}", "keep one of them", fatal=True),
     Rule("prompt-encoding", "{text}: not valid Unicode text", "save it as UTF-8", fatal=True),
     Rule("size-form", "{text}: expected WIDTHxHEIGHT or auto", "such as 1536x1024"),
     Rule("size-multiple", "{text}: both edges must be multiples of {multiple}", "{nearest} is the nearest"),
@@ -926,7 +926,7 @@ RULES = (
     Rule("image-url-length", "{text}: {length} characters as a data URL",
          f"at most {MAX_IMAGE_URL} are allowed in JSON"),
     Rule("mask-without-image", "{text}: there is no picture to mask", "add the picture first"),
-    Rule("mask-twice", "the mask is given more than once: {ways}", "keep one of them", fatal=True),
+    Rule("mask-twice", "the mask is given more than once: {given_by}", "keep one of them", fatal=True),
     Rule("mask-png", "{text}: a mask must be a PNG, this is {format}", "save it as PNG with an alpha channel"),
     Rule("mask-alpha", "{text}: the mask has no alpha channel", "{hint}"),
     Rule("mask-opaque", "{text}: the mask is opaque everywhere", "make transparent what is to be edited"),
@@ -1072,7 +1072,7 @@ def png_chunks(file: IO[bytes]) -> Iterator[tuple[bytes, int]]:
         at = at + 12 + length if header[4:] != b"IEND" else end
 
 
-def look_png(file: IO[bytes], head: bytes) -> Picture:
+def identify_png(file: IO[bytes], head: bytes) -> Picture:
     """Reads size, alpha (an alpha channel or tRNS), animation and completeness of a PNG."""
     kinds = {kind for kind, _ in png_chunks(file)}
     alpha = len(head) > 25 and head[25] in (4, 6) or b"tRNS" in kinds
@@ -1097,7 +1097,7 @@ def jpeg_turned(segment: bytes) -> bool:
     return False
 
 
-def look_jpeg(file: IO[bytes], head: bytes) -> Picture:
+def identify_jpeg(file: IO[bytes], head: bytes) -> Picture:
     """Walks the segments of a JPEG up to its scan; whole if an end marker stands in the last kilobytes behind it."""
     size, turned, at = (0, 0), False, 2
     while True:
@@ -1116,7 +1116,7 @@ def look_jpeg(file: IO[bytes], head: bytes) -> Picture:
     return Picture("jpeg", *size, whole=size != (0, 0) and b"\xff\xd9" in file.read(), turned=turned)
 
 
-def look_webp(file: IO[bytes], head: bytes) -> Picture:
+def identify_webp(file: IO[bytes], head: bytes) -> Picture:
     """Reads the first chunk of a WebP: lossy (VP8), lossless (VP8L) or extended (VP8X)."""
     # https://developers.google.com/speed/webp/docs/riff_container
     whole = file.seek(0, os.SEEK_END) >= 8 + int.from_bytes(head[4:8], "little")
@@ -1140,7 +1140,7 @@ def skip_blocks(file: IO[bytes]) -> bool:
         file.seek(size[0], os.SEEK_CUR)
 
 
-def look_gif(file: IO[bytes], head: bytes) -> Picture:
+def identify_gif(file: IO[bytes], head: bytes) -> Picture:
     """Walks the blocks of a GIF: more than one image descriptor is an animation, and a trailer ends a whole file."""
     # https://www.w3.org/Graphics/GIF/spec-gif89a.txt
     frames, whole = 0, False
@@ -1162,7 +1162,7 @@ def look_gif(file: IO[bytes], head: bytes) -> Picture:
     return Picture("gif", width, height, animated=frames > 1, whole=whole)
 
 
-def look_svg(file: IO[bytes], head: bytes) -> Picture | None:
+def identify_svg(file: IO[bytes], head: bytes) -> Picture | None:
     """Reads width and height, or the view box, of an SVG's root element; other XML is no picture."""
     file.seek(0)
     tag = re.search(rb"<svg\b[^>]{0,9999}>?", file.read(65536))
@@ -1182,30 +1182,30 @@ def look_svg(file: IO[bytes], head: bytes) -> Picture | None:
     return Picture("svg", width, height, alpha=True, whole=whole)
 
 
-Look = Callable[[IO[bytes], bytes], "Picture | None"]
+Identify = Callable[[IO[bytes], bytes], "Picture | None"]
 
 
-def look_no_further(name: str) -> Look:
+def named_only(name: str) -> Identify:
     """Returns a look at a format of which only the name matters here."""
     return lambda file, head: Picture(name)
 
 
-SIGNATURES: tuple[tuple[bytes, Look], ...] = (
-    (rb"\x89PNG\r\n\x1a\n", look_png),
-    (rb"\xff\xd8\xff", look_jpeg),
-    (rb"RIFF....WEBP", look_webp),
-    (rb"GIF8[79]a", look_gif),
-    (rb"(\xef\xbb\xbf)?\s{0,99}<(svg|\?xml|!--|!DOCTYPE svg)", look_svg),
-    (rb"....ftyp(avif|avis)", look_no_further("avif")),
-    (rb"....ftyp(hei[cfmsx]|hev[cx]|mif1|msf1)", look_no_further("heic")),
-    (rb"BM....\0\0\0\0", look_no_further("bmp")),
-    (rb"II\*\0|MM\0\*", look_no_further("tiff")),
-    (rb"\x00\x00\x01\x00", look_no_further("ico")),
-    (rb"\xff\x0a|\0\0\0\x0cJXL \r\n\x87\n", look_no_further("jxl")),
+SIGNATURES: tuple[tuple[bytes, Identify], ...] = (
+    (rb"\x89PNG\r\n\x1a\n", identify_png),
+    (rb"\xff\xd8\xff", identify_jpeg),
+    (rb"RIFF....WEBP", identify_webp),
+    (rb"GIF8[79]a", identify_gif),
+    (rb"(\xef\xbb\xbf)?\s{0,99}<(svg|\?xml|!--|!DOCTYPE svg)", identify_svg),
+    (rb"....ftyp(avif|avis)", named_only("avif")),
+    (rb"....ftyp(hei[cfmsx]|hev[cx]|mif1|msf1)", named_only("heic")),
+    (rb"BM....\0\0\0\0", named_only("bmp")),
+    (rb"II\*\0|MM\0\*", named_only("tiff")),
+    (rb"\x00\x00\x01\x00", named_only("ico")),
+    (rb"\xff\x0a|\0\0\0\x0cJXL \r\n\x87\n", named_only("jxl")),
 )
 
 
-def look_at(file: IO[bytes]) -> Picture | None:
+def identify_file(file: IO[bytes]) -> Picture | None:
     """Returns what the bytes of an open file say, or None if it is no picture."""
     head = file.read(4096)
     for signature, reader in SIGNATURES:
@@ -1213,14 +1213,14 @@ def look_at(file: IO[bytes]) -> Picture | None:
             try:
                 return reader(file, head)
             except (IndexError, ValueError, OverflowError):
-                return Picture(reader.__name__.replace("look_", ""), whole=False)
+                return Picture(reader.__name__.replace("identify_", ""), whole=False)
     return None
 
 
-def look(path: str) -> Picture | None:
+def identify(path: str) -> Picture | None:
     """Returns what the bytes of a file say, or None if it is no picture; OSError if it cannot be read."""
     with open(path, "rb") as file:
-        return look_at(file)
+        return identify_file(file)
 
 
 # Whether a PNG is opaque can be told without undoing its filters. They work on each channel by itself, so as long as
@@ -1614,7 +1614,7 @@ def check_key(settings: Settings) -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-class Source(NamedTuple):
+class InputPicture(NamedTuple):
     """A picture that goes in: its role, the words for errors, and its kind: file, url, file_id, data or auto."""
 
     role: str
@@ -1647,25 +1647,25 @@ def host_of(url: str) -> str:
 FROM_SUFFIX = "suffix of --output"
 
 
-class Case(NamedTuple):
+class Checked(NamedTuple):
     """All that the checks look at."""
 
     settings: Settings
     route: Route
     texts: list[str]  # the pieces of the prompt
-    ways: list[str]  # the options that gave a prompt
-    sources: list[Source]
-    touched: frozenset[str]  # options whose field --extra-json replaces: they are not checked
+    given_by: list[str]  # the options that gave a prompt
+    sources: list[InputPicture]
+    overridden: frozenset[str]  # options whose field --extra-json replaces: they are not checked
 
     def has(self, name: str) -> bool:
         """Tells whether an option is set and to be checked."""
-        return name in self.settings.rows and name not in self.touched
+        return name in self.settings.rows and name not in self.overridden
 
     def get(self, name: str) -> Any:
         """Returns the value of an option, or None if it is unset or not to be checked."""
         return self.settings.get(name) if self.has(name) else None
 
-    def role(self, role: str) -> list[Source]:
+    def role(self, role: str) -> list[InputPicture]:
         """Returns the input pictures of one role."""
         return [source for source in self.sources if source.role == role]
 
@@ -1682,8 +1682,8 @@ class Case(NamedTuple):
     @property
     def row(self) -> Model:
         """Returns the image model's row; it forbids nothing where --extra-json chooses the model."""
-        touched = ("model" if self.route.name in IMAGES else "tool-model") in self.touched
-        return MODELS[-1] if touched else model_row(self.model)
+        overridden = ("model" if self.route.name in IMAGES else "tool-model") in self.overridden
+        return MODELS[-1] if overridden else model_row(self.model)
 
     @property
     def at_openai(self) -> bool:
@@ -1723,9 +1723,9 @@ def is_private(host: str) -> bool:
     return bool(address.is_private or address.is_loopback or address.is_link_local)
 
 
-def check_connection(case: Case) -> Iterator[Problem]:
+def check_connection(checked: Checked) -> Iterator[Problem]:
     """Checks base URL, and that no header or id can carry a line break."""
-    url, text = case.settings.get("base-url", OPENAI_URL), case.label("base-url")
+    url, text = checked.settings.get("base-url", OPENAI_URL), checked.label("base-url")
     parts = split_url(url)
     if parts.scheme not in ("http", "https") or not parts.hostname or re.search(r"[\x00-\x20\x7f]", url):
         yield problem("base-url", text=text, why="expected an http or https URL")
@@ -1734,50 +1734,50 @@ def check_connection(case: Case) -> Iterator[Problem]:
     elif parts.username is not None or parts.fragment:
         shown = text.replace(parts.netloc, (parts.netloc.rpartition("@")[2]))
         yield problem("base-url", text=shown, why="no login and no fragment may stand in it")
-    elif parts.scheme == "http" and not is_private(host_of(url)) and not case.get("allow-http"):
+    elif parts.scheme == "http" and not is_private(host_of(url)) and not checked.get("allow-http"):
         yield problem("base-url-http", text=text)
-    for name, row in options_of(case.route.name).items():
-        if row.kind.parse is str and row.kind.metavar == "NAME" and case.has(name):
-            values = case.get(name) if row.kind.repeat else [case.get(name)]
+    for name, row in options_of(checked.route.name).items():
+        if row.kind.parse is str and row.kind.metavar == "NAME" and checked.has(name):
+            values = checked.get(name) if row.kind.repeat else [checked.get(name)]
             allowed = r"[\x20-\x7e]*" if row.sends == "header" else r"[^\x00-\x1f\x7f]*"
             if not all(re.fullmatch(allowed, value) for value in values):
                 yield problem("identifier", text=f"--{name}")
 
 
-def check_prompt(case: Case) -> Iterator[Problem]:
+def check_prompt(checked: Checked) -> Iterator[Problem]:
     """Checks that there is one prompt, of a length the API takes."""
-    text = "\n".join(case.texts)
-    if len(case.ways) > 1:
-        yield problem("prompt-twice", ways=", ".join(case.ways))
-    elif "prompt" in case.touched:
+    text = "\n".join(checked.texts)
+    if len(checked.given_by) > 1:
+        yield problem("prompt-twice", given_by=", ".join(checked.given_by))
+    elif "prompt" in checked.overridden:
         return
-    elif not case.ways:
+    elif not checked.given_by:
         yield problem("prompt-missing")
     elif not text.strip():
         yield problem("prompt-blank")
     elif len(text) > MAX_PROMPT:
         yield problem("prompt-length", length=len(text))
     if re.search(r"[\ud800-\udfff]", text):
-        yield problem("prompt-encoding", text=case.ways[0])
+        yield problem("prompt-encoding", text=checked.given_by[0])
 
 
-def check_model(case: Case) -> Iterator[Problem]:
+def check_model(checked: Checked) -> Iterator[Problem]:
     """Checks that the model exists today."""
     for name in ("model", "tool-model"):
-        if case.has(name) and not case.get(name).strip():
-            yield problem("model-missing", text=case.label(name))
-    hosts_tool = case.get("model") if case.route.name == "responses" else None
+        if checked.has(name) and not checked.get(name).strip():
+            yield problem("model-missing", text=checked.label(name))
+    hosts_tool = checked.get("model") if checked.route.name == "responses" else None
     if hosts_tool and re.match(r"gpt-image-|chatgpt-image-|dall-e-", hosts_tool):
-        yield problem("responses-model", text=case.label("model"))
-    row, facts = case.row, {"model": case.model, "gone": case.row.gone, "instead": case.row.instead}
+        yield problem("responses-model", text=checked.label("model"))
+    row, facts = checked.row, {"model": checked.model, "gone": checked.row.gone, "instead": checked.row.instead}
     if row.retired:
-        yield problem("model-retired" if case.at_openai else "model-retired-elsewhere", **facts)
+        yield problem("model-retired" if checked.at_openai else "model-retired-elsewhere", **facts)
     elif row.gone:
         yield problem("model-leaving", **facts)
-    elif case.model in BARE_MODELS and case.at_openai:
-        yield problem("model-bare", model=case.model, instead=BARE_MODELS[case.model])
-    elif row.takes is None and case.at_openai and nearest_word(case.model.lower(), MODEL_IDS):
-        yield problem("model-unlike", model=case.model, instead=nearest_word(case.model.lower(), MODEL_IDS))
+    elif checked.model in BARE_MODELS and checked.at_openai:
+        yield problem("model-bare", model=checked.model, instead=BARE_MODELS[checked.model])
+    elif row.takes is None and checked.at_openai and nearest_word(checked.model.lower(), MODEL_IDS):
+        yield problem("model-unlike", model=checked.model, instead=nearest_word(checked.model.lower(), MODEL_IDS))
 
 
 def who_takes(name: str, value: Any) -> str:
@@ -1790,18 +1790,18 @@ def who_takes(name: str, value: Any) -> str:
     return f"{' and '.join(takers[:2])} take{'s' if len(takers) == 1 else ''} it; " if takers else ""
 
 
-def check_values(case: Case) -> Iterator[Problem]:
+def check_values(checked: Checked) -> Iterator[Problem]:
     """Checks each value against its option's range or list, and against what the model takes."""
-    known, takes = case.row.takes is not None, case.row.takes or {}
-    for name, row in options_of(case.route.name).items():
-        if not case.has(name):
+    known, takes = checked.row.takes is not None, checked.row.takes or {}
+    for name, row in options_of(checked.route.name).items():
+        if not checked.has(name):
             continue
-        value, label, kind = case.get(name), case.label(name), row.kind
+        value, label, kind = checked.get(name), checked.label(name), row.kind
         if kind.low is not None and not kind.low <= value <= (kind.high or value):
             yield problem("value", name, text=label, why=kind.expected)
         elif name in takes and value not in takes[name] and (value in kind.choices or not takes[name]):
             words = "takes " + one_of(takes[name]) if takes[name] else "does not take it"
-            yield problem("by-model", name, text=label, model=case.model, takes=words, others=who_takes(name, value))
+            yield problem("by-model", name, text=label, model=checked.model, takes=words, others=who_takes(name, value))
         elif kind.choices and value not in (*kind.choices, *takes.get(name, ())):
             if known or kind.strict or row.sends != "image":
                 taken = takes.get(name) or kind.choices
@@ -1833,9 +1833,9 @@ def nearest_size(sizes: Sizes, width: int, height: int) -> str:
     return "x".join(map(str, min(valid, key=far)))
 
 
-def check_size(case: Case) -> Iterator[Problem]:
+def check_size(checked: Checked) -> Iterator[Problem]:
     """Checks the form of a size, and its edges, ratio and pixels by the model's limits."""
-    size, sizes, text = case.get("size"), case.row.sizes, case.label("size")
+    size, sizes, text = checked.get("size"), checked.row.sizes, checked.label("size")
     if size in (None, "auto") or sizes is None:
         return
     match = re.fullmatch(r"([0-9]{1,5})x([0-9]{1,5})", size)
@@ -1845,36 +1845,38 @@ def check_size(case: Case) -> Iterator[Problem]:
         return
     broken = size_fits(sizes, width, height)
     if broken:
-        facts = {**sizes._asdict(), "pixels": width * height, "sizes": ", ".join(sizes.fixed), "model": case.model}
+        facts = {**sizes._asdict(), "pixels": width * height, "sizes": ", ".join(sizes.fixed), "model": checked.model}
         yield problem(broken, text=text, nearest=nearest_size(sizes, width, height), **facts)
     elif not sizes.fixed and width * height > sizes.experimental:
         yield problem("size-experimental", text=text)
 
 
-def check_format(case: Case) -> Iterator[Problem]:
+def check_format(checked: Checked) -> Iterator[Problem]:
     """Checks what the format in force excludes."""
-    name = case.get("format") or ("" if case.row.takes is None or "format" in case.touched else DEFAULT_FORMAT)
-    row, images = FORMAT.get(name), case.route.name in IMAGES
+    name = checked.get("format") or (
+        "" if checked.row.takes is None or "format" in checked.overridden else DEFAULT_FORMAT
+    )
+    row, images = FORMAT.get(name), checked.route.name in IMAGES
     if not row:
         return
-    if case.get("background") == "transparent" and not row.transparent:
-        yield problem("transparent-format", text=case.label("background"), format=name)
-    if case.has("compression") and not row.compresses:
-        yield problem("compression-format", text=case.label("compression"), format=name)
+    if checked.get("background") == "transparent" and not row.transparent:
+        yield problem("transparent-format", text=checked.label("background"), format=name)
+    if checked.has("compression") and not row.compresses:
+        yield problem("compression-format", text=checked.label("compression"), format=name)
     for refused in row.refuses:
         streams = refused == "stream" and not images  # a response streams its own events whatever it makes
-        given = [source.label for source in case.role(refused)]
-        given += [case.label(option) for option in (refused, f"{refused}-box") if case.get(option)]
+        given = [source.label for source in checked.role(refused)]
+        given += [checked.label(option) for option in (refused, f"{refused}-box") if checked.get(option)]
         if given and not streams:
             yield problem("format-refuses", text=given[0], format=name)
-    if row.one and (case.get("n") or 1) > 1:
-        yield problem("format-one", text=case.label("n"), format=name)
+    if row.one and (checked.get("n") or 1) > 1:
+        yield problem("format-one", text=checked.label("n"), format=name)
     for other in FORMATS:
         for owned in other.owns:
-            if case.has(owned) and other.name != name:
-                yield problem("format-owns", text=case.label(owned), format=other.name)
-    if case.has("svg-effort") and not case.has("svg-model") and images:
-        yield problem("svg-model-missing", text=case.label("svg-effort"))
+            if checked.has(owned) and other.name != name:
+                yield problem("format-owns", text=checked.label(owned), format=other.name)
+    if checked.has("svg-effort") and not checked.has("svg-model") and images:
+        yield problem("svg-model-missing", text=checked.label("svg-effort"))
 
 
 def output_suffix(output: str) -> str:
@@ -1885,26 +1887,26 @@ def output_suffix(output: str) -> str:
     return suffix if re.fullmatch(r"\.[a-z][a-z0-9]{1,4}", suffix) else ""
 
 
-def check_output(case: Case) -> Iterator[Problem]:
+def check_output(checked: Checked) -> Iterator[Problem]:
     """Checks that format and suffix agree, and that the place holders of the pattern are known."""
-    output, text = case.settings.get("output", ""), case.label("output")
-    suffix, format = output_suffix(output), case.settings.get("format")
+    output, text = checked.settings.get("output", ""), checked.label("output")
+    suffix, format = output_suffix(output), checked.settings.get("format")
     if suffix and suffix not in FORMAT_OF_SUFFIX:
         if suffix != f".{format}":
             yield problem("output-suffix", text=text, suffix=suffix)
     elif suffix and format and format in FORMAT and FORMAT_OF_SUFFIX[suffix] != format:
-        yield problem("format-suffix", text=case.label("format"), output=output, suffix=FORMAT_OF_SUFFIX[suffix])
+        yield problem("format-suffix", text=checked.label("format"), output=output, suffix=FORMAT_OF_SUFFIX[suffix])
     odd = [place for place in re.findall(r"\{\w*\}", output) if place not in ("{index}", "{partial}")]
     if odd:
         yield problem("output-place", text=text, places=", ".join(odd), index="{index}", partial="{partial}")
 
 
-def check_stream(case: Case) -> Iterator[Problem]:
+def check_stream(checked: Checked) -> Iterator[Problem]:
     """Checks that previews come with a stream, and a stream of the Images routes with one picture."""
-    if case.has("partial-images") and not case.get("stream") and "stream" not in case.touched:
-        yield problem("partial-images-stream", text=case.label("partial-images"))
-    if case.get("stream") and case.route.name in IMAGES and (case.get("n") or 1) > 1:
-        yield problem("stream-n", text=case.label("n"))
+    if checked.has("partial-images") and not checked.get("stream") and "stream" not in checked.overridden:
+        yield problem("partial-images-stream", text=checked.label("partial-images"))
+    if checked.get("stream") and checked.route.name in IMAGES and (checked.get("n") or 1) > 1:
+        yield problem("stream-n", text=checked.label("n"))
 
 
 def is_taken(picture: Picture, route: str) -> bool:
@@ -1935,7 +1937,7 @@ NO_CONVERTER = "save it as png, jpeg or webp, or install one of {} or Pillow, wh
 )
 
 
-def check_source(case: Case, source: Source) -> Iterator[Problem]:
+def check_source(checked: Checked, source: InputPicture) -> Iterator[Problem]:
     """Checks one input picture: readable, a picture, of a type this route takes, whole, and not too large."""
     text, picture, suffix = source.label, source.picture, os.path.splitext(source.shown)[1].lower()
     if source.trouble:
@@ -1947,7 +1949,7 @@ def check_source(case: Case, source: Source) -> Iterator[Problem]:
         yield problem("image-empty", text=text)
     elif picture is None:
         yield problem("image-unknown", text=text, why="by its first bytes")
-    elif not is_taken(picture, case.route.name):
+    elif not is_taken(picture, checked.route.name):
         yield problem("image-type", text=text, format=("animated " if picture.animated else "") + picture.format,
                       hint=NO_CONVERTER)  # fmt: skip
     elif not picture.whole:
@@ -1958,20 +1960,20 @@ def check_source(case: Case, source: Source) -> Iterator[Problem]:
         yield problem("image-size", text=text, size=amount(source.size))
 
 
-def check_images(case: Case) -> Iterator[Problem]:
+def check_images(checked: Checked) -> Iterator[Problem]:
     """Checks number and state of the input pictures."""
-    images = case.role("image")
-    for source in case.sources:
-        yield from check_source(case, source)
-    if case.route.name == "edits" and not images and "image" not in case.touched:
+    images = checked.role("image")
+    for source in checked.sources:
+        yield from check_source(checked, source)
+    if checked.route.name == "edits" and not images and "image" not in checked.overridden:
         yield problem("image-missing")
     if len(images) > MAX_IMAGES:
         yield problem("image-count", count=len(images))
-    nothing = not images and not case.has("previous-response-id") and not case.touched & {"input", "image"}
-    if case.has("input-fidelity") and nothing:
-        yield problem("fidelity-input", text=case.label("input-fidelity"))
-    if case.get("action") == "edit" and nothing:
-        yield problem("action-edit", text=case.label("action"))
+    nothing = not images and not checked.has("previous-response-id") and not checked.overridden & {"input", "image"}
+    if checked.has("input-fidelity") and nothing:
+        yield problem("fidelity-input", text=checked.label("input-fidelity"))
+    if checked.get("action") == "edit" and nothing:
+        yield problem("action-edit", text=checked.label("action"))
 
 
 def looks_black_and_white(path: str) -> bool:
@@ -1987,7 +1989,7 @@ def looks_black_and_white(path: str) -> bool:
     return True
 
 
-def check_mask_file(source: Source, first: Source | None) -> Iterator[Problem]:
+def check_mask_file(source: InputPicture, first: InputPicture | None) -> Iterator[Problem]:
     """Checks a mask's format, alpha, dimensions and size."""
     picture = source.picture
     if picture is None or not picture.whole:
@@ -2010,50 +2012,50 @@ def check_mask_file(source: Source, first: Source | None) -> Iterator[Problem]:
         yield problem("mask-large", text=source.label, size=amount(source.size))
 
 
-def check_boxes(case: Case, first: Source) -> Iterator[Problem]:
+def check_boxes(checked: Checked, first: InputPicture) -> Iterator[Problem]:
     """Checks that each mask box lies within the first picture, whose size must be known."""
     if not first.picture or not first.picture.width:
         if first.kind != "file" or not first.trouble:
-            yield problem("mask-box", text=case.label("mask-box"), why="needs a first picture that is a local file")
+            yield problem("mask-box", text=checked.label("mask-box"), why="needs a first picture that is a local file")
         return
     width, height = first.picture.shown
-    for box in case.get("mask-box"):
+    for box in checked.get("mask-box"):
         x, y, w, h = box.pixels(width, height)
         if w < 1 or h < 1 or x + w > width or y + h > height or box.leaves():
             why = f"{x},{y},{w},{h} is not within {width}x{height}"
-            yield problem("mask-box", text=case.label("mask-box"), why=why)
+            yield problem("mask-box", text=checked.label("mask-box"), why=why)
 
 
-def check_mask(case: Case) -> Iterator[Problem]:
+def check_mask(checked: Checked) -> Iterator[Problem]:
     """Checks the mask by itself and against the first picture."""
-    masks, marks, images = case.role("mask"), case.role("markup"), case.role("image")
-    boxed = case.has("mask-box")
-    ways = [source.label for source in masks] + [case.label("mask-box")] * boxed
-    if not ways and not marks:
+    masks, marks, images = checked.role("mask"), checked.role("markup"), checked.role("image")
+    boxed = checked.has("mask-box")
+    given_by = [source.label for source in masks] + [checked.label("mask-box")] * boxed
+    if not given_by and not marks:
         return
-    if len(ways) > 1:
-        yield problem("mask-twice", ways=", ".join(ways))
-    if not images and not case.has("previous-response-id") and case.route.name == "responses":
-        yield problem("mask-without-image", text=ways[0] if ways else marks[0].label)
-    if marks and ways:
+    if len(given_by) > 1:
+        yield problem("mask-twice", given_by=", ".join(given_by))
+    if not images and not checked.has("previous-response-id") and checked.route.name == "responses":
+        yield problem("mask-without-image", text=given_by[0] if given_by else marks[0].label)
+    if marks and given_by:
         yield problem("markup-mask", text=marks[0].label)
     for source in (*masks, *marks):
         if source.picture and source.kind in ("file", "data") and source.size:
             yield from check_mask_file(source, images[0] if images else None)
     if boxed and images:
-        yield from check_boxes(case, images[0])
+        yield from check_boxes(checked, images[0])
 
 
-def json_form_causes(case: Case) -> list[str]:
+def json_form_causes(checked: Checked) -> list[str]:
     """Returns what makes an edit take the JSON form: inputs that are no local files, and fields the form lacks."""
-    remote = [source.label for source in case.sources if source.kind in ("url", "file_id", "data")]
-    return remote + [case.label("moderation")] * (case.settings.get("moderation") is not None)
+    remote = [source.label for source in checked.sources if source.kind in ("url", "file_id", "data")]
+    return remote + [checked.label("moderation")] * (checked.settings.get("moderation") is not None)
 
 
-def check_form(case: Case) -> Iterator[Problem]:
+def check_form(checked: Checked) -> Iterator[Problem]:
     """Checks that what needs the multipart form of an edit does not stand beside what needs the JSON form."""
-    causes = json_form_causes(case) if case.route.name == "edits" and not case.chat else []
-    for source in case.sources if causes else ():
+    causes = json_form_causes(checked) if checked.route.name == "edits" and not checked.chat else []
+    for source in checked.sources if causes else ():
         if source.kind == "auto":
             yield problem("mask-auto", text=source.label, others=", ".join(causes))
         elif source.role == "markup":
@@ -2062,34 +2064,34 @@ def check_form(case: Case) -> Iterator[Problem]:
             yield problem("image-url-length", text=source.label, length=4 * -(-source.size // 3) + 30)
 
 
-def check_response(case: Case) -> Iterator[Problem]:
+def check_response(checked: Checked) -> Iterator[Problem]:
     """Checks the options of a response beside its picture."""
-    metadata = case.get("metadata-json")
+    metadata = checked.get("metadata-json")
     if metadata is not None and (len(metadata) > 16 or not all(
         isinstance(text, str) and len(text) <= 512 and len(name) <= 64 for name, text in metadata.items()
     )):  # fmt: skip
         yield problem("metadata", text="--metadata-json", why="not names with texts")
-    if case.get("store") is False and case.get("background-mode"):
-        yield problem("store-background", text=case.label("background-mode"))
-    elif case.get("store") is False and case.has("previous-response-id"):
-        yield problem("store-previous", text=case.label("store"))
+    if checked.get("store") is False and checked.get("background-mode"):
+        yield problem("store-background", text=checked.label("background-mode"))
+    elif checked.get("store") is False and checked.has("previous-response-id"):
+        yield problem("store-previous", text=checked.label("store"))
 
 
-def check_chat(case: Case) -> Iterator[Problem]:
+def check_chat(checked: Checked) -> Iterator[Problem]:
     """Checks that chat can carry all that was asked for."""
-    if not case.chat:
+    if not checked.chat:
         return
-    for name, row in options_of(case.route.name).items():
+    for name, row in options_of(checked.route.name).items():
         reaches = row.sends in ("image", "top") or row.input or name == "mask-box"
-        if not case.has(name) or case.settings.rows[name].source in ("default", FROM_SUFFIX):  # nobody chose it
+        if not checked.has(name) or checked.settings.rows[name].source in ("default", FROM_SUFFIX):  # nobody chose it
             continue
         if reaches and name not in CHAT_CARRIES:
-            yield problem("chat-carries", name, text=case.label(name))
-    for source in case.sources:
+            yield problem("chat-carries", name, text=checked.label(name))
+    for source in checked.sources:
         if source.kind == "file_id":
             yield problem("chat-carries", "image", text=source.label)
-    if (case.get("n") or 1) > 1:
-        yield problem("chat-one", text=case.label("n"))
+    if (checked.get("n") or 1) > 1:
+        yield problem("chat-one", text=checked.label("n"))
 
 
 CHECKS = (
@@ -2100,8 +2102,8 @@ CHECKS = (
 
 def settings_problems(settings: Settings) -> list[Problem]:
     """Returns the broken rules of a command that makes no pictures by itself: connection and values only."""
-    case = Case(settings, ROUTE["responses"]._replace(name=settings.command), [], [], [], frozenset())
-    return [*check_connection(case), *check_values(case)]
+    checked = Checked(settings, ROUTE["responses"]._replace(name=settings.command), [], [], [], frozenset())
+    return [*check_connection(checked), *check_values(checked)]
 
 
 def enforce(problems: list[Problem], lenient: bool, console: Console) -> None:
@@ -2117,13 +2119,13 @@ def enforce(problems: list[Problem], lenient: bool, console: Console) -> None:
 
 
 # What has no option of its own name: the keys of a body that hold the prompt or the pictures.
-TOUCHES = {
+OVERRIDES = {
     "prompt": ("prompt",), "messages": ("prompt",), "input": ("prompt", "input"),
     "image": ("image",), "images": ("image",), "image_url": ("image",),
 }  # fmt: skip
 
 
-def touched_options(command: str, extra: Json) -> frozenset[str]:
+def overridden_options(command: str, extra: Json) -> frozenset[str]:
     """Returns the options whose API field an --extra-json sets, and the prompt or the pictures if it sets those."""
     names = set()
     tools = extra.get("tools")
@@ -2133,7 +2135,7 @@ def touched_options(command: str, extra: Json) -> frozenset[str]:
         at = tool if row.sends == "image" and command == "responses" else extra
         if row.sends in ("image", "top") and row.path[0] in at:
             names.add(name)
-    return frozenset(names.union(*(TOUCHES[key] for key in TOUCHES if key in extra)))
+    return frozenset(names.union(*(OVERRIDES[key] for key in OVERRIDES if key in extra)))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -2240,12 +2242,12 @@ class JsonHoles:
         return shown
 
 
-def content_type(source: Source) -> str:
+def content_type(source: InputPicture) -> str:
     """Returns the media type of an input picture, by its bytes."""
     return INPUT_TYPES.get(source.picture.format if source.picture else "", "application/octet-stream")
 
 
-def image_reference(source: Source, holes: JsonHoles) -> Json:
+def image_reference(source: InputPicture, holes: JsonHoles) -> Json:
     """Returns how JSON names an input picture: by file id, URL, or data URL."""
     if source.kind == "file_id":
         return {"file_id": source.text}
@@ -2295,39 +2297,39 @@ def merge(tree: Json, extra: Json) -> Json:
     return merged
 
 
-def images_tree(case: Case, holes: JsonHoles) -> Json:
+def images_tree(checked: Checked, holes: JsonHoles) -> Json:
     """Returns the JSON of an Images call."""
-    tree: Json = {"prompt": "\n".join(case.texts), **fields(case.settings, ("top", "image"))}
-    if case.route.name == "edits":
-        tree["images"] = [image_reference(source, holes) for source in case.role("image")]
-        for source in case.role("mask"):
+    tree: Json = {"prompt": "\n".join(checked.texts), **fields(checked.settings, ("top", "image"))}
+    if checked.route.name == "edits":
+        tree["images"] = [image_reference(source, holes) for source in checked.role("image")]
+        for source in checked.role("mask"):
             tree["mask"] = image_reference(source, holes)
     return tree
 
 
-def responses_tree(case: Case, holes: JsonHoles) -> Json:
+def responses_tree(checked: Checked, holes: JsonHoles) -> Json:
     """Returns the JSON of a response: the input, and the hosted tool with its own fields."""
-    tree = fields(case.settings, ("top",))
-    content: list[Json] = [{"type": "input_text", "text": text} for text in case.texts]
-    for source in case.role("image"):
+    tree = fields(checked.settings, ("top",))
+    content: list[Json] = [{"type": "input_text", "text": text} for text in checked.texts]
+    for source in checked.role("image"):
         content.append({"type": "input_image", **image_reference(source, holes), "detail": "auto"})
-    plain = len(content) == 1 and len(case.texts) == 1
-    tool = {"type": "image_generation", **fields(case.settings, ("image",))}
-    for source in case.role("mask"):
+    plain = len(content) == 1 and len(checked.texts) == 1
+    tool = {"type": "image_generation", **fields(checked.settings, ("image",))}
+    for source in checked.role("mask"):
         tool["input_image_mask"] = image_reference(source, holes)
-    message = case.texts[0] if plain else [{"role": "user", "content": content}]
+    message = checked.texts[0] if plain else [{"role": "user", "content": content}]
     return {"model": tree.pop("model"), "input": message, "tools": [tool], **tree}
 
 
-def chat_tree(case: Case, holes: JsonHoles) -> Json:
+def chat_tree(checked: Checked, holes: JsonHoles) -> Json:
     """Returns the JSON of a chat call for a gateway that has no Images routes."""
-    prompt = "\n".join(case.texts)
+    prompt = "\n".join(checked.texts)
     content: list[Json] = [{"type": "text", "text": prompt}]
-    for source in case.role("image"):
+    for source in checked.role("image"):
         reference = image_reference(source, holes)
         content.append({"type": "image_url", "image_url": {"url": reference.get("image_url", source.text)}})
-    kept = {name: case.settings.rows[name] for name in CHAT_CARRIES if name != "n" and name in case.settings.rows}
-    tree = fields(Settings(case.route.name, kept), ("top",))
+    kept = {name: checked.settings.rows[name] for name in CHAT_CARRIES if name != "n" and name in checked.settings.rows}
+    tree = fields(Settings(checked.route.name, kept), ("top",))
     return {**tree, "messages": [{"role": "user", "content": content if len(content) > 1 else prompt}]}
 
 
@@ -2346,12 +2348,12 @@ def form_fields(name: str, value: Any) -> Iterator[tuple[str, str]]:
 FIELD_STYLES = {"brackets": "image[]", "simple": "image", "indexed": "image[{}]"}
 
 
-def form_files(case: Case) -> Iterator[tuple[str, Source]]:
+def form_files(checked: Checked) -> Iterator[tuple[str, InputPicture]]:
     """Yields the file parts of an edit's form with their field names."""
-    style = FIELD_STYLES[case.settings.get("image-field-style")]
-    for i, source in enumerate(case.role("image")):
+    style = FIELD_STYLES[checked.settings.get("image-field-style")]
+    for i, source in enumerate(checked.role("image")):
         yield style.format(i), source
-    for source in (*case.role("mask"), *case.role("markup")):
+    for source in (*checked.role("mask"), *checked.role("markup")):
         yield source.role, source
 
 
@@ -2361,17 +2363,17 @@ def quoted(name: str) -> str:
     return name.replace('"', "%22").replace("\r", "%0D").replace("\n", "%0A")
 
 
-def form_request(case: Case, tree: Json) -> tuple[Body, list[Json]]:
+def form_request(checked: Checked, tree: Json) -> tuple[Body, list[Json]]:
     """Returns the multipart body of an edit and the rows a dry run shows of it."""
     boundary, parts, rows = "gpt-image-" + os.urandom(12).hex(), [], []  # type: tuple[str, list[Part], list[Json]]
     texts = [pair for name, value in tree.items() for pair in form_fields(name, value)]
-    texts += [("mask", "auto")] * any(source.kind == "auto" for source in case.sources)
+    texts += [("mask", "auto")] * any(source.kind == "auto" for source in checked.sources)
 
     def head(disposition: str) -> Part:
         start = f"--{boundary}\r\nContent-Disposition: form-data; {disposition}\r\n\r\n"
         return Part(start.encode("utf-8", "surrogateescape"))
 
-    for name, source in form_files(case):
+    for name, source in form_files(checked):
         if source.kind == "file":
             base = os.path.basename(source.shown)
             base = base if os.path.normpath(source.text) == source.shown else os.path.splitext(base)[0] + ".png"
@@ -2416,18 +2418,20 @@ def api_headers(settings: Settings, body: Body | None, accept: str = "applicatio
     return list(headers.values())
 
 
-def build_request(case: Case) -> Request:
+def build_request(checked: Checked) -> Request:
     """Returns the request of a call, with --extra-json merged in."""
-    settings, holes, extra = case.settings, JsonHoles(), case.settings.get("extra-json") or {}
+    settings, holes, extra = checked.settings, JsonHoles(), checked.settings.get("extra-json") or {}
     accept = "text/event-stream, application/json" if settings.get("stream") else "application/json"
-    if case.route.name == "edits" and not case.chat and not json_form_causes(case):
-        tree = merge({"prompt": "\n".join(case.texts), **fields(settings, ("top", "image"))}, extra)
-        body, rows = form_request(case, tree)
-        return Request("POST", api_url(settings, case.route.path), api_headers(settings, body, accept), body, form=rows)
-    build = chat_tree if case.chat else responses_tree if case.route.name == "responses" else images_tree
-    tree = merge(build(case, holes), extra)
+    if checked.route.name == "edits" and not checked.chat and not json_form_causes(checked):
+        tree = merge({"prompt": "\n".join(checked.texts), **fields(settings, ("top", "image"))}, extra)
+        body, rows = form_request(checked, tree)
+        return Request(
+            "POST", api_url(settings, checked.route.path), api_headers(settings, body, accept), body, form=rows
+        )
+    build = chat_tree if checked.chat else responses_tree if checked.route.name == "responses" else images_tree
+    tree = merge(build(checked, holes), extra)
     body = holes.body(tree)
-    url = api_url(settings, CHAT_PATH if case.chat else case.route.path)
+    url = api_url(settings, CHAT_PATH if checked.chat else checked.route.path)
     return Request("POST", url, api_headers(settings, body, accept), body, tree=holes.shown(tree))
 
 
@@ -2524,7 +2528,7 @@ def reason_of(error: BaseException) -> str:
     return str(getattr(error, "strerror", None) or error) or type(error).__name__
 
 
-class Wire:
+class Attempt:
     """What one attempt knows of its connection: whether the request was sent in full."""
 
     def __init__(self, timeout: float, total: int, progress: Progress) -> None:
@@ -2548,7 +2552,7 @@ class Wire:
         self.progress.phase("waiting")
 
 
-def connection_classes(wire: Wire) -> tuple[Any, Any]:
+def connection_classes(attempt: Attempt) -> tuple[Any, Any]:
     """Returns the connection classes for http and https, which report to the wire.
 
     They keep what a picture needs and the standard ones lose: the reply to an upload that was refused half way, replies
@@ -2570,9 +2574,9 @@ def connection_classes(wire: Wire) -> tuple[Any, Any]:
         response_class = LongReply
 
         def connect(self) -> None:
-            self.timeout = min(wire.timeout, CONNECT_TIMEOUT)
+            self.timeout = min(attempt.timeout, CONNECT_TIMEOUT)
             super().connect()
-            self.sock.settimeout(wire.timeout)
+            self.sock.settimeout(attempt.timeout)
             self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             for name, value in (("TCP_KEEPIDLE", 60), ("TCP_KEEPALIVE", 60), ("TCP_KEEPINTVL", 30)):
                 if hasattr(socket, name):
@@ -2587,7 +2591,7 @@ def connection_classes(wire: Wire) -> tuple[Any, Any]:
             except (socket.timeout, TimeoutError):
                 raise
             except OSError:
-                wire.broken = True
+                attempt.broken = True
 
     class SecureConnection(Connection, http.client.HTTPSConnection):
         pass
@@ -2602,7 +2606,7 @@ def unzipped(chunk: bytes, unzip: Any) -> Iterator[bytes]:
         chunk = unzip.unconsumed_tail
 
 
-def reply_chunks(response: Any, wire: Wire) -> Iterator[bytes]:
+def reply_chunks(response: Any, attempt: Attempt) -> Iterator[bytes]:
     """Yields the bytes of a reply as they arrive, unzipped; ConnectionError if it ends before its announced end."""
     import http.client
 
@@ -2622,18 +2626,18 @@ def reply_chunks(response: Any, wire: Wire) -> Iterator[bytes]:
                 raise ConnectionError("the compressed reply was cut")
             return
         received += len(chunk)
-        wire.progress.phase("receiving", size=amount(received))
+        attempt.progress.phase("receiving", size=amount(received))
         try:
             yield from unzipped(chunk, unzip) if unzip else (chunk,)
         except zlib.error as error:
             raise ConnectionError(f"the compressed reply is damaged ({error})") from error
 
 
-def opener_for(wire: Wire, redirects: bool) -> urllib.request.OpenerDirector:
+def opener_for(attempt: Attempt, redirects: bool) -> urllib.request.OpenerDirector:
     """Returns an opener with proxies as Python finds them, and with redirects only where no key is sent."""
     import urllib.request
 
-    plain, secure = connection_classes(wire)
+    plain, secure = connection_classes(attempt)
 
     class Web(urllib.request.AbstractHTTPHandler):
         http_request = https_request = urllib.request.AbstractHTTPHandler.do_request_
@@ -2664,22 +2668,22 @@ def send(request: Request, timeout: float, progress: Progress) -> Reply | Fault:
     import urllib.request
 
     body = request.body
-    wire = Wire(timeout, body.length if body else 0, progress)
+    attempt = Attempt(timeout, body.length if body else 0, progress)
     authorised = any(isinstance(value, Secret) for _, value in request.headers)
-    out = urllib.request.Request(request.url, wire.body(body) if body else None, method=request.method)
+    out = urllib.request.Request(request.url, attempt.body(body) if body else None, method=request.method)
     for name, value in request.headers:
         text = value.reveal() if isinstance(value, Secret) else value
         bearer = "Bearer " if name.lower() == "authorization" and " " not in text else ""
         out.add_unredirected_header(name, bearer + text)
     progress.phase("connecting", host=split_url(request.url).netloc)
     try:
-        response = opener_for(wire, redirects=not authorised).open(out)
+        response = opener_for(attempt, redirects=not authorised).open(out)
     except urllib.error.HTTPError as error:  # a picture's URL only
         return Reply(error.code, {}, [], str(error.reason))
     except (OSError, http.client.HTTPException, ValueError) as error:
-        return Fault(reason_of(error), sent=wire.sent)
+        return Fault(reason_of(error), sent=attempt.sent)
     headers = {name.lower(): value for name, value in response.headers.items()}
-    reply = Reply(response.status, headers, reply_chunks(response, wire), response.reason)
+    reply = Reply(response.status, headers, reply_chunks(response, attempt), response.reason)
     reply.close = response.close
     return reply
 
@@ -2689,7 +2693,7 @@ def send(request: Request, timeout: float, progress: Progress) -> Reply | Fault:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-class Scratch:
+class TempFiles:
     """The temporary files of a run; what was not renamed by the end is removed, whatever the end is."""
 
     # How many pictures stay open, for what is kept of a reply; Windows does not rename a file that is open.
@@ -2699,7 +2703,7 @@ class Scratch:
         self.files: list[IO[bytes]] = []
         self.kept_open = 0
 
-    def __enter__(self) -> Scratch:
+    def __enter__(self) -> TempFiles:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -2754,7 +2758,7 @@ def copy_bytes(source: IO[bytes], target: IO[bytes], count: int) -> None:
         count -= len(block)
 
 
-def rename_new(source: str, target: str) -> bool:
+def rename_free(source: str, target: str) -> bool:
     """Renames a file to a name that must be free; False if it is taken, even if it was taken this instant."""
     try:
         if os.name == "nt":
@@ -2785,13 +2789,13 @@ def place(source: str, target: str, overwrite: bool = False) -> str:
         return target
     stem, suffix = os.path.splitext(target)
     number, path = 1, target
-    while not rename_new(source, path):
+    while not rename_free(source, path):
         number += 1
         path = f"{stem}-{number}{suffix}"
     return path
 
 
-class Plan(NamedTuple):
+class OutputNames(NamedTuple):
     """Where the pictures of a call go: a stem that may hold {index} and {partial}, and a suffix."""
 
     stem: str
@@ -2832,7 +2836,7 @@ def suffix_of(format: str) -> str:
     return FORMAT[format].suffixes[0] if format in FORMAT else "." + re.sub(r"\W", "", format)
 
 
-def plan_outputs(settings: Settings, expected: int) -> Plan:
+def plan_outputs(settings: Settings, expected: int) -> OutputNames:
     """Returns where the pictures of a call go."""
     output, format = settings.get("output") or "", settings.get("format") or DEFAULT_FORMAT
     suffix = suffix_of(format)
@@ -2845,10 +2849,10 @@ def plan_outputs(settings: Settings, expected: int) -> Plan:
     else:
         own = output_suffix(output)
         stem, suffix = (output[: -len(own)], output[-len(own) :]) if own else (output, suffix)
-    return Plan(os.path.normpath(stem), suffix, expected > 1, bool(settings.get("overwrite")), expected)
+    return OutputNames(os.path.normpath(stem), suffix, expected > 1, bool(settings.get("overwrite")), expected)
 
 
-def planned_names(plan: Plan, partials: int) -> list[str]:
+def planned_names(plan: OutputNames, partials: int) -> list[str]:
     """Returns every name that a call will write to, previews included."""
     indices = range(1, plan.expected + 1)
     previews = [plan.partial(index, partial) for index in indices for partial in range(1, partials + 1)]
@@ -2899,12 +2903,12 @@ def check_names(names: list[str], overwrite: bool) -> None:
         raise Failure(OUTPUT, why, "choose another --output", rule="output-folder")
 
 
-def make_folders(names: list[str], scratch: Scratch) -> None:
+def make_folders(names: list[str], temp_files: TempFiles) -> None:
     """Makes the folders of all outputs and tries each by writing to it."""
     for folder in {os.path.dirname(name) or "." for name in names}:
         try:
             os.makedirs(folder, exist_ok=True)
-            scratch.remove(scratch.create(folder))
+            temp_files.remove(temp_files.create(folder))
         except OSError as error:
             words = f"{folder}: {error.strerror}"
             raise Failure(OUTPUT, words, "choose another --output", rule="output-folder") from error
@@ -2960,11 +2964,11 @@ def unwritten(error: OSError) -> Failure:
 class Base64Sink:
     """Decodes base64 that comes in pieces into a temporary file; padding may lack, other characters are an error."""
 
-    def __init__(self, scratch: Scratch, folder: str) -> None:
+    def __init__(self, temp_files: TempFiles, folder: str) -> None:
         import hashlib
 
-        self.scratch, self.file = scratch, scratch.create(folder)
-        self.stays_open = scratch.may_keep_open()
+        self.temp_files, self.file = temp_files, temp_files.create(folder)
+        self.stays_open = temp_files.may_keep_open()
         self.hash, self.size = hashlib.sha256(), 0
         self.carry, self.seen, self.padded = b"", 0, False
         self.trouble: Failure | None = None
@@ -3017,12 +3021,12 @@ class Base64Sink:
         """Takes what was decoded to another folder, so that a later, smaller picture may find room."""
         full = self.file
         try:
-            self.file = self.scratch.create(spare_folder())
+            self.file = self.temp_files.create(spare_folder())
             full.seek(0)
             copy_bytes(full, self.file, self.size)
         except OSError:
             pass  # no room there either
-        self.scratch.remove(full)
+        self.temp_files.remove(full)
 
     def close(self, cut: bool = False) -> Lifted:
         """Ends the picture: decodes what is left, and returns where it is."""
@@ -3033,7 +3037,7 @@ class Base64Sink:
             if last is None:
                 self.trouble = Failure(UNREADABLE, "a picture is not base64 at its end")
         if not self.trouble and (cut or len(rest) == 1):
-            found = look(self.file.name)  # all of a picture may have come, and only the JSON behind it not
+            found = identify(self.file.name)  # all of a picture may have come, and only the JSON behind it not
             if not found or not found.whole:
                 self.trouble = Failure(UNREADABLE, "a picture is cut short")
         if not self.stays_open:
@@ -3041,7 +3045,7 @@ class Base64Sink:
         return Lifted(self.file.name, self.size, self.hash.hexdigest(), self.trouble)
 
 
-class Journal:
+class KeptReply:
     """Keeps the bytes of a reply while they arrive, without the key, so that nothing paid for can be lost.
 
     Unless it is to be exact whatever happens, what the files of the pictures hold already is only noted: writing it
@@ -3050,15 +3054,15 @@ class Journal:
 
     WORTH_IT = 4096  # characters of base64 from which on they are not written twice
 
-    def __init__(self, folder: str, scratch: Scratch, console: Console, exact: bool) -> None:
-        self.scratch, self.console, self.size, self.tail = scratch, console, 0, b""
+    def __init__(self, folder: str, temp_files: TempFiles, console: Console, exact: bool) -> None:
+        self.temp_files, self.console, self.size, self.tail = temp_files, console, 0, b""
         self.notes = not exact
         self.stretches: list[tuple[int, Stretch]] = []
         self.file = self._opened(folder)
 
     def _opened(self, folder: str) -> IO[bytes] | None:
         try:
-            return self.scratch.create(folder)
+            return self.temp_files.create(folder)
         except OSError:  # the folder vanished during the call
             return self._moved(os.devnull, 0, b"")
 
@@ -3085,7 +3089,7 @@ class Journal:
     def _moved(self, full: str, size: int, rest: bytes) -> IO[bytes] | None:
         """Goes on in the system's folder for temporary files when the disk of the outputs is full."""
         try:
-            new = self.scratch.create(spare_folder())
+            new = self.temp_files.create(spare_folder())
             with open(full, "rb") as old:
                 copy_bytes(old, new, size)
             write_all(new, rest)
@@ -3097,7 +3101,7 @@ class Journal:
         """Writes the reply as it came into a file of its own, and returns its name."""
         end = kept.seek(0, os.SEEK_END)
         kept.seek(0)
-        with self.scratch.create(folder) as out:
+        with self.temp_files.create(folder) as out:
             for position, stretch in self.stretches:
                 copy_bytes(kept, out, position - kept.tell())
                 write_all(out, stretch.text())
@@ -3120,7 +3124,7 @@ class Journal:
     def close(self) -> None:
         """Removes the file."""
         if self.file:
-            self.scratch.remove(self.file)
+            self.temp_files.remove(self.file)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -3602,7 +3606,7 @@ def read_document(document: Document) -> Iterator[Event]:
         yield Event(row.meaning, body, "" if document.name == "data[]" else item_key(value, body))
 
 
-class Run:
+class Result:
     """What one call has come to: all that the result reports."""
 
     def __init__(self, route: str, model: str | None) -> None:
@@ -3619,7 +3623,7 @@ class Run:
         self.mask: str | None = None
         self.attempts, self.sequence = 0, -1  # the last event's sequence_number, from 0
         self.refusal = b""  # the body of the last reply that was no 2xx
-        self.journals: list[Journal] = []
+        self.journals: list[KeptReply] = []
         self.reported = False  # the command has printed its own result
 
     @property
@@ -3721,9 +3725,9 @@ def refusal_of(error: Json, status: int, reason: str = "") -> Failure:
 class Collector:
     """Saves the pictures of a reply as its documents come, and notes the rest of it in the run."""
 
-    def __init__(self, run: Run, plan: Plan, settings: Settings, scratch: Scratch, console: Console, progress: Progress,
-                 fetch: Fetch) -> None:  # fmt: skip
-        self.run, self.plan, self.settings, self.scratch = run, plan, settings, scratch
+    def __init__(self, run: Result, plan: OutputNames, settings: Settings, temp_files: TempFiles, console: Console,
+                 progress: Progress, fetch: Fetch) -> None:  # fmt: skip
+        self.run, self.plan, self.settings, self.temp_files = run, plan, settings, temp_files
         self.console, self.progress, self.fetch = console, progress, fetch
         self.finals, self.by_key = 0, {}  # type: tuple[int, dict[str, int]]
         self.done: dict[str, str] = {}  # key of each finished picture -> its hash
@@ -3739,7 +3743,7 @@ class Collector:
 
     def new_sink(self) -> Base64Sink:
         """Opens a temporary file for a picture, in the folder where it will stay."""
-        return Base64Sink(self.scratch, self.plan.folder)
+        return Base64Sink(self.temp_files, self.plan.folder)
 
     def feed(self, chunk: bytes) -> None:
         """Takes bytes of the reply."""
@@ -3857,7 +3861,7 @@ class Collector:
             self.shown(row["path"])
 
     def _save(self, lifted: Lifted, name: str, index: int, foreseen: bool) -> Json | None:
-        picture = None if lifted.trouble else look(lifted.path)
+        picture = None if lifted.trouble else identify(lifted.path)
         if picture is None:
             unknown = Failure(UNREADABLE, f"picture {index} is no picture, by its first bytes")
             self.run.troubles.append(lifted.trouble or unknown)
@@ -3929,7 +3933,7 @@ class Preview:
 
     def show(self, path: str) -> None:
         """Shows a picture, or says once why not."""
-        picture = look(path)
+        picture = identify(path)
         if picture and picture.format in SHOWS.get(self.protocol, ()):
             self.console.before_line()
             for sequence in self._kitty(path) if self.protocol == "kitty" else self._iterm(path):
@@ -3961,7 +3965,7 @@ class Preview:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-class World(NamedTuple):
+class Context(NamedTuple):
     """What a command may touch beside files: streams, environment, transport, sleep; tests hand in their own."""
 
     console: Console
@@ -3970,7 +3974,7 @@ class World(NamedTuple):
     dotenv: Dotenv
     transport: Transport
     sleep: Callable[[float], None]
-    scratch: Scratch
+    temp_files: TempFiles
     progress: Progress
 
 
@@ -3978,32 +3982,32 @@ def gather_texts(settings: Settings, positional: str | None, stdin: IO[str]) -> 
     """Returns the pieces of the prompt and the ways it was given."""
     given = {"PROMPT": positional, "--prompt": settings.get("prompt"), "--prompt-file": settings.get("prompt-file"),
              "--input-text": settings.get("input-text")}  # fmt: skip
-    ways = [way for way, value in given.items() if value is not None]
-    if ways != ["--prompt-file"]:
+    given_by = [way for way, value in given.items() if value is not None]
+    if given_by != ["--prompt-file"]:
         texts = [value for value in given.values() if value is not None][:1]
-        return (texts[0] if texts and isinstance(texts[0], list) else texts), ways
+        return (texts[0] if texts and isinstance(texts[0], list) else texts), given_by
     path = given["--prompt-file"]
     try:
         text = stdin.read().lstrip("\ufeff") if path == "-" else read_text(path)
     except (ValueError, OSError) as error:
         raise Failure(USAGE, f"--prompt-file {path}: {error}", "check the path", rule="prompt-file") from error
-    return [text.rstrip("\r\n")], ways
+    return [text.rstrip("\r\n")], given_by
 
 
-def examine_file(source: Source) -> Source:
+def examine_file(source: InputPicture) -> InputPicture:
     """Looks at an input file by its bytes."""
     try:
         state = os.stat(source.text)
         if not stat.S_ISREG(state.st_mode):
             return source._replace(trouble="not a regular file")
-        return source._replace(size=state.st_size, picture=look(source.text))
+        return source._replace(size=state.st_size, picture=identify(source.text))
     except (OSError, ValueError) as error:
         if re.match(r"[a-z][a-z0-9+.-]+://", source.text, re.IGNORECASE):
             return source._replace(kind="url", trouble="only http and https URLs can be fetched")
         return source._replace(trouble=str(getattr(error, "strerror", None) or error))
 
 
-def examine_data(source: Source) -> Source:
+def examine_data(source: InputPicture) -> InputPicture:
     """Looks at an input given as a data: URL."""
     start, _, data = source.text.partition(",")
     source = source._replace(shown=start + ",…")
@@ -4015,10 +4019,10 @@ def examine_data(source: Source) -> Source:
         raw = b""
     if data and not (raw and re.fullmatch(r"[A-Za-z0-9+/\s]+=*\s*", data)):
         return source._replace(trouble="what stands behind the comma is not base64")
-    return source._replace(size=len(raw), picture=look_at(io.BytesIO(raw)))
+    return source._replace(size=len(raw), picture=identify_file(io.BytesIO(raw)))
 
 
-def examine(role: str, label: str, text: str, kind: str) -> Source:
+def examine(role: str, label: str, text: str, kind: str) -> InputPicture:
     """Returns what is known of an input picture: a file is looked at, a URL or an id is taken as it is."""
     guess = re.match(r"(file_id:)|(https?://)|(data:)", text, re.IGNORECASE)
     if not kind:
@@ -4026,7 +4030,7 @@ def examine(role: str, label: str, text: str, kind: str) -> Source:
         kind = "auto" if role == "mask" and text == "auto" else kind
     text = re.sub("^file_id:", "", text) if kind == "file_id" else text
     label = label if len(label) < 120 else label[:100] + "…"
-    source = Source(role, label, kind, text, os.path.normpath(text) if kind == "file" else text)
+    source = InputPicture(role, label, kind, text, os.path.normpath(text) if kind == "file" else text)
     if kind == "file":
         return examine_file(source)
     if kind == "data":
@@ -4038,7 +4042,7 @@ def examine(role: str, label: str, text: str, kind: str) -> Source:
     return source._replace(trouble="blank, or with control characters") if bad and kind != "auto" else source
 
 
-def gather_sources(settings: Settings) -> list[Source]:
+def gather_sources(settings: Settings) -> list[InputPicture]:
     """Returns the input pictures of a call, in the order of their options."""
     sources = []
     for name, row in options_of(settings.command).items():
@@ -4056,30 +4060,30 @@ def run_converter(command: list[str], target: str, environ: Mapping[str, str]) -
     safe = {name: value for name, value in environ.items() if name not in key_names({})}
     try:
         subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=120, check=True, env=safe)
-        return look(target) is not None
+        return identify(target) is not None
     except (OSError, subprocess.SubprocessError):
         return False
 
 
-def convert_source(world: World, source: Source, route: str) -> Source:
+def convert_source(context: Context, source: InputPicture, route: str) -> InputPicture:
     """Turns an input picture of a format the API does not take into a PNG, with whichever program is here."""
     import shutil
 
     picture = source.picture
     if source.kind != "file" or not picture or is_taken(picture, route):
         return source
-    with world.scratch.create(spare_folder(), ".png") as file:
+    with context.temp_files.create(spare_folder(), ".png") as file:
         target, path = file.name, os.path.abspath(source.text)
     commands = {"Pillow": [sys.executable, "-c", PILLOW, path, target]}
     for row in reversed(CONVERTERS):
-        found = shutil.which(row[0], path=world.environ.get("PATH"))
+        found = shutil.which(row[0], path=context.environ.get("PATH"))
         if found and os.path.isabs(found) and os.path.dirname(found) != os.getcwd():  # Windows looks here first
             commands = {row[0]: [found, *(word.format(source=path, target=target) for word in row[1:])], **commands}
     for name, command in commands.items():
-        world.progress.phase("converting", path=source.shown)
-        if run_converter(command, target, world.environ):
-            world.console.warn(f"{source.shown}: converted from {picture.format} to png with {name}")
-            return source._replace(text=target, size=os.path.getsize(target), picture=look(target))
+        context.progress.phase("converting", path=source.shown)
+        if run_converter(command, target, context.environ):
+            context.console.warn(f"{source.shown}: converted from {picture.format} to png with {name}")
+            return source._replace(text=target, size=os.path.getsize(target), picture=identify(target))
     return source
 
 
@@ -4090,28 +4094,28 @@ def follow_suffix(settings: Settings) -> Settings:
     return settings.changed("format", suffix, FROM_SUFFIX) if suffix and not typed else settings
 
 
-def build_case(world: World, settings: Settings, positional: str | None) -> Case:
+def gather(context: Context, settings: Settings, positional: str | None) -> Checked:
     """Gathers all that the checks look at."""
-    texts, ways = gather_texts(settings, positional, world.stdin)
-    touched = touched_options(settings.command, settings.get("extra-json") or {})
+    texts, given_by = gather_texts(settings, positional, context.stdin)
+    overridden = overridden_options(settings.command, settings.get("extra-json") or {})
     settings = follow_suffix(settings)
-    sources = [convert_source(world, source, settings.command) for source in gather_sources(settings)]
-    return Case(settings, ROUTE[settings.command], texts, ways, sources, touched)
+    sources = [convert_source(context, source, settings.command) for source in gather_sources(settings)]
+    return Checked(settings, ROUTE[settings.command], texts, given_by, sources, overridden)
 
 
-def expected_pictures(case: Case) -> int:
+def expected_pictures(checked: Checked) -> int:
     """Returns how many pictures a call asks for, as far as it is known before."""
-    extra = case.settings.get("extra-json") or {}
-    count = extra.get("n", case.settings.get("n")) if case.route.name in IMAGES else 1
+    extra = checked.settings.get("extra-json") or {}
+    count = extra.get("n", checked.settings.get("n")) if checked.route.name in IMAGES else 1
     return count if isinstance(count, int) and 0 < count <= 100 else 1
 
 
-def boxed_mask(case: Case) -> bytes:
+def boxed_mask(checked: Checked) -> bytes:
     """Returns the mask of --mask-box, as large as the first picture; nothing where it is not asked for."""
-    first = case.role("image")[0].picture if case.has("mask-box") else None
+    first = checked.role("image")[0].picture if checked.has("mask-box") else None
     if first is None:
         return b""
-    return mask_png(*first.shown, [box.pixels(*first.shown) for box in case.settings.get("mask-box")])
+    return mask_png(*first.shown, [box.pixels(*first.shown) for box in checked.settings.get("mask-box")])
 
 
 def same_file(path: str, data: bytes) -> bool:
@@ -4123,31 +4127,31 @@ def same_file(path: str, data: bytes) -> bool:
         return False
 
 
-def with_mask(world: World, case: Case, data: bytes, target: str, run: Run) -> Case:
+def with_mask(context: Context, checked: Checked, data: bytes, target: str, run: Result) -> Checked:
     """Writes a mask beside the output, for a dry run into the folder for temporary files, and adds it to the inputs."""
-    dry = case.settings.get("dry-run")
+    dry = checked.settings.get("dry-run")
     path = target
     if dry or not same_file(target, data):
-        with world.scratch.create(spare_folder() if dry else os.path.dirname(target) or ".") as file:
+        with context.temp_files.create(spare_folder() if dry else os.path.dirname(target) or ".") as file:
             write_all(file, data)
-        path = file.name if dry else place(file.name, target, bool(case.settings.get("overwrite")))
+        path = file.name if dry else place(file.name, target, bool(checked.settings.get("overwrite")))
     run.mask = target if dry else path
     if not dry:
-        world.console.tell(f"the mask is {path}")
-    mask = Source("mask", "--mask-box", "file", path, run.mask, len(data), look(path))
-    return case._replace(sources=[*case.sources, mask])
+        context.console.tell(f"the mask is {path}")
+    mask = InputPicture("mask", "--mask-box", "file", path, run.mask, len(data), identify(path))
+    return checked._replace(sources=[*checked.sources, mask])
 
 
-def estimate(case: Case) -> Json | None:
+def estimate(checked: Checked) -> Json | None:
     """Returns the output tokens and dollars a call will probably take, or None where no formula is known."""
-    factor = case.row.tokens.get(case.settings.get("quality") or "")
-    size = re.fullmatch(r"([0-9]+)x([0-9]+)", case.settings.get("size") or "")
-    if not factor or not size or case.settings.get("format") in ("gif", "svg") or case.chat:
+    factor = checked.row.tokens.get(checked.settings.get("quality") or "")
+    size = re.fullmatch(r"([0-9]+)x([0-9]+)", checked.settings.get("size") or "")
+    if not factor or not size or checked.settings.get("format") in ("gif", "svg") or checked.chat:
         return None
     long, short = sorted((int(side) for side in size.groups()), reverse=True)
     # round() rounds halves to even; the published figures round them up
     one = math.ceil(factor * int(factor * short / long + 0.5) * (2_000_000 + long * short) / 4_000_000)
-    tokens = expected_pictures(case) * (one + PARTIAL_TOKENS * (case.settings.get("partial-images") or 0))
+    tokens = expected_pictures(checked) * (one + PARTIAL_TOKENS * (checked.settings.get("partial-images") or 0))
     return {"output_tokens": tokens, "usd": round(tokens * PRICES["output"] / 1e6, 4), "prices_of": FACTS_OF}
 
 
@@ -4247,7 +4251,7 @@ def may_retry(status: int, headers: Mapping[str, str], failure: Failure) -> str:
     return "safe" if verdict == "never" and headers.get("x-should-retry") == "true" else verdict
 
 
-def judged(outcome: Reply | Fault, request: Request, run: Run | None) -> tuple[Failure, str]:
+def judged(outcome: Reply | Fault, request: Request, run: Result | None) -> tuple[Failure, str]:
     """Returns the failure of one try and whether it may be made again."""
     if isinstance(outcome, Fault):
         billed = outcome.sent and run is not None
@@ -4265,13 +4269,13 @@ def judged(outcome: Reply | Fault, request: Request, run: Run | None) -> tuple[F
     return failure, verdict
 
 
-def exchange(world: World, settings: Settings, request: Request, run: Run | None = None) -> Reply:
+def exchange(context: Context, settings: Settings, request: Request, run: Result | None = None) -> Reply:
     """Sends a request until a 2xx begins, and returns that reply; a free call (no run) may always be tried again."""
     free, most = run is None, 1 + settings.get("max-retries")
     for attempt in range(1, most + 1):
         if run:
             run.attempts = attempt
-        outcome = world.transport(request, settings.get("timeout"), world.progress)
+        outcome = context.transport(request, settings.get("timeout"), context.progress)
         headers = outcome.headers if isinstance(outcome, Reply) else {}
         if run:
             found = (headers[name] for name in REQUEST_IDS if headers.get(name))
@@ -4286,8 +4290,8 @@ def exchange(world: World, settings: Settings, request: Request, run: Run | None
                 failure.hint = f"the server asks to wait longer than {LONGEST_WAIT:.0f} s: try again later"
             raise failure
         reason = failure.message.split("\n")[0]
-        world.progress.phase("retrying", reason=reason, attempt=f"{attempt + 1} of {most}", wait=f"{wait:.1f}")
-        world.sleep(wait)
+        context.progress.phase("retrying", reason=reason, attempt=f"{attempt + 1} of {most}", wait=f"{wait:.1f}")
+        context.sleep(wait)
     raise AssertionError("unreachable")
 
 
@@ -4299,15 +4303,17 @@ def program() -> str:
     return "gpt-image" if name.startswith("gpt-image") else "gpt_image.py"
 
 
-def resume_command(run: Run) -> str:
+def resume_command(run: Result) -> str:
     """Returns the command that collects the response later."""
     return f"{program()} resume {shell_quoted(run.session_file or str(run.facts.get('id')))}"
 
 
-def open_journal(world: World, settings: Settings, plan: Plan, run: Run) -> Journal:
+def open_journal(context: Context, settings: Settings, plan: OutputNames, run: Result) -> KeptReply:
     """Begins to keep a reply, in the folder where it would stay."""
     path = settings.get("save-response")
-    journal = Journal(os.path.dirname(path) or "." if path else plan.folder, world.scratch, world.console, bool(path))
+    journal = KeptReply(
+        os.path.dirname(path) or "." if path else plan.folder, context.temp_files, context.console, bool(path)
+    )
     run.journals.sort(key=lambda found: found.size)
     for smaller in run.journals[:-1]:  # many polls leave one reply, the one that holds most
         smaller.close()
@@ -4322,7 +4328,7 @@ def bug_failure() -> Failure:
     return Failure(BUG, "a bug of this program:\n" + traceback.format_exc(), "please report it", rule="bug")
 
 
-def receive(reply: Reply, collector: Collector, journal: Journal) -> Failure | None:
+def receive(reply: Reply, collector: Collector, journal: KeptReply) -> Failure | None:
     """Reads a reply to its end; whatever happens, the pictures that were complete are saved. Returns how it failed."""
     failure: Failure | None = None
     try:
@@ -4358,13 +4364,13 @@ def receive(reply: Reply, collector: Collector, journal: Journal) -> Failure | N
     return Failure(NETWORK, words, may_be_billed=True)
 
 
-def wanted_pictures(settings: Settings, run: Run, expected: int) -> int:
+def wanted_pictures(settings: Settings, run: Result, expected: int) -> int:
     """Returns how many pictures must have come: none where the model was free to answer in words, and did."""
     free = settings.get("tool-choice") in ("auto", "none") and run.route == "responses"
     return 0 if free and run.text else expected
 
 
-def outcome_of(run: Run, failure: Failure | None, wanted: int) -> Failure | None:
+def outcome_of(run: Result, failure: Failure | None, wanted: int) -> Failure | None:
     """Returns why a reply is not what was asked for, or None if every picture is on disk."""
     came = f"{len(run.images)} of {plural(wanted, 'picture')}"
     if failure and failure.exit == NETWORK and len(run.images) >= wanted > 0:
@@ -4391,7 +4397,7 @@ def outcome_of(run: Run, failure: Failure | None, wanted: int) -> Failure | None
     return Failure(UNREADABLE, words, hint, may_be_billed=True)
 
 
-def keep_reply(settings: Settings, plan: Plan, run: Run, failure: Failure | None, console: Console) -> None:
+def keep_reply(settings: Settings, plan: OutputNames, run: Result, failure: Failure | None, console: Console) -> None:
     """Keeps the reply if --save-response or a failure asks for it, and says how to recover pictures from it."""
     journal = max(run.journals, key=lambda found: found.size, default=None)
     path = settings.get("save-response")
@@ -4411,19 +4417,19 @@ def keep_reply(settings: Settings, plan: Plan, run: Run, failure: Failure | None
         other.close()
 
 
-def save_refusal(world: World, settings: Settings, run: Run) -> None:
+def save_refusal(context: Context, settings: Settings, run: Result) -> None:
     """Keeps the body of a refused call where --save-response says, without the key."""
     path = settings.get("save-response")
     if path and run.refusal:
         try:
-            with world.scratch.create(os.path.dirname(path) or ".") as file:
-                write_all(file, world.console.clean_bytes(run.refusal))
+            with context.temp_files.create(os.path.dirname(path) or ".") as file:
+                write_all(file, context.console.clean_bytes(run.refusal))
             run.saved_response = place(file.name, path, bool(settings.get("overwrite")))
         except OSError as error:
-            world.console.warn(f"{path}: {error.strerror}")
+            context.console.warn(f"{path}: {error.strerror}")
 
 
-def fetcher(world: World, settings: Settings) -> Fetch:
+def fetcher(context: Context, settings: Settings) -> Fetch:
     """Returns what fetches a picture by URL into a file: without the key, over http or https only."""
 
     def fetch(url: str, save: Callable[[bytes], None]) -> Failure | None:
@@ -4431,7 +4437,7 @@ def fetcher(world: World, settings: Settings) -> Fetch:
             return Failure(UNREADABLE, f"the reply names its picture by {url[:60]!r}, which is no http or https URL")
         request = Request("GET", url, [("Accept", "image/*"), ("User-Agent", f"gpt-image/{__version__}")])
         try:
-            reply = exchange(world, settings, request)
+            reply = exchange(context, settings, request)
         except Failure as failure:
             return Failure(NETWORK, f"the picture at {url[:200]} cannot be fetched: {failure.message}", failure.hint)
         for chunk in iter(reply.read, b""):
@@ -4442,23 +4448,27 @@ def fetcher(world: World, settings: Settings) -> Fetch:
     return fetch
 
 
-def new_collector(world: World, settings: Settings, plan: Plan, run: Run, fetch: Fetch | None = None) -> Collector:
+def new_collector(
+    context: Context, settings: Settings, plan: OutputNames, run: Result, fetch: Fetch | None = None
+) -> Collector:
     """Returns the collector of a call, which shows pictures in the terminal if --preview asks for it."""
-    fetch = fetch or fetcher(world, settings)
-    collector = Collector(run, plan, settings, world.scratch, world.console, world.progress, fetch)
+    fetch = fetch or fetcher(context, settings)
+    collector = Collector(run, plan, settings, context.temp_files, context.console, context.progress, fetch)
     if settings.get("preview"):
-        collector.shown = Preview(world.console, world.environ).show
+        collector.shown = Preview(context.console, context.environ).show
     return collector
 
 
-def conclude(world: World, settings: Settings, plan: Plan, run: Run, failure: Failure | None, wanted: int) -> int:
+def conclude(
+    context: Context, settings: Settings, plan: OutputNames, run: Result, failure: Failure | None, wanted: int
+) -> int:
     """Ends a call: success, or the failure with what was received kept."""
     failure = outcome_of(run, failure, wanted)
-    keep_reply(settings, plan, run, failure, world.console)
+    keep_reply(settings, plan, run, failure, context.console)
     if failure:
         raise failure
     if run.text and not run.images:
-        world.console.warn("the model answered in words only")
+        context.console.warn("the model answered in words only")
     return OK
 
 
@@ -4472,7 +4482,7 @@ LONGEST_POLL = 3600.0  # seconds until a background response is left to `resume`
 LONGEST_LOOK = 30.0  # seconds to wait for a response whose reply was cut
 
 
-def write_session(settings: Settings, plan: Plan, run: Run, console: Console) -> None:
+def write_session(settings: Settings, plan: OutputNames, run: Result, console: Console) -> None:
     """Writes the session file of a background response as soon as its id is known, before the first poll."""
     if run.session_file or not isinstance(run.facts.get("id"), str):
         return
@@ -4497,7 +4507,7 @@ def write_session(settings: Settings, plan: Plan, run: Run, console: Console) ->
     console.tell(f"queued; if this is interrupted: {resume_command(run)}")
 
 
-def resume_hint(run: Run) -> str:
+def resume_hint(run: Result) -> str:
     """Returns the words that say how to collect the response later."""
     return f"collect it later: {resume_command(run)}"
 
@@ -4510,26 +4520,26 @@ def quoted_id(response_id: str) -> str:
     return name.replace(".", "%2E") if not name.strip(".") else name
 
 
-def ask_response(world: World, settings: Settings, run: Run, query: str = "", cancel: bool = False) -> Reply:
+def ask_response(context: Context, settings: Settings, run: Result, query: str = "", cancel: bool = False) -> Reply:
     """Asks for a stored response, or cancels it."""
     path = f"/responses/{quoted_id(str(run.facts['id']))}" + "/cancel" * cancel
     body = JsonHoles().body({}) if cancel else None
     method, url = "POST" if cancel else "GET", api_url(settings, path, query)
-    return exchange(world, settings, Request(method, url, api_headers(settings, body), body))
+    return exchange(context, settings, Request(method, url, api_headers(settings, body), body))
 
 
 def collect_again(
-    world: World, settings: Settings, plan: Plan, run: Run, collector: Collector, whole: bool = False
+    context: Context, settings: Settings, plan: OutputNames, run: Result, collector: Collector, whole: bool = False
 ) -> Failure | None:
     """Reads the response anew: a background stream from where it was cut, any other whole."""
     resumed = not whole and settings.get("stream") and settings.get("background-mode") and run.sequence >= 0
-    reply = ask_response(world, settings, run, f"stream=true&starting_after={run.sequence}" if resumed else "")
+    reply = ask_response(context, settings, run, f"stream=true&starting_after={run.sequence}" if resumed else "")
     collector.begin()
     run.troubles.clear()
-    return receive(reply, collector, open_journal(world, settings, plan, run))
+    return receive(reply, collector, open_journal(context, settings, plan, run))
 
 
-def finish_session(run: Run) -> None:
+def finish_session(run: Result) -> None:
     """Removes the session file of a response that has ended with every picture saved."""
     if run.session_file and (not run.troubles or run.facts.get("status") in ENDED[1:]):
         try:
@@ -4539,7 +4549,7 @@ def finish_session(run: Run) -> None:
             pass  # it stays, and the result names it
 
 
-def interrupted_session(run: Run, failure: Failure | None) -> Failure | None:
+def interrupted_session(run: Result, failure: Failure | None) -> Failure | None:
     """Adds to an interruption how to go on; ends the session of a response that is complete."""
     if failure and failure.exit == INTERRUPTED and run.facts.get("status") not in ENDED:
         failure.hint = resume_hint(run)
@@ -4549,7 +4559,7 @@ def interrupted_session(run: Run, failure: Failure | None) -> Failure | None:
     return failure
 
 
-def still_running(run: Run, error: Failure | None) -> Failure:
+def still_running(run: Result, error: Failure | None) -> Failure:
     """Returns the failure of a response that is left to `resume`; one the API refused is no longer there."""
     if error and error.exit == REFUSED:
         return error
@@ -4558,7 +4568,7 @@ def still_running(run: Run, error: Failure | None) -> Failure:
 
 
 def settle(
-    world: World, settings: Settings, plan: Plan, run: Run, collector: Collector, failure: Failure | None
+    context: Context, settings: Settings, plan: OutputNames, run: Result, collector: Collector, failure: Failure | None
 ) -> Failure | None:
     """Waits for a response that runs in the background, or looks up one whose stream was cut before giving up."""
     background, status = settings.get("background-mode"), run.facts.get("status")
@@ -4573,10 +4583,10 @@ def settle(
     try:
         while waited <= limit:
             if run.facts.get("status") in WORKING:
-                world.progress.phase("polling", status=run.facts["status"])
-            world.sleep(wait)
+                context.progress.phase("polling", status=run.facts["status"])
+            context.sleep(wait)
             waited, wait = waited + wait, min(max(wait * POLL_GROWTH, POLL_FIRST), POLL_MOST)
-            again = collect_again(world, settings, plan, run, collector, whole=doubted)
+            again = collect_again(context, settings, plan, run, collector, whole=doubted)
             if not again and run.facts.get("status") not in WORKING or again and again.exit != NETWORK:
                 return interrupted_session(run, again)
             if again and not background:
@@ -4588,21 +4598,21 @@ def settle(
     return still_running(run, None) if background else failure
 
 
-def make_call(world: World, case: Case, plan: Plan, request: Request, run: Run) -> int:
+def make_call(context: Context, checked: Checked, plan: OutputNames, request: Request, run: Result) -> int:
     """Sends a call that has passed all checks and saves what comes of it."""
-    settings = case.settings
+    settings = checked.settings
     try:
-        reply = exchange(world, settings, request, run)
+        reply = exchange(context, settings, request, run)
     except Failure:
-        save_refusal(world, settings, run)
+        save_refusal(context, settings, run)
         raise
-    collector = new_collector(world, settings, plan, run)
+    collector = new_collector(context, settings, plan, run)
     if settings.get("background-mode"):
-        collector.noted = lambda: write_session(settings, plan, run, world.console)
-    failure = receive(reply, collector, open_journal(world, settings, plan, run))
+        collector.noted = lambda: write_session(settings, plan, run, context.console)
+    failure = receive(reply, collector, open_journal(context, settings, plan, run))
     if run.route == "responses":
-        failure = settle(world, settings, plan, run, collector, failure)
-    return conclude(world, settings, plan, run, failure, wanted_pictures(settings, run, plan.expected))
+        failure = settle(context, settings, plan, run, collector, failure)
+    return conclude(context, settings, plan, run, failure, wanted_pictures(settings, run, plan.expected))
 
 
 def read_session(target: str, settings: Settings) -> Json:
@@ -4627,20 +4637,20 @@ def read_session(target: str, settings: Settings) -> Json:
     return session
 
 
-def cancel(world: World, settings: Settings, run: Run) -> int:
+def cancel(context: Context, settings: Settings, run: Result) -> int:
     """Cancels a background response; that may be repeated."""
-    value = as_object(parse_json(read_body(ask_response(world, settings, run, cancel=True))))
-    world.console.tell(f"{run.facts['id']}: {value.get('status')}")
+    value = as_object(parse_json(read_body(ask_response(context, settings, run, cancel=True))))
+    context.console.tell(f"{run.facts['id']}: {value.get('status')}")
     finish_session(run)
     return OK
 
 
-def resume(world: World, settings: Settings, problems: list[Problem], target: str | None, run: Run) -> int:
+def resume(context: Context, settings: Settings, problems: list[Problem], target: str | None, run: Result) -> int:
     """Collects a background response, from this machine or another, or cancels it."""
-    enforce(problems + settings_problems(settings), False, world.console)
+    enforce(problems + settings_problems(settings), False, context.console)
     if not target:
         raise Failure(USAGE, "there is nothing to resume", "name a session file or a response id", rule="session")
-    refuse_stolen_key(settings, world.dotenv)
+    refuse_stolen_key(settings, context.dotenv)
     session = read_session(target, settings)
     named = re.sub(r".*[/\\]", "", str(session.get("output") or ""), flags=re.DOTALL)
     plain = output_suffix(named) in FORMAT_OF_SUFFIX and named.isprintable() and not os.path.isdir(named)
@@ -4654,17 +4664,17 @@ def resume(world: World, settings: Settings, problems: list[Problem], target: st
     run.route, run.model = "responses", model if isinstance(model, str) else None
     run.facts["id"], run.session_file = session["response_id"], target if os.path.isfile(target) else None
     if settings.get("cancel"):
-        return cancel(world, settings, run)
+        return cancel(context, settings, run)
     names = [plan.final(1), *filter(None, [settings.get("save-response")])]
     check_names(names, plan.overwrite)
-    make_folders(names, world.scratch)
-    collector = new_collector(world, settings, plan, run)
-    failure = collect_again(world, settings, plan, run, collector)
-    failure = settle(world, settings, plan, run, collector, failure)
-    return conclude(world, settings, plan, run, failure, 0 if run.text else 1)
+    make_folders(names, context.temp_files)
+    collector = new_collector(context, settings, plan, run)
+    failure = collect_again(context, settings, plan, run, collector)
+    failure = settle(context, settings, plan, run, collector, failure)
+    return conclude(context, settings, plan, run, failure, 0 if run.text else 1)
 
 
-def without_number(run: Run, plan: Plan) -> None:
+def without_number(run: Result, plan: OutputNames) -> None:
     """Gives the only picture of a reply, and its previews, their names without a number."""
     for row in run.images + run.partials:
         name = plan.partial(1, row["partial"]) if "partial" in row else plan.final(1)
@@ -4672,9 +4682,9 @@ def without_number(run: Run, plan: Plan) -> None:
         row["path"] = place(row["path"], true_name, plan.overwrite and true_name == name)
 
 
-def extract(world: World, settings: Settings, problems: list[Problem], target: str | None, run: Run) -> int:
+def extract(context: Context, settings: Settings, problems: list[Problem], target: str | None, run: Result) -> int:
     """Takes the pictures out of a kept or saved reply, offline; one that is cut short gives what it holds whole."""
-    enforce(problems, False, world.console)
+    enforce(problems, False, context.console)
     settings = follow_suffix(settings)
     if not target:
         raise Failure(USAGE, "there is nothing to extract from", "name a saved reply", rule="extract-file")
@@ -4689,9 +4699,9 @@ def extract(world: World, settings: Settings, problems: list[Problem], target: s
     with file:
         plan = plan_outputs(settings, 1)
         check_names([plan.final(1)], plan.overwrite)
-        make_folders([plan.final(1)], world.scratch)
+        make_folders([plan.final(1)], context.temp_files)
         # How many pictures there are is known at the end only: they are numbered until then.
-        collector = new_collector(world, settings, plan._replace(several=True), run, offline)
+        collector = new_collector(context, settings, plan._replace(several=True), run, offline)
         try:
             for chunk in iter(lambda: file.read(BLOCK), b""):
                 collector.feed(chunk)
@@ -4701,57 +4711,58 @@ def extract(world: World, settings: Settings, problems: list[Problem], target: s
     if len(run.images) == 1:
         without_number(run, plan)
     if collector.cut:
-        world.console.warn(f"{target} is cut short; what it holds whole was taken out")
+        context.console.warn(f"{target} is cut short; what it holds whole was taken out")
     troubles = [found for found in run.troubles if found.message != "a picture is cut short" or not run.images]
     if troubles and not run.images or any(found.exit == OUTPUT for found in troubles):
         raise troubles[0]
     for trouble in troubles:
-        world.console.warn(trouble.message)
+        context.console.warn(trouble.message)
     if not run.images:
         hint = "a preview is never taken for one" if run.partials else None
         raise Failure(UNREADABLE, f"{target} holds no finished picture", hint)
     return OK
 
 
-def show_request(world: World, case: Case, request: Request, outputs: list[str], run: Run) -> int:
+def show_request(context: Context, checked: Checked, request: Request, outputs: list[str], run: Result) -> int:
     """Prints what would be sent: the dry run, or a curl command."""
     run.reported = True
-    if case.settings.get("curl"):
-        world.console.print(curl_command(request))
+    if checked.settings.get("curl"):
+        context.console.print(curl_command(request))
         return OK
-    world.console.print_json({
-        "dry_run": True, "route": case.route.name, "method": request.method, "url": request.url,
+    context.console.print_json({
+        "dry_run": True, "route": checked.route.name, "method": request.method, "url": request.url,
         "headers": shown_headers(request.headers), "body": request.tree, "form": request.form, "outputs": outputs,
-        "settings": shown_settings(case.settings), "estimate": estimate(case), "warnings": world.console.warnings,
+        "settings": shown_settings(checked.settings), "estimate": estimate(checked),
+        "warnings": context.console.warnings,
     })  # fmt: skip
     return OK
 
 
-def call(world: World, settings: Settings, problems: list[Problem], positional: str | None, run: Run) -> int:
+def call(context: Context, settings: Settings, problems: list[Problem], positional: str | None, run: Result) -> int:
     """Makes a call of one of the three routes: check everything, plan the names, send once, save as it comes."""
     run.model = settings.get("model")
-    case = build_case(world, settings, positional)
-    settings = case.settings
-    broken = problems + [found for check in CHECKS for found in check(case)]
-    enforce(broken, bool(settings.get("no-validate")), world.console)
-    refuse_stolen_key(settings, world.dotenv)
-    plan = plan_outputs(settings, expected_pictures(case))
+    checked = gather(context, settings, positional)
+    settings = checked.settings
+    broken = problems + [found for check in CHECKS for found in check(checked)]
+    enforce(broken, bool(settings.get("no-validate")), context.console)
+    refuse_stolen_key(settings, context.dotenv)
+    plan = plan_outputs(settings, expected_pictures(checked))
     dry = bool(settings.get("dry-run") or settings.get("curl"))
     outputs = planned_names(plan, settings.get("partial-images") or 0 if settings.get("stream") else 0)
-    mask, mask_path = boxed_mask(case), plan.beside("-mask.png")
+    mask, mask_path = boxed_mask(checked), plan.beside("-mask.png")
     new_mask = mask_path if mask and not same_file(mask_path, mask) else None  # the same mask again may stay
     written = [*outputs, *filter(None, [settings.get("save-response"), new_mask])]
     check_names(written, plan.overwrite)
     if not dry:
         check_key(settings)
     if not settings.get("dry-run"):
-        make_folders(written, world.scratch)
+        make_folders(written, context.temp_files)
     if mask:
-        case = with_mask(world, case, mask, mask_path, run)
-    request = build_request(case)
+        checked = with_mask(context, checked, mask, mask_path, run)
+    request = build_request(checked)
     if dry:
-        return show_request(world, case, request, outputs[: plan.expected], run)
-    return make_call(world, case, plan, request, run)
+        return show_request(context, checked, request, outputs[: plan.expected], run)
+    return make_call(context, checked, plan, request, run)
 
 
 def spellings(row: Option) -> list[str]:
@@ -4855,7 +4866,7 @@ def completion_script(shell: str) -> str:
     return "autoload -U +X bashcompinit && bashcompinit\n" + script if shell == "zsh" else script
 
 
-def init_env(world: World) -> int:
+def init_env(context: Context) -> int:
     """Writes a commented .env into the current folder, for its owner only, never over an existing one."""
     try:
         file = os.fdopen(os.open(".env", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8")
@@ -4863,24 +4874,24 @@ def init_env(world: World) -> int:
         raise Failure(OUTPUT, f".env: {error.strerror}", "edit it, or remove it first", rule="env-exists") from error
     with file:
         file.write(reference_env() + "\n")
-    world.console.tell("wrote .env; put the key behind OPENAI_API_KEY= and keep it out of version control")
-    world.console.print(".env")
+    context.console.tell("wrote .env; put the key behind OPENAI_API_KEY= and keep it out of version control")
+    context.console.print(".env")
     return OK
 
 
-def check_endpoint(world: World, settings: Settings) -> int:
+def check_endpoint(context: Context, settings: Settings) -> int:
     """Asks the endpoint for its models, which is free of charge, and says whether the key is accepted."""
     check_key(settings)
     url = api_url(settings, "/models")
-    reply = exchange(world, settings, Request("GET", url, api_headers(settings, None)))
+    reply = exchange(context, settings, Request("GET", url, api_headers(settings, None)))
     listed = as_object(parse_json(read_body(reply))).get("data")
     if not isinstance(listed, list):
         hint = "is the base URL right? It usually ends in /v1"
         raise Failure(UNREADABLE, f"{url} answers, but not as this API does", hint)
     names = [row["id"] for row in objects_in(listed) if isinstance(row.get("id"), str)]
-    world.console.tell(f"the key is accepted by {origin_of(url)}; {plural(len(names), 'model')} listed")
+    context.console.tell(f"the key is accepted by {origin_of(url)}; {plural(len(names), 'model')} listed")
     images = [name for name in names if "image" in name]
-    world.console.print_json({"ok": True, "url": url, "key_accepted": True, "image_models": images})
+    context.console.print_json({"ok": True, "url": url, "key_accepted": True, "image_models": images})
     return OK
 
 
@@ -4898,33 +4909,33 @@ def settings_lines(commands: Mapping[str, Json], dotenv: Dotenv) -> list[str]:
     return lines
 
 
-def config(world: World, settings: Settings, problems: list[Problem], _: str | None, run: Run) -> int:
+def config(context: Context, settings: Settings, problems: list[Problem], _: str | None, run: Result) -> int:
     """Shows the settings in force with their sources; or writes a .env, asks the endpoint, or prints a reference."""
     run.reported = True
-    console, printed = world.console, {"markdown": reference_markdown, "env": reference_env, "json": reference_json}
+    console, printed = context.console, {"markdown": reference_markdown, "env": reference_env, "json": reference_json}
     enforce(problems + settings_problems(settings), False, console)
     if settings.get("init"):
-        return init_env(world)
+        return init_env(context)
     if settings.get("reference") or settings.get("completion"):
         reference, shell = settings.get("reference"), settings.get("completion")
         console.print(printed[reference]() if reference else completion_script(shell))
         return OK
-    refuse_stolen_key(settings, world.dotenv)
+    refuse_stolen_key(settings, context.dotenv)
     if settings.get("check"):
-        return check_endpoint(world, settings)
-    commands = {name: shown_settings(resolve(name, {}, world.environ, world.dotenv)[0]) for name in ALL}
+        return check_endpoint(context, settings)
+    commands = {name: shown_settings(resolve(name, {}, context.environ, context.dotenv)[0]) for name in ALL}
     commands["config"] = shown_settings(settings)
     if is_terminal(console.stdout) and not settings.get("json"):
-        console.print("\n".join(settings_lines(commands, world.dotenv)))
+        console.print("\n".join(settings_lines(commands, context.dotenv)))
     else:
-        console.print_json({"ok": True, "env_file": world.dotenv.path or None, "settings": commands})
+        console.print_json({"ok": True, "env_file": context.dotenv.path or None, "settings": commands})
     return OK
 
 
 class Command(NamedTuple):
     """A row of COMMANDS: what runs a subcommand, its line in the help, its argument, and an example."""
 
-    run: Callable[[World, Settings, list[Problem], str | None, Run], int]
+    run: Callable[[Context, Settings, list[Problem], str | None, Result], int]
     summary: str
     argument: str
     example: str
@@ -5084,7 +5095,7 @@ def parse(argv: list[str]) -> tuple[str, dict[str, Any], str | None]:
     return command, typed, arguments[0] if arguments else None
 
 
-def result_of(run: Run, failure: Failure | None, console: Console, seconds: float) -> Json:
+def result_of(run: Result, failure: Failure | None, console: Console, seconds: float) -> Json:
     """Returns the one JSON object of a call."""
     usage = run.facts.get("usage")
     error = None
@@ -5105,7 +5116,7 @@ def result_of(run: Run, failure: Failure | None, console: Console, seconds: floa
     return {**result, "mask": run.mask} if run.mask else result
 
 
-def report(run: Run, failure: Failure | None, console: Console, seconds: float, as_json: bool) -> None:
+def report(run: Result, failure: Failure | None, console: Console, seconds: float, as_json: bool) -> None:
     """Prints how a call ended: the result to stdout, the words to stderr."""
     if failure:
         problems = failure.details.get("problems") or [{"message": failure.message, "hint": failure.hint}]
@@ -5131,6 +5142,7 @@ def report(run: Run, failure: Failure | None, console: Console, seconds: float, 
 
 def as_interruptible(work: Callable[[], int]) -> int:
     """Runs something with termination signals turned into exceptions, so that finished pictures are kept."""
+
     def interrupt(*_: object) -> None:
         for number, _ in old:  # an impatient second one must not stop what saves the pictures
             signal.signal(number, signal.SIG_IGN)
@@ -5155,7 +5167,7 @@ PROGRESS = ("auto", "plain", "json", "none")
 
 
 def run_command(
-    argv: list[str], run: Run, console: Console, environ: Mapping[str, str], stdin: IO[str], transport: Transport,
+    argv: list[str], run: Result, console: Console, environ: Mapping[str, str], stdin: IO[str], transport: Transport,
     clock: Callable[[], float], sleep: Callable[[float], None],
 ) -> int:  # fmt: skip
     """Parses, resolves and runs; what goes wrong leaves as Failure."""
@@ -5169,10 +5181,10 @@ def run_command(
     mode = settings.get("progress", "none")
     offline = settings.get("dry-run") or settings.get("curl")
     progress = Progress(console, "none" if offline or mode not in PROGRESS else mode, clock)
-    with Scratch() as scratch:
-        world = World(console, stdin, environ, dotenv, transport, sleep, scratch, progress)
+    with TempFiles() as temp_files:
+        context = Context(console, stdin, environ, dotenv, transport, sleep, temp_files, progress)
         with progress:
-            return COMMANDS[command].run(world, settings, problems, positional, run)
+            return COMMANDS[command].run(context, settings, problems, positional, run)
 
 
 def wants_json(argv: list[str], stdout: IO[str]) -> bool:
@@ -5203,7 +5215,7 @@ def main(
         text = build_parser(argv[0]).format_help().rstrip() if argv[0] in COMMANDS else overview()
         console.print(fitted(text, help_width()))
         return OK
-    started, failure, run = clock(), None, Run(argv[0] if argv else "", None)
+    started, failure, run = clock(), None, Result(argv[0] if argv else "", None)
     try:
         code = as_interruptible(
             lambda: run_command(argv, run, console, environ, stdin or sys.stdin or nowhere, transport, clock, sleep)

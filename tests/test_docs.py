@@ -366,7 +366,7 @@ class LinksTest(unittest.TestCase):
         text = (ROOT / "references" / "output.md").read_text("utf-8")
         console = gpt_image.Console(sys.stdout, sys.stderr, {})
         failure = gpt_image.Failure(5, "no")
-        result = gpt_image.result_of(gpt_image.Run("generations", None), failure, console, 0.0)
+        result = gpt_image.result_of(gpt_image.Result("generations", None), failure, console, 0.0)
         for name in (*result, *result["error"]):
             self.assertIn(f"`{name}`", text)
 

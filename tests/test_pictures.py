@@ -189,7 +189,7 @@ class LookTest(ProgramTest):
     def look(self, data: bytes) -> Any:
         """Looks at bytes."""
         Path("x").write_bytes(data)
-        return gpt_image.look("x")
+        return gpt_image.identify("x")
 
     def assert_looks(self, data: bytes, format: str, width: int, height: int, **more: Any) -> None:
         """Asserts what bytes look like; what is not said is False, and `whole` is True."""
@@ -355,7 +355,7 @@ class LookTest(ProgramTest):
     def test_a_file_that_cannot_be_read_is_an_os_error(self) -> None:
         for path in ("missing", "."):
             with self.assertRaises(OSError):
-                gpt_image.look(path)
+                gpt_image.identify(path)
 
 
 BMP = (

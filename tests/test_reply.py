@@ -431,7 +431,7 @@ class DamagedTest(ReplyTest):
         for row in ran.json["images"]:
             self.assertNotIn(row["sha256"], previews, "a preview became a final picture")
         for row in ran.json["images"] + ran.json["partial_images"]:
-            found = gpt_image.look(row["path"])
+            found = gpt_image.identify(row["path"])
             self.assertEqual(found and found.format, row["format"])
         self.assertEqual(ran.code == 0, ran.json["error"] is None)
 
