@@ -92,10 +92,6 @@ class Failure(Exception):
         self.exit, self.message, self.hint, self.details = exit, message, hint, details
 
 
-class Interrupted(KeyboardInterrupt):
-    """Raised in place of a termination signal, so that it ends like Ctrl-C: finished pictures stay, nothing else."""
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # 2 Console: every word to a person (stderr) or a machine (stdout) leaves here, redacted
 # ---------------------------------------------------------------------------------------------------------------------
@@ -191,29 +187,31 @@ class Console:
             text = secret.scrub(text)
         return text
 
-    def clean_bytes(self, data: bytes) -> bytes:
-        """Returns bytes of a reply without any secret, as long as they were."""
-        for needle in (needle for secret in self.secrets for needle in secret.needles()):
-            data = data.replace(needle, b"*" * len(needle))
-        return data
-
-    def held_back(self, data: bytes) -> int:
-        """Returns how many bytes at the end of some data may be the start of a secret that goes on."""
+    def cleaned(self, blocks: Iterable[bytes]) -> Iterator[bytes]:
+        """Yields the bytes of a reply without any secret, as long as they were, wherever the blocks end."""
         needles = [needle for secret in self.secrets for needle in secret.needles()]
-        return max((n for needle in needles for n in range(1, len(needle)) if data.endswith(needle[:n])), default=0)
+        most, data = max(map(len, needles), default=1), b""
+        for block in blocks:
+            data += block
+            for needle in needles:
+                data = data.replace(needle, b"*" * len(needle))
+            whole = max(len(data) - most + 1, 0)  # a secret may go on in the next block
+            yield data[:whole]
+            data = data[whole:]
+        yield data
 
     def _write(self, stream: IO[str], text: str) -> None:
         try:
             print(self.clean(text), end="", file=stream, flush=True)
         except BrokenPipeError:
-            self._abandon(stream)
+            self.abandon(stream)
         except OSError as error:  # a full disk behind a stream is not worth a picture, but the result must not vanish
             self.lost = str(error.strerror) if stream is self.stdout else self.lost
-            self._abandon(stream)
+            self.abandon(stream)
         except ValueError:
             pass  # a closed stream
 
-    def _abandon(self, stream: IO[str]) -> None:
+    def abandon(self, stream: IO[str]) -> None:
         """Points a stream whose reader is gone at the null device, so that the interpreter's own flush is quiet too."""
         try:
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
@@ -967,8 +965,7 @@ EVENTS = (
     Dialect(r".*\.partial_image", "partial"),
     Dialect(r"(image_generation|image_edit)\.completed", "final"),
     Dialect(r"response\.output_item\.done", "item", "item"),
-    Dialect(r"response\.output_text\.(delta|done)", "text"),
-    Dialect(r"response\.refusal\.(delta|done)", "refusal"),
+    Dialect(r"response\.(output_text|refusal)\.(delta|done)", "text"),
     Dialect(r"response\.(created|queued|in_progress|completed|failed|incomplete|cancelled)", "response", "response"),
     Dialect(r"error", "error"),
     Dialect(r"data\[\]", "final"),
@@ -977,10 +974,11 @@ EVENTS = (
     Dialect(r"chat\.completion(\.chunk)?", "chunk"),
     Dialect(r"reply|response", "response"),
 )
+REPLY_ROW = EVENTS[-1]  # of a JSON reply that names itself in no way known here
+PICTURE_ITEM = "image_generation_call"  # the output item of a response that holds a picture
 LISTS = ("data", "output", "choices")
 # The keys a picture stands under, best first: text in base64, a data: URL, or a URL to fetch.
 PICTURE_KEYS = ("b64_json", "result", "partial_image_b64", "image_base64", "url")
-LIFTED_KEYS = frozenset((*PICTURE_KEYS, "image_url"))
 ENDED = ("completed", "failed", "incomplete", "cancelled")
 WORKING = ("queued", "in_progress")
 
@@ -1055,6 +1053,7 @@ class Picture(NamedTuple):
 
 
 # https://www.w3.org/TR/png-3/
+PICTURE_HEADS = rb"iVBORw0KGgo|(?:\\?/|\\u002[fF])9j(?:\\?/|\\u002[fF])|R0lGOD[dl]|UklGR(?:\\?.){6}XRUJQ|(?:77u/)?(?:PHN2Z|PD94bWwg|PCEtL|PCFET0NUWVBFIHN2Z)"
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # samples a pixel, by colour type
 
@@ -2185,10 +2184,13 @@ class Body:
     def __init__(self, parts: list[Part], content_type: str) -> None:
         self.parts, self.content_type = parts, content_type
         self.length = sum(part.length() for part in parts)
+        self.sent = False  # whether the last byte was asked for
 
     def __iter__(self) -> Iterator[bytes]:
+        self.sent = False
         for part in self.parts:
             yield from part.blocks()
+        self.sent = True
 
 
 Header = tuple[str, "str | Secret"]
@@ -2486,8 +2488,62 @@ def curl_command(request: Request) -> str:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# 9 Transport: the only socket, the only use of the key
+# 8 Transport: the only socket, the only use of the key; send, retry, refusals
 # ---------------------------------------------------------------------------------------------------------------------
+
+
+class Stop:
+    """Whether the user wants the program to end: a flag that a signal sets, looked at between chunks, polls and waits.
+
+    Nothing that was paid for can be lost to it: an exception is raised only while `armed`, that is while nothing has
+    been sent yet, or everything is on disk. A wait for bytes ends since its connection is shut down.
+    """
+
+    def __init__(self) -> None:
+        self.requested, self.armed = False, True
+        self.sockets: list[Any] = []
+
+    def arm(self, armed: bool) -> None:
+        """Says whether a signal may raise an exception now; only where it would arrive, that is in the main thread."""
+        import threading
+
+        if threading.current_thread() is threading.main_thread():
+            self.armed = armed
+
+    def __enter__(self) -> Stop:
+        self.handlers: list[tuple[Any, Any]] = []
+        try:
+            for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+                number = getattr(signal, name, None)
+                if number and signal.getsignal(number) != signal.SIG_IGN:  # nohup, and & in a script, have it ignored
+                    self.handlers.append((number, signal.signal(number, self.request)))
+        except ValueError:
+            pass  # not the main thread: whoever imported us sees to signals
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self.handlers:
+            signal.signal(number, handler or signal.SIG_DFL)
+
+    def request(self, *_: object) -> None:
+        """Asks for the end; a signal handler."""
+        import socket
+
+        self.requested = True
+        for sock in self.sockets:
+            try:
+                socket.socket.shutdown(sock, socket.SHUT_RDWR)
+            except OSError:
+                pass  # it was closed
+        if self.armed:
+            self.armed = False
+            raise KeyboardInterrupt
+
+    def sleep(self, seconds: float) -> None:
+        """Waits, but not beyond a signal."""
+        end = time.monotonic() + seconds
+        while not self.requested and time.monotonic() < end:
+            time.sleep(min(0.1, max(end - time.monotonic(), 0)))
 
 
 class Fault(NamedTuple):
@@ -2502,16 +2558,66 @@ class Reply:
 
     def __init__(self, status: int, headers: Mapping[str, str], chunks: Iterable[bytes], reason: str = "") -> None:
         self.status, self.headers, self.reason = status, headers, reason
-        self.chunks, self.fault = iter(chunks), None  # type: tuple[Iterator[bytes], Fault | None]
+        self.chunks: Iterator[bytes] = iter(chunks)
+        self.fault: Fault | None = None
         self.close: Callable[[], None] = lambda: None
 
     def read(self) -> bytes:
-        """Returns the next bytes, or b"" at the end, be it the true end or a fault."""
+        """Returns the next bytes as they came over the wire, or b"" at the end, be it the true end or a fault."""
         try:
             return next(filter(None, self.chunks), b"")
         except ConnectionError as error:
             self.fault = Fault(str(error), sent=True)
             return b""
+
+
+class Inflater:
+    """Undoes the compression of a reply, if its bytes say that there is one: relays announce what they do not do."""
+
+    def __init__(self, encoding: str = "") -> None:
+        self.encoding, self.start = encoding.lower(), b""
+        self.kind = ""  # plain, zipped, or over where the last member has ended; empty where it is not known yet
+        self.unzip: Any = None
+        self.trouble = ""  # how the compressed data is damaged
+
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        """Yields what the next bytes hold, in blocks, however much that is."""
+        data, self.start = self.start + data, b""
+        while data and self.kind != "over":
+            if not self.kind and len(data) < 2:
+                self.start = data
+                return
+            self.kind = self.kind or self._kind_of(data)
+            if self.kind == "plain":
+                yield data
+                return
+            try:
+                yield self.unzip.decompress(data, BLOCK)
+            except zlib.error as error:
+                self.kind, self.trouble = "over", f"the compressed reply is damaged ({error})"
+            data = self.unzip.unconsumed_tail
+            if self.unzip.eof:  # another member may follow
+                self.kind, data = "", self.unzip.unused_data
+
+    def _kind_of(self, data: bytes) -> str:
+        # https://www.rfc-editor.org/rfc/rfc1952 and rfc1950: the first two bytes of gzip and of zlib
+        if data[:2] == b"\x1f\x8b":
+            self.unzip = zlib.decompressobj(zlib.MAX_WBITS | 16)
+        elif self.unzip:
+            return "over"
+        elif self.encoding in ("gzip", "deflate") and data[0] & 15 == 8 and int.from_bytes(data[:2], "big") % 31 == 0:
+            self.unzip = zlib.decompressobj()
+        elif self.encoding == "deflate" and not re.match(rb"\s*([{\[:<]|data|event|id|retry)", data):
+            self.unzip = zlib.decompressobj(-zlib.MAX_WBITS)
+        else:
+            return "plain"
+        return "zipped"
+
+    def finish(self) -> bytes:
+        """Returns what is left at the end of the reply."""
+        if self.kind == "zipped":
+            self.trouble = "the compressed reply was cut"
+        return self.start
 
 
 Transport = Callable[[Request, float, Progress], "Reply | Fault"]
@@ -2529,11 +2635,12 @@ def reason_of(error: BaseException) -> str:
 
 
 class Attempt:
-    """What one attempt knows of its connection: whether the request was sent in full."""
+    """What one attempt knows of its connection: whether the request was sent in full, and whether bytes wait."""
 
-    def __init__(self, timeout: float, total: int, progress: Progress) -> None:
-        self.timeout, self.total, self.progress = timeout, total, progress
+    def __init__(self, timeout: float, total: int, progress: Progress, stop: Stop) -> None:
+        self.timeout, self.total, self.progress, self.stop = timeout, total, progress, stop
         self.sent, self.broken = False, False
+        self.readable: Callable[[], bool] = lambda: False
 
     def body(self, body: Body) -> Iterator[bytes]:
         """Yields the body's bytes and notes when the last one is gone; stops early once the server hung up."""
@@ -2551,9 +2658,25 @@ class Attempt:
         self.sent = not self.broken
         self.progress.phase("waiting")
 
+    def connected(self, sock: Any) -> None:
+        """Prepares a connection for a picture: it may be silent for minutes, and a signal must end its wait."""
+        import select
+        import socket
+
+        sock.settimeout(self.timeout)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name, value in (("TCP_KEEPIDLE", 60), ("TCP_KEEPALIVE", 60), ("TCP_KEEPINTVL", 30)):
+            if hasattr(socket, name):
+                sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+        self.stop.sockets.append(sock)
+        if hasattr(sock, "pending") and hasattr(select, "poll"):  # TLS, which hands out 16 kB at a time
+            poll = select.poll()
+            poll.register(sock, select.POLLIN)
+            self.readable = lambda: bool(sock.pending() or poll.poll(0))
+
 
 def connection_classes(attempt: Attempt) -> tuple[Any, Any]:
-    """Returns the connection classes for http and https, which report to the wire.
+    """Returns the connection classes for http and https, which report to the attempt.
 
     They keep what a picture needs and the standard ones lose: the reply to an upload that was refused half way, replies
     behind `102 Processing`, and connections that stay open for minutes in silence.
@@ -2575,12 +2698,10 @@ def connection_classes(attempt: Attempt) -> tuple[Any, Any]:
 
         def connect(self) -> None:
             self.timeout = min(attempt.timeout, CONNECT_TIMEOUT)
+            attempt.stop.arm(True)  # nothing is sent yet
             super().connect()
-            self.sock.settimeout(attempt.timeout)
-            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            for name, value in (("TCP_KEEPIDLE", 60), ("TCP_KEEPALIVE", 60), ("TCP_KEEPINTVL", 30)):
-                if hasattr(socket, name):
-                    self.sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+            attempt.stop.arm(False)
+            attempt.connected(self.sock)
 
         def send(self, data: Any) -> None:
             if self.sock is None:
@@ -2599,38 +2720,29 @@ def connection_classes(attempt: Attempt) -> tuple[Any, Any]:
     return Connection, SecureConnection
 
 
-def unzipped(chunk: bytes, unzip: Any) -> Iterator[bytes]:
-    """Yields what a compressed chunk holds, in blocks, however much that is."""
-    while chunk:
-        yield unzip.decompress(chunk, BLOCK)
-        chunk = unzip.unconsumed_tail
-
-
 def reply_chunks(response: Any, attempt: Attempt) -> Iterator[bytes]:
-    """Yields the bytes of a reply as they arrive, unzipped; ConnectionError if it ends before its announced end."""
+    """Yields the bytes of a reply as they arrive, those that are here in one block; ConnectionError if it is cut."""
     import http.client
 
-    zipped = response.headers.get("Content-Encoding", "").lower() in ("gzip", "deflate")
-    unzip = zlib.decompressobj(zlib.MAX_WBITS | 32) if zipped else None
-    received = 0
-    while True:
+    received, cut = 0, ""
+    while not cut:
+        pieces: list[bytes] = []
         try:
-            chunk = response.read1(BLOCK)
+            while not pieces or pieces[-1] and sum(map(len, pieces)) < BLOCK and attempt.readable():
+                pieces.append(response.read1(BLOCK))
         except (OSError, http.client.HTTPException, ValueError) as error:
-            what = reason_of(error) if isinstance(error, OSError) else "the reply was cut"
-            raise ConnectionError(f"{what} after {amount(received)}") from error
-        if not chunk:
-            if response.length:
-                raise ConnectionError(f"the reply ended {amount(response.length)} before its announced length")
-            if unzip and not unzip.eof and received:
-                raise ConnectionError("the compressed reply was cut")
-            return
-        received += len(chunk)
-        attempt.progress.phase("receiving", size=amount(received))
-        try:
-            yield from unzipped(chunk, unzip) if unzip else (chunk,)
-        except zlib.error as error:
-            raise ConnectionError(f"the compressed reply is damaged ({error})") from error
+            cut = reason_of(error) if isinstance(error, OSError) else "the reply was cut"
+        block = b"".join(pieces)
+        received += len(block)
+        if block:
+            attempt.progress.phase("receiving", size=amount(received))
+            yield block
+        if cut:
+            raise ConnectionError(f"{cut} after {amount(received)}")
+        if not pieces[-1]:
+            break
+    if response.length:
+        raise ConnectionError(f"the reply ended {amount(response.length)} before its announced length")
 
 
 def opener_for(attempt: Attempt, redirects: bool) -> urllib.request.OpenerDirector:
@@ -2661,14 +2773,14 @@ def opener_for(attempt: Attempt, redirects: bool) -> urllib.request.OpenerDirect
     return opener
 
 
-def send(request: Request, timeout: float, progress: Progress) -> Reply | Fault:
+def send(request: Request, timeout: float, progress: Progress, stop: Stop | None = None) -> Reply | Fault:
     """Makes one HTTP exchange and returns its reply, whatever the status, or how it failed."""
     import http.client
     import urllib.error
     import urllib.request
 
     body = request.body
-    attempt = Attempt(timeout, body.length if body else 0, progress)
+    attempt = Attempt(timeout, body.length if body else 0, progress, stop or Stop())
     authorised = any(isinstance(value, Secret) for _, value in request.headers)
     out = urllib.request.Request(request.url, attempt.body(body) if body else None, method=request.method)
     for name, value in request.headers:
@@ -2688,47 +2800,217 @@ def send(request: Request, timeout: float, progress: Progress) -> Reply | Fault:
     return reply
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# 10 Writers: names before money is spent, whole files after it
-# ---------------------------------------------------------------------------------------------------------------------
+def number_of(value: Any, default: int = 0) -> int:
+    """Returns a whole number of a reply, or the default for anything else."""
+    return value if isinstance(value, int) and 0 <= value < 10**9 else default
 
 
-class TempFiles:
-    """The temporary files of a run; what was not renamed by the end is removed, whatever the end is."""
+def finite(text: str) -> float | None:
+    """Returns a number of a reply, or None for one that JSON cannot hold when we pass it on."""
+    value = float(text.replace("Infinity", "inf"))
+    return value if value - value == 0 else None
 
-    # How many pictures stay open, for what is kept of a reply; Windows does not rename a file that is open.
-    MOST_OPEN = 0 if os.name == "nt" else 12
+
+def parse_json(text: bytes | bytearray) -> Any:
+    """Parses a small JSON text; None if it is none."""
+    try:
+        return json.loads(text.decode("utf-8", "replace"), strict=False, parse_float=finite, parse_constant=finite)
+    except (ValueError, RecursionError):
+        return None
+
+
+def as_object(value: Any) -> Json:
+    """Returns a value of a reply if it is an object, else an empty one."""
+    return value if isinstance(value, dict) else {}
+
+
+def read_body(reply: Reply, most: int = MIB) -> bytes:
+    """Reads a short reply, up to a limit."""
+    body, inflater = bytearray(), Inflater(reply.headers.get("content-encoding", ""))
+    for block in itertools.chain.from_iterable(inflater.feed(chunk) for chunk in iter(reply.read, b"")):
+        body += block
+        if len(body) > most:
+            break
+    reply.close()
+    return bytes(body[:most] or inflater.finish())
+
+
+def page_title(text: str) -> str:
+    """Returns the title of an HTML page, or nothing."""
+    match = re.search(r"<title[^>]{0,99}>([^<]{0,200})", text[:4096], re.IGNORECASE)
+    return match.group(1).strip() if match else ""
+
+
+def refusal_of(error: Json, status: int, reason: str = "") -> Failure:
+    """Returns the failure that an error object of the API says, with the hint for its code or status."""
+    code, kind, message = error.get("code"), error.get("type"), error.get("message")
+    known = next((row for row in STATUSES if status in row.codes), Status((), "never"))
+    numeric = number_of(code) if isinstance(code, int) else number_of(error.get("status"))
+    effective = numeric if status == 200 and 400 <= numeric < 600 else status
+    server = effective >= 500 or effective == 200 and ("server" in f"{kind} {code}" or "rate_limit" in f"{kind} {code}")
+    said = str(message or (json.dumps(error)[:300] if error else reason or "no reason given"))
+    details = as_object(error.get("moderation_details"))
+    if details:
+        categories = details.get("categories")
+        words = ", ".join(map(str, categories)) if isinstance(categories, list) else "not told"
+        said += f" (stage: {details.get('moderation_stage')}; categories: {words})"
+    said = re.sub(r"[A-Za-z0-9+/]{500,}={0,2}", "<base64>", said)[:2000]
+    named = next((word for word in CODE_HINTS if word in (code, kind) or word in said), None)
+    return Failure(
+        NETWORK if server else REFUSED,
+        f"HTTP {status}: {said}" if status != 200 else said,
+        CODE_HINTS[named] if named else known.hint or None,
+        status=status if status != 200 else None,
+        type=kind,
+        code=code,
+        may_be_billed=server and known.retry != "safe",
+    )
+
+
+def redirect_failure(reply: Reply) -> Failure:
+    """Returns the failure of a redirect, which is not followed, since the key would go along."""
+    location = reply.headers.get("location", "nowhere")
+    target = split_url(location)
+    where = target.netloc.rpartition("@")[2]
+    shown = f"{target.scheme}://{where}{target.path}" if where else location
+    words = f"HTTP {reply.status}: the API redirects to {shown}, which is not followed: the key would go along"
+    hint = "if you trust that address, make it the --base-url"
+    return Failure(NETWORK, words, hint, status=reply.status, may_be_billed=False)
+
+
+def error_failure(reply: Reply, body: bytes) -> Failure:
+    """Returns the failure of a reply that is no 2xx."""
+    if 300 <= reply.status < 400:
+        return redirect_failure(reply)
+    value = parse_json(body)
+    error = value.get("error", value) if isinstance(value, dict) else None
+    if isinstance(error, dict):
+        return refusal_of(error, reply.status)
+    text = error if isinstance(error, str) else body.decode("utf-8", "replace")
+    page = "<html" in text[:1000].lower()
+    return refusal_of({}, reply.status, page_title(text) or ("" if page else text.strip()[:300]) or reply.reason)
+
+
+def retry_wait(headers: Mapping[str, str], attempt: int) -> float | None:
+    """Returns the seconds to wait before the next try, or None if the server asks for longer than we wait."""
+    import random
+    from email.utils import parsedate_to_datetime
+
+    asked = float("nan")
+    try:
+        if headers.get("retry-after-ms"):
+            asked = float(headers["retry-after-ms"]) / 1000
+        elif re.fullmatch(r"\s*[0-9.]+\s*", headers.get("retry-after", "")):
+            asked = float(headers["retry-after"])
+        elif headers.get("retry-after"):
+            asked = parsedate_to_datetime(headers["retry-after"]).timestamp() - time.time()
+    except (ValueError, TypeError, OverflowError):
+        pass  # not a time: as if it were not there
+    if asked == asked:
+        return max(asked, 0.0) if asked <= LONGEST_WAIT else None
+    wait: float = min(RETRY_FIRST * 2**attempt, RETRY_MOST) * (1 - 0.25 * random.random())
+    return wait
+
+
+def may_retry(status: int, headers: Mapping[str, str], failure: Failure) -> str:
+    """Returns whether a refused request is made again: "safe", "billable" or "never"."""
+    row = next((row for row in STATUSES if status in row.codes), None)
+    verdict = row.retry if row else "billable" if status >= 500 else "never"
+    said = f"{failure.details.get('code')} {failure.details.get('type')} {failure.message}"
+    if MONEY_WORDS.search(said) or headers.get("x-should-retry") == "false" or status < 400:
+        return "never"
+    if verdict == "safe" and status != 429 and RAN_BEHIND.match(failure.message):
+        verdict = "billable"
+    return "safe" if verdict == "never" and headers.get("x-should-retry") == "true" else verdict
+
+
+class Tries:
+    """What is known of the tries of a call: how many, the server's id of the last, and what it said in refusing."""
 
     def __init__(self) -> None:
-        self.files: list[IO[bytes]] = []
-        self.kept_open = 0
+        self.count, self.refusal = 0, b""
+        self.request_id: str | None = None
+        self.billed = False  # whether a try may have been billed: it was sent in full, or accepted, and not refused
+        self.under_way: Request | None = None
 
-    def __enter__(self) -> TempFiles:
-        return self
+    @property
+    def may_be_billed(self) -> bool:
+        """Tells whether the call may have been billed, also while a try is under way."""
+        body = self.under_way.body if self.under_way else None
+        return self.billed or bool(body and body.sent)
 
-    def __exit__(self, *_: object) -> None:
-        for file in self.files:
-            self.remove(file)
 
-    def may_keep_open(self) -> bool:
-        """Tells whether one more file may stay open until the end."""
-        self.kept_open += 1
-        return self.kept_open <= self.MOST_OPEN
+def judged(outcome: Reply | Fault, request: Request, tries: Tries | None) -> tuple[Failure, str]:
+    """Returns the failure of one try and whether it may be made again; a free request (no tries) is never billed."""
+    if isinstance(outcome, Fault):
+        billed = outcome.sent and tries is not None
+        hint = "look at your usage before you try again, or allow it with --retry-billable"
+        hint = hint if billed else "check the network, the proxy, and --base-url"
+        words = f"{outcome.message} ({host_of(request.url)})"
+        return Failure(NETWORK, words, hint, may_be_billed=billed), "billable" if outcome.sent else "safe"
+    body = read_body(outcome)
+    failure = error_failure(outcome, body)
+    verdict = may_retry(outcome.status, outcome.headers, failure)
+    billable = "billable" in (verdict, may_retry(outcome.status, {}, failure))  # x-should-retry does not undo a bill
+    failure.details["may_be_billed"] = billable and tries is not None
+    if tries:
+        tries.refusal = body
+    return failure, verdict
 
-    def remove(self, file: IO[bytes]) -> None:
-        """Closes a temporary file and removes it, unless it has become an output."""
-        file.close()
-        try:
-            os.unlink(file.name)
-        except OSError:
-            pass
 
-    def create(self, folder: str, suffix: str = ".part") -> IO[bytes]:
-        """Opens a new file in a folder, unbuffered."""
-        path = os.path.join(folder, f".gpt-image-{os.urandom(6).hex()}{suffix}")
-        file = open(path, "x+b", buffering=0)
-        self.files.append(file)
-        return file
+class Client(NamedTuple):
+    """How requests are sent: over what, how long to wait for a byte, and what is tried again."""
+
+    transport: Transport
+    timeout: float  # seconds
+    retries: int
+    retry_billable: bool
+    sleep: Callable[[float], None]
+    stop: Stop
+    progress: Progress
+
+    def _send(self, request: Request, tries: Tries | None) -> Reply | Fault:
+        """Makes one try, with its facts noted."""
+        if self.stop.requested:
+            raise KeyboardInterrupt
+        if tries:
+            tries.count, tries.under_way = tries.count + 1, request
+        self.stop.arm(False)
+        outcome = self.transport(request, self.timeout, self.progress)
+        if tries and isinstance(outcome, Reply):
+            found = (outcome.headers[name] for name in REQUEST_IDS if outcome.headers.get(name))
+            tries.request_id = next(found, tries.request_id)
+        return outcome
+
+    def exchange(self, request: Request, tries: Tries | None = None) -> Reply:
+        """Sends a request until a 2xx begins, and returns that reply; a free one (no tries) may always be sent again."""
+        most = 1 + self.retries
+        for attempt in range(1, most + 1):
+            outcome = self._send(request, tries)
+            if isinstance(outcome, Reply) and 200 <= outcome.status < 300:
+                if tries:
+                    tries.billed, tries.under_way = True, None
+                return outcome
+            failure, verdict = judged(outcome, request, tries)
+            if tries:
+                tries.billed, tries.under_way = tries.billed or failure.details["may_be_billed"], None
+            if self.stop.requested:
+                raise KeyboardInterrupt
+            wait = retry_wait(outcome.headers if isinstance(outcome, Reply) else {}, attempt - 1)
+            allowed = verdict == "safe" or verdict == "billable" and (tries is None or self.retry_billable)
+            if not allowed or attempt == most or wait is None:
+                if wait is None and allowed:
+                    failure.hint = f"the server asks to wait longer than {LONGEST_WAIT:.0f} s: try again later"
+                raise failure
+            reason = failure.message.split("\n")[0]
+            self.progress.phase("retrying", reason=reason, attempt=f"{attempt + 1} of {most}", wait=f"{wait:.1f}")
+            self.sleep(wait)
+        raise AssertionError("unreachable")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 9 Files: names before money is spent, whole files after it
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 def spare_folder() -> str:
@@ -2746,16 +3028,6 @@ def write_all(file: IO[bytes], data: bytes) -> None:
     view = memoryview(data)
     while view:
         view = view[file.write(view) :]
-
-
-def copy_bytes(source: IO[bytes], target: IO[bytes], count: int) -> None:
-    """Copies the next bytes of a file, in blocks."""
-    while count > 0:
-        block = source.read(min(BLOCK, count))
-        if not block:
-            return
-        write_all(target, block)
-        count -= len(block)
 
 
 def rename_free(source: str, target: str) -> bool:
@@ -2782,17 +3054,56 @@ def rename_free(source: str, target: str) -> bool:
     return True
 
 
-def place(source: str, target: str, overwrite: bool = False) -> str:
-    """Gives a finished temporary file its name, or that name with the next free number, and returns the path."""
-    if overwrite:
-        os.replace(source, target)
-        return target
-    stem, suffix = os.path.splitext(target)
-    number, path = 1, target
-    while not rename_free(source, path):
-        number += 1
-        path = f"{stem}-{number}{suffix}"
-    return path
+def absolute(name: str) -> str:
+    """Returns a name by which two ways to write the same path are equal."""
+    try:
+        return os.path.normcase(os.path.abspath(name))
+    except OSError:  # the current folder is gone
+        return os.path.normcase(os.path.normpath(name))
+
+
+class TempFiles:
+    """The temporary files of a call; what was not given a name by the end is removed, whatever the end is."""
+
+    def __init__(self) -> None:
+        self.files: set[str] = set()
+        self.written: set[str] = set()  # the names this call has given: none of them is given twice
+
+    def __enter__(self) -> TempFiles:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for path in list(self.files):
+            self.remove(path)
+
+    def remove(self, path: str) -> None:
+        """Removes a temporary file."""
+        self.files.discard(path)
+        try:
+            os.unlink(path)
+        except OSError:
+            pass
+
+    def create(self, folder: str, suffix: str = ".part") -> IO[bytes]:
+        """Opens a new file in a folder, unbuffered."""
+        path = os.path.join(folder, f".gpt-image-{os.urandom(6).hex()}{suffix}")
+        file = open(path, "x+b", buffering=0)
+        self.files.add(path)
+        return file
+
+    def place(self, source: str, target: str, overwrite: bool = False) -> str:
+        """Gives a finished temporary file its name, or that name with the next free number, and returns the path."""
+        stem, suffix = os.path.splitext(target)
+        number, path = 1, target
+        if overwrite and absolute(target) not in self.written:
+            os.replace(source, target)
+        else:
+            while not rename_free(source, path):
+                number += 1
+                path = f"{stem}-{number}{suffix}"
+        self.files.discard(source)
+        self.written.add(absolute(path))
+        return path
 
 
 class OutputNames(NamedTuple):
@@ -2830,16 +3141,22 @@ class OutputNames(NamedTuple):
         name = name if len(os.fsencode(name)) < 220 else name[:50]  # no disk takes names of more than 255 bytes
         return os.path.normpath(os.path.join(folder, name + ending))
 
+    def planned(self, partials: int) -> list[str]:
+        """Returns every name that a call will write to, previews included."""
+        indices = range(1, self.expected + 1)
+        previews = [self.partial(index, partial) for index in indices for partial in range(1, partials + 1)]
+        return [self.final(index) for index in indices] + previews
 
-def suffix_of(format: str) -> str:
+
+def suffix_of(name: str) -> str:
     """Returns the suffix of a format, also of one the tables do not know."""
-    return FORMAT[format].suffixes[0] if format in FORMAT else "." + re.sub(r"\W", "", format)
+    return FORMAT[name].suffixes[0] if name in FORMAT else "." + re.sub(r"\W", "", name)
 
 
-def plan_outputs(settings: Settings, expected: int) -> OutputNames:
+def output_names(settings: Settings, expected: int) -> OutputNames:
     """Returns where the pictures of a call go."""
-    output, format = settings.get("output") or "", settings.get("format") or DEFAULT_FORMAT
-    suffix = suffix_of(format)
+    output = settings.get("output") or ""
+    suffix = suffix_of(settings.get("format") or DEFAULT_FORMAT)
     if not output or output.endswith(("/", os.sep)) or os.path.isdir(output):
         stem = first = os.path.join(output, time.strftime("gpt-image-%Y%m%d-%H%M%S"))
         number = 1
@@ -2850,13 +3167,6 @@ def plan_outputs(settings: Settings, expected: int) -> OutputNames:
         own = output_suffix(output)
         stem, suffix = (output[: -len(own)], output[-len(own) :]) if own else (output, suffix)
     return OutputNames(os.path.normpath(stem), suffix, expected > 1, bool(settings.get("overwrite")), expected)
-
-
-def planned_names(plan: OutputNames, partials: int) -> list[str]:
-    """Returns every name that a call will write to, previews included."""
-    indices = range(1, plan.expected + 1)
-    previews = [plan.partial(index, partial) for index in indices for partial in range(1, partials + 1)]
-    return [plan.final(index) for index in indices] + previews
 
 
 def unwritable(folder: str) -> str:
@@ -2880,14 +3190,6 @@ def exists(name: str) -> bool:
     return True
 
 
-def absolute(name: str) -> str:
-    """Returns a name by which two ways to write the same path are equal."""
-    try:
-        return os.path.normcase(os.path.abspath(name))
-    except OSError:  # the current folder is gone
-        return os.path.normcase(os.path.normpath(name))
-
-
 def check_names(names: list[str], overwrite: bool) -> None:
     """Refuses names that exist or repeat, and folders that cannot be written, before anything is sent."""
     taken = [name for name in names if exists(name) and (os.path.isdir(name) or not overwrite)]
@@ -2895,8 +3197,8 @@ def check_names(names: list[str], overwrite: bool) -> None:
     twice = [name for name, place in zip(names, places) if places.count(place) > 1]
     why = next(filter(None, (unwritable(os.path.dirname(name) or ".") for name in names)), "")
     if taken:
-        raise Failure(OUTPUT, f"{', '.join(taken[:3])} exists already" + (" …" if len(taken) > 3 else ""),
-                      "choose another --output, or add --overwrite", rule="output-exists")  # fmt: skip
+        words = f"{', '.join(taken[:3])} exists already" + (" …" if len(taken) > 3 else "")
+        raise Failure(OUTPUT, words, "choose another --output, or add --overwrite", rule="output-exists")
     if twice:
         raise Failure(OUTPUT, f"{twice[0]} would be written twice", "put {index} into --output", rule="output-twice")
     if why:
@@ -2908,43 +3210,16 @@ def make_folders(names: list[str], temp_files: TempFiles) -> None:
     for folder in {os.path.dirname(name) or "." for name in names}:
         try:
             os.makedirs(folder, exist_ok=True)
-            temp_files.remove(temp_files.create(folder))
+            with temp_files.create(folder) as file:
+                temp_files.remove(file.name)
         except OSError as error:
             words = f"{folder}: {error.strerror}"
             raise Failure(OUTPUT, words, "choose another --output", rule="output-folder") from error
 
 
-class Stretch(NamedTuple):
-    """Base64 of a reply that need not be kept, since a picture's file holds what it decoded to.
-
-    It reads: the base64 of `size` bytes of the file from `start`, without its first `skip` characters, then `rest`.
-    The file stays open for that, so that the picture may meanwhile be moved or removed.
-    """
-
-    sink: Base64Sink
-    start: int
-    size: int
-    skip: int
-    rest: bytes
-    length: int  # characters
-
-    def text(self) -> bytes:
-        """Returns the characters again."""
-        self.sink.file.seek(self.start)
-        return binascii.b2a_base64(self.sink.file.read(self.size), newline=False)[self.skip :] + self.rest
-
-
-class Lifted(NamedTuple):
-    """A picture that was decoded to a temporary file, or the trouble with it."""
-
-    path: str
-    size: int
-    sha256: str
-    trouble: Failure | None = None
-
-
-BASE64 = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/")
+BASE64 = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
 WHITE = b" \t\r\n"
+URL_SAFE = bytes.maketrans(b"-_", b"+/")
 
 
 def decoded_or_none(text: bytes | memoryview) -> bytes | None:
@@ -2961,178 +3236,156 @@ def unwritten(error: OSError) -> Failure:
     return Failure(OUTPUT, f"a picture cannot be written: {error.strerror}", "make room, then extract it")
 
 
-class Base64Sink:
-    """Decodes base64 that comes in pieces into a temporary file; padding may lack, other characters are an error."""
+class Lifted:
+    """A picture on its way to disk: base64 that comes in pieces, decoded into a temporary file."""
 
     def __init__(self, temp_files: TempFiles, folder: str) -> None:
         import hashlib
 
-        self.temp_files, self.file = temp_files, temp_files.create(folder)
-        self.stays_open = temp_files.may_keep_open()
+        self.temp_files = temp_files
+        self.file = temp_files.create(folder)
+        self.path = self.file.name
         self.hash, self.size = hashlib.sha256(), 0
-        self.carry, self.seen, self.padded = b"", 0, False
+        self.carry, self.padded = b"", False  # what is not decoded yet, and whether its padding has come
+        self.ended = False  # whether the text around it says that this is all of it
         self.trouble: Failure | None = None
-        self.stretch: Stretch | None = None  # what the last piece was, if nothing in it was odd
 
-    def write(self, data: bytes) -> None:
-        """Decodes the next piece."""
-        self.stretch = None
-        if self.trouble or not data:
-            return
-        text, skip = self.carry + data, len(self.carry)
+    def write(self, data: bytes) -> bool:
+        """Decodes the next piece; False, with nothing done, if not all of it is plain base64."""
+        if self.trouble:
+            return True
+        text = self.carry + data
         whole = len(text) & ~3
-        decoded = None if self.padded else decoded_or_none(memoryview(text)[:whole])
+        carry = text[whole:]
+        decoded = None if self.padded or carry.translate(None, BASE64) else decoded_or_none(memoryview(text)[:whole])
         if decoded is None:
-            decoded = decoded_or_none(self._slow(data)) or b""
-        else:
-            self.carry = text[whole:]
-            if self.stays_open:
-                self.stretch = Stretch(self, self.size, len(decoded), skip, self.carry, len(data))
-        self.seen += len(data)
+            return False
+        self.carry = carry
         self.save(decoded)
+        return True
 
-    def _slow(self, data: bytes) -> bytes:
-        """Takes out white space and padding, notes what is not base64, and returns what can be decoded now."""
-        held, text = self.carry.translate(None, WHITE), data.translate(None, WHITE)
-        padded = self.padded or held.endswith(b"=")
+    def write_odd(self, data: bytes) -> None:
+        """Decodes a piece with white space or padding in it; any other character is an error."""
+        text = data.translate(URL_SAFE, WHITE)
         bare = text.rstrip(b"=")
-        odd = (held.rstrip(b"=") + bare).translate(None, bytes(BASE64))[:1] or (bare[:1] if padded else b"")
-        if odd:
-            near = self.seen + max(bare.find(odd), 0)
-            self.trouble = Failure(UNREADABLE, f"a picture is not base64 near character {near} ({chr(odd[0])!r})")
-            return b""
-        self.padded = padded or len(bare) < len(text)
-        bare = held.rstrip(b"=") + bare
-        whole = len(bare) & ~3
-        self.carry = bare[whole:]
-        return bare[:whole]
+        odd = bare.translate(None, BASE64) or self.padded and bare
+        self.padded = self.padded or len(bare) < len(text)
+        if odd and not self.trouble:
+            near = f"near byte {self.size} ({chr(odd[0])!r})"
+            self.trouble = Failure(UNREADABLE, f"a picture is not base64 {near}")
+        elif not self.trouble:
+            text = self.carry + bare
+            whole = len(text) & ~3
+            self.carry = text[whole:]
+            self.save(binascii.a2b_base64(text[:whole]))
 
     def save(self, decoded: bytes) -> None:
         """Appends bytes of the picture itself."""
         try:
             write_all(self.file, decoded)
-        except OSError as error:
-            self.trouble, self.stretch = unwritten(error), None
-            self._make_room()
+        except OSError as error:  # the room it took may do for a later, smaller picture
+            self.trouble = unwritten(error)
+            self.file.close()
+            self.temp_files.remove(self.path)
         self.hash.update(decoded)
         self.size += len(decoded)
 
-    def _make_room(self) -> None:
-        """Takes what was decoded to another folder, so that a later, smaller picture may find room."""
-        full = self.file
-        try:
-            self.file = self.temp_files.create(spare_folder())
-            full.seek(0)
-            copy_bytes(full, self.file, self.size)
-        except OSError:
-            pass  # no room there either
-        self.temp_files.remove(full)
+    def close(self, ended: bool = True) -> None:
+        """Ends the picture for now; `ended` if what stands behind it says that it is whole."""
+        self.file.close()
+        self.ended = ended
 
-    def close(self, cut: bool = False) -> Lifted:
-        """Ends the picture: decodes what is left, and returns where it is."""
-        rest = self.carry.translate(None, WHITE + b"=")
-        if not self.trouble and len(rest) > 1:
-            last = decoded_or_none(rest + b"A" * (4 - len(rest)))  # the padding it lacks, and its bytes taken off again
-            self.save((last or b"")[: len(rest) - 1])
-            if last is None:
-                self.trouble = Failure(UNREADABLE, "a picture is not base64 at its end")
-        if not self.trouble and (cut or len(rest) == 1):
-            found = identify(self.file.name)  # all of a picture may have come, and only the JSON behind it not
-            if not found or not found.whole:
-                self.trouble = Failure(UNREADABLE, "a picture is cut short")
-        if not self.stays_open:
-            self.file.close()
-        return Lifted(self.file.name, self.size, self.hash.hexdigest(), self.trouble)
+    def looks_whole(self) -> bool:
+        """Tells whether what has come so far is a whole picture."""
+        found = identify(self.path)
+        return bool(found and found.whole)
+
+    def reopen(self) -> None:
+        """Goes on with a picture whose text was cut into pieces."""
+        self.file = open(self.path, "r+b", buffering=0)
+        self.file.seek(0, os.SEEK_END)
+
+    def finish(self) -> Picture | None:
+        """Decodes what is left and returns what the picture is; None, with the trouble noted, if it is none."""
+        rest, self.carry = self.carry, b""
+        if len(rest) > 1 and not self.trouble:
+            if self.file.closed:
+                self.reopen()
+            self.save(binascii.a2b_base64(rest + b"A" * (4 - len(rest)))[: len(rest) - 1])
+        self.file.close()
+        picture = None if self.trouble else identify(self.path)
+        if not self.trouble and not picture:
+            self.trouble = Failure(UNREADABLE, "a picture is no picture, by its first bytes")
+        elif picture and not self.ended and not picture.whole:  # a format that cannot tell is not whole then
+            self.trouble, picture = Failure(UNREADABLE, "a picture is cut short", rule="picture-cut"), None
+        return picture
+
+
+def first_bytes(file: IO[bytes] | None, count: int) -> Iterator[bytes]:
+    """Yields the first bytes of a file, in blocks."""
+    if file:
+        file.seek(0)
+    while file and count > 0:
+        block = file.read(min(BLOCK, count))
+        count -= len(block) or count
+        yield block
 
 
 class KeptReply:
-    """Keeps the bytes of a reply while they arrive, without the key, so that nothing paid for can be lost.
+    """The bytes of a reply as they came over the wire, so that nothing that was paid for can be lost.
 
-    Unless it is to be exact whatever happens, what the files of the pictures hold already is only noted: writing it
-    twice would take a fifth of the whole time.
+    They lie in a nameless file of the system's folder for temporary files, since the disk of the outputs may be full;
+    where that folder has no room, beside the outputs.
     """
 
-    WORTH_IT = 4096  # characters of base64 from which on they are not written twice
+    def __init__(self, folder: str) -> None:
+        self.folders = [spare_folder(), folder]
+        self.size = 0
+        self.file: IO[bytes] | None = None
 
-    def __init__(self, folder: str, temp_files: TempFiles, console: Console, exact: bool) -> None:
-        self.temp_files, self.console, self.size, self.tail = temp_files, console, 0, b""
-        self.notes = not exact
-        self.stretches: list[tuple[int, Stretch]] = []
-        self.file = self._opened(folder)
+    def write(self, chunk: bytes) -> None:
+        """Appends bytes of the reply; without room for them, the pictures that fit are still saved."""
+        import tempfile
 
-    def _opened(self, folder: str) -> IO[bytes] | None:
-        try:
-            return self.temp_files.create(folder)
-        except OSError:  # the folder vanished during the call
-            return self._moved(os.devnull, 0, b"")
+        before, self.size = self.size, self.size + len(chunk)
+        pending: Iterable[bytes] = [chunk]
+        while self.folders:
+            try:
+                self.file = self.file or tempfile.TemporaryFile(buffering=0, dir=self.folders[0])
+                for block in pending:
+                    write_all(self.file, block)
+                return
+            except OSError:
+                pending = itertools.chain(first_bytes(self.file, before), [chunk])
+                self.file = None
+                del self.folders[0]
 
-    def write(self, chunk: bytes, stretch: Stretch | None) -> None:
-        """Appends bytes of the reply; the start of a secret at their end waits for the next ones."""
-        self.size += len(chunk)
-        noted = self.notes and stretch and stretch.length == len(chunk) >= self.WORTH_IT
-        data = self.tail + (b"" if noted else chunk)
-        held = 0 if noted else self.console.held_back(data)
-        self.tail = data[len(data) - held :]
-        self._append(self.console.clean_bytes(data[: len(data) - held]))
-        if noted and stretch and self.file:
-            self.stretches.append((self.file.tell(), stretch))
-
-    def _append(self, data: bytes) -> None:
-        if not self.file:
-            return
-        before = self.file.tell()
-        try:
-            write_all(self.file, data)
-        except OSError:
-            self.file = self._moved(self.file.name, before, data)
-
-    def _moved(self, full: str, size: int, rest: bytes) -> IO[bytes] | None:
-        """Goes on in the system's folder for temporary files when the disk of the outputs is full."""
-        try:
-            new = self.temp_files.create(spare_folder())
-            with open(full, "rb") as old:
-                copy_bytes(old, new, size)
-            write_all(new, rest)
-            return new
-        except OSError:
-            return None  # the pictures that fit are still saved
-
-    def _whole(self, folder: str, kept: IO[bytes]) -> str:
-        """Writes the reply as it came into a file of its own, and returns its name."""
-        end = kept.seek(0, os.SEEK_END)
-        kept.seek(0)
-        with self.temp_files.create(folder) as out:
-            for position, stretch in self.stretches:
-                copy_bytes(kept, out, position - kept.tell())
-                write_all(out, stretch.text())
-            copy_bytes(kept, out, end - kept.tell())
-        return out.name
-
-    def keep(self, target: str, overwrite: bool) -> str | None:
-        """Gives the kept reply its name and returns it, or None if there is nothing to keep, or nowhere to."""
-        self._append(self.console.clean_bytes(self.tail))
+    def keep(self, target: str, overwrite: bool, temp_files: TempFiles, console: Console) -> str | None:
+        """Copies the reply, without the key, to a name that it returns; None if nothing came, or no disk takes it."""
         if not self.file or not self.size:
             return None
         for path in (target, os.path.join(spare_folder(), os.path.basename(target))):
             try:
-                whole = self._whole(os.path.dirname(path) or ".", self.file)
-                return place(whole, path, overwrite and path == target)
+                with temp_files.create(os.path.dirname(path) or ".") as out:
+                    for block in console.cleaned(first_bytes(self.file, self.size)):
+                        write_all(out, block)
+                return temp_files.place(out.name, path, overwrite and path == target)
             except OSError:
                 continue
         return None
 
     def close(self) -> None:
-        """Removes the file."""
+        """Forgets the bytes."""
         if self.file:
-            self.temp_files.remove(self.file)
+            self.file.close()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# 11 Reply: bytes -> small JSON documents; long base64 is decoded to disk on the way
+# 10 Reply: a lifter, then a JSON or event reader on short text -> documents
 # ---------------------------------------------------------------------------------------------------------------------
 
-# To lift a picture is to take its base64 out of the text as it passes; the sink decodes it to disk, and a token stands
-# in its place until an event takes the picture for it. The journal keeps what passed; a stretch is base64 it need not.
+# Bytes go through four small steps: the inflater undoes compression, the lifter takes pictures out and leaves a token
+# in place of each, and what is left is short: a reader for JSON or for events cuts it into documents.
 
 
 class Document(NamedTuple):
@@ -3144,368 +3397,314 @@ class Document(NamedTuple):
     stream: bool = False
 
 
-DEEPEST = 200  # brackets within brackets: no reply of this API is deeper, and an endless one ends here
-LIFT_FROM = 1024  # characters: shorter strings stay in the JSON, pictures or not
-ENDS_URL = frozenset(b"\")'<>]")  # what may stand behind a data: URL; any other character is a fault within it
-DATA_URL = re.compile(rb"data:image\\?/[\w.+-]+;base64,", re.IGNORECASE)
-STRUCTURE = re.compile(rb'[\[\]{}":,]')
-STRING_END = re.compile(rb'["\\]')
-ESCAPE = re.compile(rb"\\(?:u([0-9a-fA-F]{4})|(.))", re.DOTALL)
-ESCAPED = {b"n": b"\n", b"r": b"\r", b"t": b"\t", b"b": b"\b", b"f": b"\f"}
+# A picture is known by what it is: base64 that begins as that of a picture does, wherever it stands, under any key.
+# Before it stands no character of base64, nor what ends a JSON document: no byte of that may be held back.
+BEFORE = rb"(?:[^A-Za-z0-9+/=_\\}\]>\r\n\x80-\xff-]|\\[nrt])"
+TEXT_OF_IT = rb"(?:[A-Za-z0-9+/=_\s-]|\\[/nrt]|\\u00[0-9A-Fa-f]{2})"
+PICTURE = re.compile(
+    rb"%s(?=(?:%s)(?:%s{64}|(%s{0,63}(?:\\u?[0-9A-Fa-f]{0,3})?\Z)))" % (BEFORE, PICTURE_HEADS, TEXT_OF_IT, TEXT_OF_IT),
+    re.DOTALL,
+)
+MAYBE_PICTURE = re.compile(BEFORE + rb"[A-Za-z0-9+/\\]{0,40}\Z")
+# Behind it stands the end of its string, or of a Markdown link.
+END_OF_PICTURE = re.compile(rb"[\"'<>()\[\]{}]|\\(?![/nrtu]|\Z)")
+ESCAPE = re.compile(rb"\\(?:u([0-9a-fA-F]{4})|[nrt])")
+CUT_ESCAPE = re.compile(rb"\\(?:u[0-9a-fA-F]{0,3})?\Z")
+TOKEN = re.compile(r"<[0-9a-f]{24}:[0-9]+>")
 
 
 def unescape(data: bytes) -> bytes:
-    """Undoes JSON escapes; a character beyond ASCII becomes one that is not base64."""
-    if b"\\" not in data:
-        return data
-    for escape, plainly in ((b"\\/", b"/"), (b"\\n", b"\n"), (b"\\r", b"\r")):  # those that come by the thousand
-        data = data.replace(escape, plainly) if b"\\\\" not in data else data
-
-    def plain(match: re.Match[bytes]) -> bytes:
-        code, letter = match.groups()
-        return chr(int(code, 16)).encode("ascii", "replace") if code else ESCAPED.get(letter, letter)
-
-    return ESCAPE.sub(plain, data)
+    """Undoes JSON escapes within base64; a character beyond ASCII becomes one that is not base64."""
+    data = data.replace(b"\\/", b"/").replace(b"\\n", b"\n")  # those that come by the thousand
+    return ESCAPE.sub(lambda match: chr(int(match[1] or b"20", 16)).encode("ascii", "replace"), data)
 
 
-def finite(text: str) -> float | None:
-    """Returns a number of a reply, or None for one that JSON cannot hold when we pass it on."""
-    value = float(text.replace("Infinity", "inf"))
-    return value if value - value == 0 else None
+class Lifter:
+    """Takes pictures out of bytes that pass: each goes to disk, and a token stands in its place."""
+
+    def __init__(self, new_picture: Callable[[], Lifted]) -> None:
+        self.new_picture = new_picture
+        self.mark, self.numbers = os.urandom(12).hex(), itertools.count()
+        self.lifted: dict[str, Lifted] = {}  # by token: those that nobody has taken
+        self.current: Lifted | None = None
+        self.held = b""
+
+    def feed(self, data: bytes, last: bool = False) -> bytes:
+        """Takes the next bytes, and returns those that are ready, without their pictures."""
+        data, self.held = self.held + data, b""
+        text: list[bytes] = []
+        while data or self.current and last:
+            if self.current:
+                data = self._lift(self.current, data, last, text)
+                continue
+            match = PICTURE.search(data)
+            begins = match and match[1] is None  # else there is too little of it to tell
+            if not begins and not last:
+                match = match or MAYBE_PICTURE.search(data, max(len(data) - 42, 0))
+            end = match.end() if match and begins else match.start() if match and not last else len(data)
+            text.append(data[:end])
+            data = data[end:]
+            if not begins:
+                self.held = data
+                break
+            self.current = self.new_picture()
+        return b"".join(text)
+
+    def _lift(self, picture: Lifted, data: bytes, last: bool, text: list[bytes]) -> bytes:
+        """Gives a picture its next bytes, and returns those behind it."""
+        end = data.find(b'"')
+        if not picture.write(data if end < 0 else data[:end]):
+            found = END_OF_PICTURE.search(data)
+            end = found.start() if found else -1
+            piece = data if end < 0 else data[:end]
+            cut = CUT_ESCAPE.search(piece) if end < 0 and not last else None
+            if cut:
+                piece, self.held = piece[: cut.start()], cut.group()
+            picture.write_odd(unescape(piece))
+        rest = data[end:] if end >= 0 else b""
+        if rest or last:
+            token = f"<{self.mark}:{next(self.numbers)}>"
+            picture.close(ended=bool(rest))
+            self.lifted[token], self.current = picture, None
+            text.append(token.encode() + (b"" if rest else b'"'))
+        return rest
+
+    def take(self, text: str) -> Lifted | None:
+        """Returns, once, the picture a string's token stands for."""
+        match = TOKEN.search(text)
+        return self.lifted.pop(match.group(), None) if match else None
 
 
-def parse_json(text: bytes) -> Any:
-    """Parses a small JSON text; None if it is none."""
-    try:
-        return json.loads(text, strict=False, parse_float=finite, parse_constant=finite)
-    except (ValueError, RecursionError):
-        return None
+MOST_JSON = 4 * MIB  # bytes of a document without its pictures: no reply of this API comes near
+DEEPEST = 200  # brackets within brackets: the same
+SIGN = re.compile(rb'\\.|["{}\[\]]', re.DOTALL)
+LIST_NAME = re.compile(rb'"(%s)"\s*:\s*\[\Z' % "|".join(LISTS).encode())
+PIECE_OF_JSON = re.compile(rb'"(?:[^"\\]|\\.)*("?)|[\[\]{}:,]|[^\s\[\]{}:,"]+', re.DOTALL)
+
+
+def closed_early(text: bytes) -> bytes:
+    """Returns the start of a JSON text up to its last whole value, with the brackets closed that are open there."""
+    brackets, end, before = b"", 0, b""
+    for match in PIECE_OF_JSON.finditer(text):
+        sign = match.group()
+        if sign in (b"[", b"{"):
+            brackets += b"]" if sign == b"[" else b"}"
+        elif sign in (b"]", b"}"):
+            brackets = brackets[:-1]
+        if sign in (b"[", b"{", b"]", b"}") or match[1] and (before == b":" or brackets[-1:] == b"]"):
+            end = match.end()
+        elif sign == b",":
+            end = match.start()
+        before = sign
+    return text[:end] + brackets[::-1]
 
 
 class JsonReader:
-    """Follows JSON text by its strings and brackets, lifts long base64 out of it, and yields what is left as documents.
+    """Finds where the objects of JSON text end, and yields each as a document as soon as it is whole.
 
-    `elements` makes each element of a top-level list (see LISTS) a document of its own as soon as it is complete, so
-    that a picture is saved the moment its last byte arrives; null stands in its place from then on.
+    With `elements`, so is each element of a top-level list (see LISTS), so that a picture is saved the moment its last
+    byte arrives; null stands in its place from then on.
     """
 
-    def __init__(self, new_sink: Callable[[], Base64Sink], elements: bool) -> None:
-        self.new_sink, self.elements = new_sink, elements
-        self.mark = os.urandom(12).hex()
-        self.lifted: dict[str, Lifted] = {}
-        self.stretch: Stretch | None = None  # what the last bytes were, if all of them were base64
+    def __init__(self, lifter: Lifter, elements: bool) -> None:
+        self.lifter, self.elements, self.too_much = lifter, elements, False
         self.reset()
 
     def reset(self) -> None:
         """Forgets the document that was begun."""
-        self.text, self.stack = bytearray(), []  # type: tuple[bytearray, list[tuple[int, int]]]
-        self.keys: list[bytes] = []
-        self.sign = b""
-        self.state, self.string_at, self.plain, self.escape = "outside", 0, False, b""
-        self.last_string, self.safe = b"", (0, b"")
-        self.sink: Base64Sink | None = None
+        self.text, self.held, self.quoted = bytearray(), b"", False
+        self.open: list[int] = []  # where the open brackets stand
+        self.list = ""  # the name of the list of LISTS that is open
 
-    def feed(self, data: bytes) -> Iterator[Document]:
+    def feed(self, data: bytes, last: bool = False) -> Iterator[Document]:
         """Takes the next bytes and yields the documents that they complete."""
-        at, self.stretch = 0, None
-        while at < len(data):
-            if self.state == "outside":
-                at = self._outside(data, at)
-                if self.state == "closed":
-                    self.state = "outside"
-                    yield from self._closed()
-            elif self.state == "string":
-                at = self._string(data, at)
-            elif self.state == "lost":
-                return
-            else:
-                at = self._lift(data, at)
+        data, self.held, at = self.held + self.lifter.feed(data, last), b"", 0
+        for match in SIGN.finditer(data):
+            sign = match.group()
+            if sign == b'"':
+                self.quoted = not self.quoted
+            elif not self.quoted and sign in b"{}[]":
+                self.text += data[at : match.end()]
+                at = match.end()
+                yield from self._opened() if sign in b"{[" else self._closed()
+        rest = data[at:]
+        if (len(rest) - len(rest.rstrip(b"\\"))) % 2:
+            rest, self.held = rest[:-1], b"\\"
+        self.text += rest
+        if len(self.text) > MOST_JSON:
+            yield from self._give_up(f"more than {amount(MOST_JSON)} of JSON without a picture")
 
-    def _outside(self, data: bytes, at: int) -> int:
-        match = STRUCTURE.search(data, at)
-        end = match.end() if match else len(data)
-        self.text += data[at:end]
-        if not match:
-            return end
-        sign = match.group()
-        if sign == b'"':
-            self.state, self.string_at, self.plain = "string", len(self.text), False
-            return end
-        self.sign = sign
-        if sign in b"{[":
-            if len(self.stack) == DEEPEST:
-                self.state = "lost"
-            self.stack.append((sign[0], len(self.text) - 1))
-            self.keys.append(b"")
-            self._note_safe(len(self.text))
-        elif sign in b"}]":
-            self.state = "closed"
-        elif sign == b":" and self.keys:
-            self.keys[-1] = self.last_string
-        elif sign == b"," and self.stack:
-            self._note_safe(len(self.text) - 1)
-        return end
-
-    def _note_safe(self, end: int) -> None:
-        """Notes that the text is complete JSON up to here, once the open brackets are closed."""
-        self.safe = end, bytes(kind for kind, _ in self.stack)
+    def _opened(self) -> Iterator[Document]:
+        self.open.append(len(self.text) - 1)
+        if len(self.open) > DEEPEST:
+            yield from self._give_up(f"more than {DEEPEST} brackets within brackets")
+        elif len(self.open) == 2 and self.elements:
+            found = LIST_NAME.search(self.text, max(len(self.text) - 64, 0))
+            self.list = found[1].decode() if found else ""
 
     def _closed(self) -> Iterator[Document]:
-        if not self.stack:
-            return
-        _, start = self.stack.pop()
-        self.keys.pop()
-        self._note_safe(len(self.text))
-        element = self.elements and len(self.stack) == 2 and self.stack[1][0] == ord("[")
-        if element and self.keys[0].decode("utf-8", "replace") in LISTS:
-            value = parse_json(bytes(self.text[start:]))
+        start = self.open.pop() if self.open else 0
+        if len(self.open) == 2 and self.list:
+            value = parse_json(self.text[start:])
             if isinstance(value, dict):
-                del self.text[start:]
-                self.text += b"null"
-                self._note_safe(len(self.text))
-                yield Document(f"{self.keys[0].decode()}[]", value)
-        elif not self.stack and self.elements:
-            yield from self.finish()
+                self.text[start:] = b"null"
+                yield Document(f"{self.list}[]", value)
+        elif len(self.open) == 1:
+            self.list = ""
+        elif not self.open:
+            yield from self._document()
 
-    def _string(self, data: bytes, at: int) -> int:
-        if self.escape:
-            self.text += data[at : at + 1]
-            self.escape = b""
-            return at + 1
-        match = STRING_END.search(data, at)
-        end = match.start() if match else len(data)
-        held = len(self.text) - self.string_at
-        if not self.plain and held + end - at > LIFT_FROM:
-            return self._decide(data, at, end, held)
-        before = len(self.text)
-        self.text += data[at:end]
-        if self._embedded(before):
-            return end
-        return self._string_end(match, end)
-
-    def _string_end(self, match: re.Match[bytes] | None, end: int) -> int:
-        if not match:
-            return end
-        self.text += match.group()
-        if match.group() == b"\\":
-            self.escape = b"\\"
-        else:
-            self.last_string = bytes(self.text[self.string_at : -1])[:64]
-            if self.sign == b":" or self.stack and self.stack[-1][0] == ord("["):  # a value, not a key
-                self._note_safe(len(self.text))
-            self.state = "outside"
-        return match.end()
-
-    def _decide(self, data: bytes, at: int, end: int, held: int) -> int:
-        """Decides, once a string is long, whether it is a picture to lift or text that stays."""
-        upto = min(end, at + LIFT_FROM - held) if held < LIFT_FROM else at
-        self.text += data[at:upto]
-        self.plain = True
-        start = bytes(self.text[self.string_at :])
-        url = DATA_URL.match(start)
-        head = unescape(re.sub(rb"\\(u[0-9a-fA-F]{0,3})?$", b"", start[url.end() if url else 0 :]))
-        key = self.keys[-1].decode("utf-8", "replace") if self.keys else ""
-        if key in LIFTED_KEYS and not head.translate(None, bytes(BASE64) + WHITE + b"="):  # base64 so far
-            self._begin_lift(self.string_at + (url.end() if url else 0))
-        else:
-            self._embedded(self.string_at)
-        return upto
-
-    def _embedded(self, before: int) -> bool:
-        """Lifts a data: URL out of the middle of a chat message, where pictures stand in Markdown."""
-        if not self.elements or self.keys[:1] != [b"choices"]:
-            return False
-        start = max(self.string_at, before - 64)  # a URL's head may have begun in the piece before
-        urls = DATA_URL.finditer(bytes(self.text[start:]))
-        end = next((start + url.end() for url in urls if start + url.end() > before), 0)
-        if end:
-            self._begin_lift(end)
-        return bool(end)
-
-    def _begin_lift(self, start: int) -> None:
-        """Moves what stands behind `start` of the text into a sink, and a token into its place."""
-        begun = bytes(self.text[start:])
-        del self.text[start:]
-        self.sink, self.state = self.new_sink(), "lift"
-        for _ in self.feed(begun):
-            pass  # a stretch of one string completes no document
-
-    def _lift(self, data: bytes, at: int) -> int:
-        assert self.sink is not None
-        end = data.find(b'"', at)
-        stop = end if end >= 0 else len(data)
-        if self.keys[:1] == [b"choices"]:  # Markdown: the picture ends before the string does
-            other = re.compile(rb'[^A-Za-z0-9+/=\\"\s]').search(data, at, stop)
-            stop = other.start() if other else stop
-        piece, plain = self.escape + data[at:stop], not self.escape
-        if b"\\" in piece:
-            cut = re.search(rb"\\(u[0-9a-fA-F]{0,3})?$", piece) if stop == len(data) else None
-            self.escape = piece[cut.start() :] if cut else b""
-            piece, plain = unescape(piece[: len(piece) - len(self.escape)]), False
-        else:
-            self.escape = b""
-        self.sink.write(piece)
-        self.stretch = self.sink.stretch if plain and len(piece) == len(data) else None
-        if stop < len(data):
-            self._end_lift(cut=data[stop] not in ENDS_URL)
-        return stop
-
-    def _end_lift(self, cut: bool = False) -> None:
-        assert self.sink is not None
-        token = f"<{self.mark}:{len(self.lifted)}>"
-        self.lifted[token] = self.sink.close(cut)
-        self.text += token.encode()
-        self.sink, self.state, self.plain = None, "string", True
+    def _give_up(self, why: str) -> Iterator[Document]:
+        self.reset()
+        if not self.too_much:
+            yield Document("too much", {"text": why})
+        self.too_much = True
 
     def finish(self) -> Iterator[Document]:
-        """Yields the document that has just ended, or was cut: then what of it was complete."""
-        cut = bool(self.stack) or self.state != "outside"
-        key = self.keys[-1].decode("utf-8", "replace") if self.keys else ""
-        if self.state == "string" and key in LIFTED_KEYS and self.last_string == key.encode() and not self.plain:
-            self._begin_lift(self.string_at)
-        if self.state == "lift":  # all of the picture may be here: the sink tells
-            self._end_lift(cut=True)
-            self.text += b'"'
-            self._note_safe(len(self.text))
-        text = bytes(self.text)
-        if cut:
-            end, brackets = self.safe
-            text = text[:end] + brackets[::-1].translate(bytes.maketrans(b"{[", b"}]"))
+        """Ends what was begun, and yields what of it was whole."""
+        yield from self.feed(b"", last=True)
+        yield from self._document()
+
+    def _document(self) -> Iterator[Document]:
+        """Yields the document that has just ended, or was cut."""
+        text, cut = bytes(self.text).strip(b" \t\r\n,"), bool(self.open)
         self.reset()
-        value = parse_json(text) if text.strip() else None
+        if self.too_much or not text:
+            self.too_much = False
+            return
+        value = parse_json(closed_early(text) if cut else text)
         if isinstance(value, dict):
             yield Document("reply", value, cut)
-        elif text.strip() and text.strip() != b"[DONE]":
+        elif text == b"[DONE]":
+            yield Document("done", {})
+        else:
             yield Document("garbage", {"text": text[:200].decode("utf-8", "replace")}, cut)
 
-    def take(self, text: str) -> Lifted | None:
-        """Returns, once, the picture a string's token stands for."""
-        match = re.search(f"<{self.mark}:[0-9]+>", text)
-        return self.lifted.pop(match.group(), None) if match else None
+
+def named(document: Document, event: str = "", stream: bool = True) -> Document:
+    """Returns a whole document by its type, the kind of its object, or the name of its event."""
+    if document.name != "reply":
+        return document
+    names = (document.value.get("type"), document.value.get("object"), event)
+    name = next((name for name in names if name and isinstance(name, str)), "reply")
+    return document._replace(name=name, stream=stream or isinstance(names[0], str))
+
+
+LONGEST_NAME = 1000  # characters of a line that is no data: what is longer names no event
 
 
 class SseReader:
-    """Follows server-sent events line by line, with the data passed on while it arrives.
+    """Reads server-sent events that come in pieces.
 
     An event ends when its data is a complete JSON text, so a missing blank line, event name or last newline is no
-    matter; a line that ends within JSON ends that event, broken.
+    matter; another event, or a line that is no data, ends one that is not complete.
     """
 
     # https://html.spec.whatwg.org/multipage/server-sent-events.html#parsing-an-event-stream
-    def __init__(self, reader: JsonReader) -> None:
-        self.reader, self.line, self.in_data, self.name, self.last_cr = reader, b"", False, "", False
+    def __init__(self, lifter: Lifter) -> None:
+        self.json, self.name = JsonReader(lifter, elements=False), ""
+        self.line, self.in_data, self.after_cr = b"", False, False
 
     def feed(self, data: bytes) -> Iterator[Document]:
         """Takes the next bytes and yields the events that they complete."""
-        if self.last_cr and data[:1] == b"\n":  # CRLF cut in two: its empty line would end an event of several lines
+        if self.after_cr and data[:1] == b"\n":  # CRLF cut in two: its empty line would end an event of several lines
             data = data[1:]
-        self.last_cr = data[-1:] == b"\r"
-        if b"\r" in data:
-            data = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-        at = 0
-        while at < len(data):
-            end = data.find(b"\n", at)
-            yield from self._piece(data[at : end if end >= 0 else len(data)], ended=end >= 0)
-            if end < 0:
-                return
+        self.after_cr = data[-1:] == b"\r" if data else self.after_cr
+        *lines, rest = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n")
+        for line in lines:
+            yield from self._piece(line, ended=True)
             yield from self._end_line()
-            at = end + 1
+        yield from self._piece(rest, ended=False)
 
     def _piece(self, piece: bytes, ended: bool) -> Iterator[Document]:
         if not self.in_data:
-            self.line += piece
-            field, colon, piece = self.line.partition(b":")
+            if len(self.line) < LONGEST_NAME:
+                self.line += piece
             # What goes on within a string decides whether this line belongs to it: two characters must be here.
-            if field != b"data" or not colon or len(piece) < 2 and not ended:
+            if not self.line.startswith(b"data:") or len(self.line) < 7 and not ended:
                 return
-            if self.reader.state != "outside" and piece.lstrip()[:1] == b"{":
-                yield from self._event()
-            self.in_data, piece = True, piece[piece[:1] == b" " :]
-        for _ in self.reader.feed(piece):
-            pass  # without `elements`, documents come from finish() only
+            self.in_data, piece = True, self.line[6 if self.line[5:6] == b" " else 5 :]
+            if self.json.quoted and piece.lstrip()[:1] == b"{":
+                yield from self._events(self.json.finish())
+        yield from self._events(self.json.feed(piece))
 
     def _end_line(self) -> Iterator[Document]:
         line, self.line = self.line, b""
-        if self.in_data:
-            self.in_data = False
-            if not self.reader.stack:
-                yield from self._event()
-            return
-        if self.reader.text and not line.startswith(b":"):  # an event that was not complete when the next one began
-            yield from self._event()
+        in_data, self.in_data = self.in_data, False
+        # An event that was not complete when the next one began, or data that is no JSON.
+        if not (self.json.open if in_data else line.startswith(b":")):
+            yield from self._events(self.json.finish())
         if line.startswith(b"event:"):
             self.name = line[6:].strip().decode("utf-8", "replace")
 
-    def _event(self) -> Iterator[Document]:
-        for document in self.reader.finish():
-            name = document.value.get("type") or document.value.get("object") or self.name
-            name = "garbage" if document.name == "garbage" else name if isinstance(name, str) else ""
-            yield document._replace(name=name or "reply", stream=True)
+    def _events(self, documents: Iterator[Document]) -> Iterator[Document]:
+        for document in documents:
+            yield named(document, self.name)
             self.name = ""
 
     def finish(self) -> Iterator[Document]:
         """Yields the event the stream ended with, or within."""
-        yield from self._end_line()
-        if self.reader.text.strip():
-            yield from self._event()
+        yield from self._piece(b"", ended=True)
+        yield from self._events(self.json.finish())
 
 
 class ReplyReader:
     """Tells JSON from server-sent events by the first bytes, whatever the header says, and yields the documents."""
 
-    def __init__(self, new_sink: Callable[[], Base64Sink]) -> None:
-        self.json, self.started = JsonReader(new_sink, elements=True), b""
-        self.decoder: JsonReader | SseReader | None = None
+    def __init__(self, new_picture: Callable[[], Lifted], encoding: str = "") -> None:
+        self.inflater, self.lifter = Inflater(encoding), Lifter(new_picture)
+        self.reader: JsonReader | SseReader | None = None
+        self.start = b""
+        self.done = False  # the reply says that nothing follows
 
     def feed(self, data: bytes) -> Iterator[Document]:
         """Takes the next bytes of the reply."""
-        if not self.decoder:
-            data = (self.started + data).lstrip(b"\xef\xbb\xbf \t\r\n")
-            self.started = data
-            if len(data) < 8:
-                return
-            self._choose(data)
-        if self.decoder:
-            yield from self.decoder.feed(data)
+        for block in self.inflater.feed(data):
+            yield from self._read(block)
 
-    def _choose(self, data: bytes) -> None:
-        if data[:1] in b"{[" and data:
-            self.decoder = self.json
-        elif re.match(rb"(data|event|id|retry)?:|(data|event|id|retry)\s*$", data):
-            self.json.elements = False
-            self.decoder = SseReader(self.json)
-        else:
-            self.started = data[:4096]
+    def _read(self, data: bytes, last: bool = False) -> Iterator[Document]:
+        if not self.reader:
+            self.start = data = (self.start + data).lstrip(b"\xef\xbb\xbf \t\r\n")
+            if len(data) < 8 and not last:
+                return
+            if data[:1] in (b"{", b"["):
+                self.reader = JsonReader(self.lifter, elements=True)
+            elif re.match(rb"(data|event|id|retry)?:|(data|event|id|retry)\s*$", data):
+                self.reader = SseReader(self.lifter)
+            else:
+                self.start = data[:4096]
+                return
+        yield from self._named(self.reader.feed(data))
+
+    def _named(self, documents: Iterator[Document]) -> Iterator[Document]:
+        for document in documents:
+            self.done = self.done or document.name == "done"
+            yield document if document.stream else named(document, stream=False)
 
     def finish(self) -> Iterator[Document]:
         """Ends the reply; a garbage document holds the start of one that is neither JSON nor events."""
-        if not self.decoder and self.started:
-            self._choose(self.started)
-            if self.decoder:
-                yield from self.decoder.feed(self.started)
-        if self.decoder:
-            yield from self.decoder.finish()
-        elif self.started:
-            yield Document("garbage", {"text": self.started.decode("utf-8", "replace")})
+        yield from self._read(self.inflater.finish(), last=True)
+        if self.reader:
+            yield from self._named(self.reader.finish())
+        elif self.start:
+            yield Document("garbage", {"text": self.start.decode("utf-8", "replace")})
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# 12 Events: documents of any dialect -> what they mean -> pictures saved, text, usage
+# 11 Events: documents of any dialect -> their meaning
 # ---------------------------------------------------------------------------------------------------------------------
 
 
 class Event(NamedTuple):
-    """What a document says: a picture (final or partial), a text or a piece of it, an error, or facts."""
+    """What a document says: a picture (final or partial), a text or a piece of it, an error, or facts.
+
+    `key` tells one picture of a response from another: the id of its item, or `#` and its place where it has none.
+    """
 
     kind: str
     body: Json = {}
-    key: str = ""  # what tells one picture of a response from another
+    key: str = ""
     text: str = ""
-
-
-def as_object(value: Any) -> Json:
-    """Returns a value of a reply if it is an object, else an empty one."""
-    return value if isinstance(value, dict) else {}
 
 
 def objects_in(value: Any) -> list[Json]:
@@ -3518,16 +3717,15 @@ def message_parts(content: Any) -> list[Json]:
     return objects_in(content) if isinstance(content, list) else [{"text": content}]
 
 
-def item_key(holder: Json, item: Json, index: int | None = None) -> str:
-    """Returns the key of a response's item: its id, or else its place in the output."""
+def item_key(holder: Json, item: Json) -> str:
+    """Returns the key of a response's item."""
     found = item.get("id") or holder.get("item_id")
-    place = holder.get("output_index", index)
-    return str(found) if found else "" if place is None else f"#{place}"
+    return str(found) if found else f"#{holder.get('output_index', '')}"
 
 
-def is_final(body: Json) -> bool:
-    """Tells whether an object holds a picture."""
-    return any(isinstance(body.get(key), str) and body[key] for key in PICTURE_KEYS)
+def picture_text(body: Json) -> str:
+    """Returns the text that holds the picture of an object, or nothing."""
+    return next((body[key] for key in PICTURE_KEYS if isinstance(body.get(key), str) and body[key]), "")
 
 
 def item_events(item: Json, key: str) -> Iterator[Event]:
@@ -3537,7 +3735,9 @@ def item_events(item: Json, key: str) -> Iterator[Event]:
         texts = [text for text in said if isinstance(text, str)]
         if texts:
             yield Event("text", key=key, text="\n".join(texts))
-    elif is_final(item) and item.get("type", "image_generation_call") == "image_generation_call":
+    elif item.get("type", PICTURE_ITEM) != PICTURE_ITEM:
+        return  # another tool, whose error says nothing about the picture
+    elif picture_text(item):
         yield Event("final", item, key)
     elif isinstance(item.get("error"), dict):
         yield Event("error", item["error"])
@@ -3546,13 +3746,13 @@ def item_events(item: Json, key: str) -> Iterator[Event]:
 def response_events(response: Json) -> Iterator[Event]:
     """Reads a response object, or what is left of any JSON reply: its facts, its error, and items not seen before."""
     yield Event("facts", response)
-    if isinstance(response.get("error"), dict):
-        yield Event("error", response["error"])
+    error = response.get("error")
+    if error:
+        yield Event("error", error if isinstance(error, dict) else {"message": str(error)})
     for name in LISTS:
-        elements = response.get(name)
-        for index, element in enumerate(elements if isinstance(elements, list) else []):
-            for event in read_document(Document(f"{name}[]", element)) if isinstance(element, dict) else ():
-                yield event._replace(key=event.key or (f"#{index}" if name == "output" else ""))
+        for index, element in enumerate(objects_in(response.get(name))):
+            for event in read_document(Document(f"{name}[]", element)):
+                yield event._replace(key=f"#{index}" if event.key == "#" else event.key)
 
 
 def chat_events(choice: Json) -> Iterator[Event]:
@@ -3564,7 +3764,7 @@ def chat_events(choice: Json) -> Iterator[Event]:
         else:
             holder = part.get("image_url", part)
             holder = {"url": holder} if isinstance(holder, str) else as_object(holder)
-            if is_final(holder):
+            if picture_text(holder):
                 yield Event("final", holder)
     if isinstance(message.get("refusal"), str):
         yield Event("text", text=message["refusal"])
@@ -3573,322 +3773,36 @@ def chat_events(choice: Json) -> Iterator[Event]:
 def read_document(document: Document) -> Iterator[Event]:
     """Yields what a document means by its row of EVENTS."""
     row = next((row for row in EVENTS if re.fullmatch(row.pattern, document.name)), None)
+    if not row and not document.stream:
+        row = REPLY_ROW
     value = document.value
+    body = as_object(value.get(row.key)) if row and row.key else value
     error = value.get("error")
-    body = value.get(row.key) if row and row.key else value
-    body = body if isinstance(body, dict) else value
-    if error and row and row.meaning not in ("item", "response") or error and row is None:
+    if error and (not row or row.meaning not in ("item", "response")):
         yield Event("error", error if isinstance(error, dict) else {"message": str(error)})
-    elif row is None:
+    elif not row:
         yield Event("unknown", value, text=document.name)
     elif row.meaning == "response":
-        if error and not isinstance(error, dict):
-            yield Event("error", {"message": str(error)})
-        if is_final(body):  # a picture that nothing names: it may be a preview if it came in a stream
-            yield Event("unknown" if document.stream else "final", body, text=document.name)
-        yield from response_events(body)
+        if picture_text(body or value):  # a picture that nothing names: it may be a preview if it came in a stream
+            yield Event("unknown" if document.stream else "final", body or value, text=document.name)
+        yield from response_events(body or value)
     elif row.meaning == "item":
-        yield from item_events(body, item_key(value, body))
+        yield from item_events(body or value, item_key(value, body or value))
     elif row.meaning == "chat":
-        yield from chat_events(body)
+        yield from chat_events(value)
     elif row.meaning == "chunk":
         yield Event("facts", value)
         for choice in objects_in(value.get("choices")):
             yield from chat_events(choice)
-    elif row.meaning in ("text", "refusal"):
+    elif row.meaning == "text":
         if isinstance(value.get("delta"), str):
             yield Event("delta", text=value["delta"])
     elif row.meaning == "error":
         yield Event("error", value)
-    elif is_final(body):
+    elif picture_text(value):
         yield Event("facts", value)
         # Some gateways give every element of `data` the id of the call.
-        yield Event(row.meaning, body, "" if document.name == "data[]" else item_key(value, body))
-
-
-class Result:
-    """What one call has come to: all that the result reports."""
-
-    def __init__(self, route: str, model: str | None) -> None:
-        self.route, self.model = route, model
-        self.images: list[Json] = []
-        self.partials: list[Json] = []
-        self.texts: dict[str, str] = {}
-        self.deltas: list[str] = []
-        self.facts: Json = {}
-        self.troubles: list[Failure] = []
-        self.request_id: str | None = None
-        self.saved_response: str | None = None
-        self.session_file: str | None = None
-        self.mask: str | None = None
-        self.attempts, self.sequence = 0, -1  # the last event's sequence_number, from 0
-        self.refusal = b""  # the body of the last reply that was no 2xx
-        self.journals: list[KeptReply] = []
-        self.reported = False  # the command has printed its own result
-
-    @property
-    def text(self) -> str | None:
-        """Returns the text of the answer: its messages, or else the pieces that arrived of them."""
-        return "\n".join(self.texts.values()) or "".join(self.deltas) or None
-
-
-MARKDOWN_LINK = re.compile(r"!\[[^\[\]]{0,500}\]\((https?://[^()\s]{1,4000})[^()]{0,500}\)")
-MARKDOWN_REST = re.compile(r"!\[[^\[\]]{0,500}\]\(\)")
-
-
-class Markdown:
-    """Takes pictures out of chat text that comes in pieces: data: URLs at once, links at the end."""
-
-    def __init__(self, reader: JsonReader) -> None:
-        self.reader, self.text = reader, ""
-        self.sink: Base64Sink | None = None
-
-    def feed(self, text: str) -> Iterator[Lifted]:
-        """Takes the next piece of text and yields the pictures that end in it."""
-        while text:
-            if self.sink:
-                end = re.search(r"[^A-Za-z0-9+/=\s]", text)
-                self.sink.write(text[: end.start() if end else len(text)].encode())
-                text = text[end.start() :] if end else ""
-                yield from self.finish(cut=ord(text[0]) not in ENDS_URL) if end else ()
-                continue
-            tail, self.text = self.text[-99:] + text, self.text[:-99]  # a URL may have begun in the piece before
-            start = re.search(r"data:image/[\w.+-]{1,60};base64,", tail, re.IGNORECASE)
-            self.text += tail[: start.start()] if start else tail
-            text = tail[start.end() :] if start else ""
-            if start:
-                lifted = self.reader.take(text[:64]) if text.startswith(f"<{self.reader.mark}:") else None
-                if lifted:
-                    text = text.partition(">")[2]
-                    yield lifted
-                else:
-                    self.sink = self.reader.new_sink()
-
-    def finish(self, cut: bool) -> Iterator[Lifted]:
-        """Yields the picture that has just ended, or was cut."""
-        if self.sink:
-            sink, self.sink = self.sink, None
-            yield sink.close(cut)
-
-    def rest(self) -> str:
-        """Returns the text without its pictures."""
-        return MARKDOWN_REST.sub("", MARKDOWN_LINK.sub("", self.text)).strip()
-
-
-Fetch = Callable[[str, Callable[[bytes], None]], "Failure | None"]  # hands on what a URL holds, or says why not
-
-
-def number_of(value: Any) -> int:
-    """Returns a whole number of a reply, or 0 for anything else."""
-    return value if isinstance(value, int) and 0 <= value < 10**9 else 0
-
-
-def page_title(text: str) -> str:
-    """Returns the title of an HTML page, or nothing."""
-    match = re.search(r"<title[^>]{0,99}>([^<]{0,200})", text[:4096], re.IGNORECASE)
-    return match.group(1).strip() if match else ""
-
-
-def garbage_failure(text: str) -> Failure:
-    """Returns the failure of a reply that is neither JSON nor events, with its title if it is a page."""
-    title = page_title(text)
-    if title or text.lstrip().lower().startswith(("<!doctype", "<html")):
-        words = f" titled {title!r}" if title else ""
-        return Failure(UNREADABLE, f"the reply is an HTML page{words}", "is the base URL right? It usually ends in /v1",
-                       may_be_billed=False)  # fmt: skip
-    return Failure(UNREADABLE, f"the reply is neither JSON nor events; it begins {text[:60]!r}")
-
-
-def refusal_of(error: Json, status: int, reason: str = "") -> Failure:
-    """Returns the failure that an error object of the API says, with the hint for its code or status."""
-    code, kind, message = error.get("code"), error.get("type"), error.get("message")
-    known = next((row for row in STATUSES if status in row.codes), Status((), "never"))
-    numeric = number_of(code) if isinstance(code, int) else number_of(error.get("status"))
-    effective = numeric if status == 200 and 400 <= numeric < 600 else status
-    server = effective >= 500 or effective == 200 and ("server" in f"{kind} {code}" or "rate_limit" in f"{kind} {code}")
-    said = str(message or (json.dumps(error)[:300] if error else reason or "no reason given"))
-    details = error.get("moderation_details")
-    if isinstance(details, dict):
-        categories = details.get("categories")
-        words = ", ".join(map(str, categories)) if isinstance(categories, list) else "not told"
-        said += f" (stage: {details.get('moderation_stage')}; categories: {words})"
-    said = re.sub(r"[A-Za-z0-9+/]{500,}={0,2}", "<base64>", said)[:2000]
-    named = next((word for word in CODE_HINTS if word in (code, kind) or word in said), None)
-    hint = CODE_HINTS[named] if named else known.hint or None
-    said = f"HTTP {status}: {said}" if status != 200 else said
-    return Failure(
-        NETWORK if server else REFUSED, said, hint,
-        status=status if status != 200 else None, type=kind, code=code, may_be_billed=server and known.retry != "safe",
-    )  # fmt: skip
-
-
-class Collector:
-    """Saves the pictures of a reply as its documents come, and notes the rest of it in the run."""
-
-    def __init__(self, run: Result, plan: OutputNames, settings: Settings, temp_files: TempFiles, console: Console,
-                 progress: Progress, fetch: Fetch) -> None:  # fmt: skip
-        self.run, self.plan, self.settings, self.temp_files = run, plan, settings, temp_files
-        self.console, self.progress, self.fetch = console, progress, fetch
-        self.finals, self.by_key = 0, {}  # type: tuple[int, dict[str, int]]
-        self.done: dict[str, str] = {}  # key of each finished picture -> its hash
-        self.shown: Callable[[str], None] = lambda path: None
-        self.noted: Callable[[], None] = lambda: None  # called when facts of the response, such as its id, are known
-        self.begin()
-
-    def begin(self) -> None:
-        """Makes ready for the first reply, or for another one that goes on with the same pictures."""
-        self.cut, self.understood = False, False
-        self.reader = ReplyReader(self.new_sink)
-        self.markdown = Markdown(self.reader.json)
-
-    def new_sink(self) -> Base64Sink:
-        """Opens a temporary file for a picture, in the folder where it will stay."""
-        return Base64Sink(self.temp_files, self.plan.folder)
-
-    def feed(self, chunk: bytes) -> None:
-        """Takes bytes of the reply."""
-        for document in self.reader.feed(chunk):
-            self.add(document)
-
-    def finish(self) -> None:
-        """Takes what a reply ended with; an incomplete picture is dropped, a complete one saved."""
-        for document in self.reader.finish():
-            self.add(document)
-        for lifted in self.markdown.finish(cut=True):
-            self.save_final(lifted, "", {})
-        for url in MARKDOWN_LINK.findall(self.markdown.text):
-            self.final(Event("final", {"url": url}))
-        if self.markdown.rest():
-            self.run.texts["chat"] = self.markdown.rest()
-
-    def add(self, document: Document) -> None:
-        """Acts on a document."""
-        self.cut = self.cut or document.cut
-        if isinstance(document.value.get("sequence_number"), int) and not document.cut:
-            self.run.sequence = max(self.run.sequence, number_of(document.value["sequence_number"]))
-        if document.name == "garbage":
-            self.run.troubles.append(garbage_failure(document.value["text"]))
-            return
-        for event in read_document(document):
-            self.understood = self.understood or event.kind != "facts" or bool(set(event.body) - set(LISTS))
-            if event.kind == "final":
-                self.final(event)
-            elif event.kind == "partial":
-                self.partial(event)
-            elif event.kind == "text":
-                self.run.texts[event.key] = event.text
-            elif event.kind == "chat":
-                for lifted in self.markdown.feed(event.text):
-                    self.save_final(lifted, "", {})
-            elif event.kind == "delta":
-                self.run.deltas.append(event.text)
-            elif event.kind == "facts":
-                self.run.facts.update({k: v for k, v in event.body.items() if v is not None and k not in LISTS})
-                self.noted()
-            elif event.kind == "error":
-                self.run.troubles.append(refusal_of(event.body, 200))
-            elif is_final(event.body):
-                self.console.warn(f"an event named {event.text!r} holds a picture; it is saved as a preview")
-                self.partial(event)
-
-    def index_of(self, key: str) -> int:
-        """Returns the number of a picture, from 1: by its key if it has one, else the next."""
-        if not key:
-            return self.finals + 1
-        if key not in self.by_key:
-            self.by_key[key] = max([self.finals, *self.by_key.values()]) + 1
-        return self.by_key[key]
-
-    def lifted(self, body: Json) -> Lifted:
-        """Returns the picture of an object, from wherever it stands: lifted already, inline, or behind a URL."""
-        text = next(body[key] for key in PICTURE_KEYS if isinstance(body.get(key), str) and body[key])
-        found = self.reader.json.take(text)
-        if found:
-            return found
-        sink = self.new_sink()
-        if re.match(r"(?!data:)[a-z][a-z0-9+.-]*:", text, re.IGNORECASE):
-            return self.fetched(text, sink)
-        sink.write(re.sub(r"^data:[^,]{0,200},", "", text, flags=re.IGNORECASE).encode("utf-8", "replace"))
-        return sink.close()
-
-    def fetched(self, url: str, sink: Base64Sink) -> Lifted:
-        """Fetches a picture a reply names by URL, without the key."""
-        self.progress.phase("fetching", index=self.finals + 1)
-        sink.trouble = self.fetch(url, sink.save) or sink.trouble
-        return sink.close()
-
-    def final(self, event: Event) -> None:
-        """Saves a finished picture, once for each key."""
-        if event.key and event.key in self.done:
-            return
-        lifted = self.lifted(event.body)
-        without_id = not event.key or event.key.startswith("#") or any(key.startswith("#") for key in self.done)
-        if self.run.route == "responses" and without_id and lifted.sha256 in self.done.values():
-            return  # the same picture again, once with its id and once without
-        if not self.save_final(lifted, event.key, event.body):
-            return
-        self.done[event.key or f"#{lifted.sha256}"] = lifted.sha256
-
-    def save_final(self, lifted: Lifted, key: str, body: Json) -> bool:
-        """Gives a decoded picture its name; False, with the trouble noted, if it is none."""
-        index = self.index_of(key)
-        self.finals = max(self.finals + (not key), index)
-        row = self._save(lifted, self.plan.final(index), index, index <= self.plan.expected)
-        if row is None:
-            return False
-        prompt = body.get("revised_prompt")
-        self.run.images.append({**row, "revised_prompt": prompt if isinstance(prompt, str) else None})
-        self._compare(self.run.images[-1])
-        kind = f"{row['format']} {row['width']}x{row['height']}" if row["width"] else row["format"]
-        self.progress.phase("saved", **{**row, "kind": kind, "size": amount(row["bytes"])})
-        self.shown(row["path"])
-        return True
-
-    def partial(self, event: Event) -> None:
-        """Saves a preview as it arrives; one that is broken is no failure, since it was only a preview."""
-        index, number = self.index_of(event.key), number_of(event.body.get("partial_image_index")) + 1
-        lifted = self.lifted(event.body)
-        foreseen = index <= self.plan.expected and number <= (self.settings.get("partial-images") or 0)
-        troubles = len(self.run.troubles)
-        row = self._save(lifted, self.plan.partial(index, number), index, foreseen)
-        for trouble in self.run.troubles[troubles:]:
-            self.console.warn(f"preview {number}: {trouble.message}")
-        del self.run.troubles[troubles:]
-        if row:
-            self.run.partials.append({"path": row["path"], "index": index, "partial": number, **row})
-            asked = self.settings.get("partial-images") or number
-            self.progress.phase("preview", **{**row, "partial": number, "asked": asked})
-            self.shown(row["path"])
-
-    def _save(self, lifted: Lifted, name: str, index: int, foreseen: bool) -> Json | None:
-        picture = None if lifted.trouble else identify(lifted.path)
-        if picture is None:
-            unknown = Failure(UNREADABLE, f"picture {index} is no picture, by its first bytes")
-            self.run.troubles.append(lifted.trouble or unknown)
-            return None
-        stem, suffix = os.path.splitext(name)
-        true_name = name
-        if FORMAT_OF_SUFFIX.get(suffix.lower()) != picture.format:
-            true_name = stem + suffix_of(picture.format)
-            self.console.warn(f"{name}: the picture is a {picture.format}, so it is saved with that suffix")
-        try:
-            os.makedirs(os.path.dirname(true_name) or ".", exist_ok=True)
-            path = place(lifted.path, true_name, self.plan.overwrite and foreseen and true_name == name)
-        except OSError as error:
-            self.run.troubles.append(unwritten(error))
-            return None
-        if path != true_name:
-            self.console.warn(f"{true_name} exists, so the picture is saved as {path}")
-        if not picture.whole:
-            self.console.warn(f"{path}: the {picture.format} is cut short")
-        return {"path": path, "index": index, "format": picture.format, "width": picture.width or None,
-                "height": picture.height or None, "bytes": lifted.size, "sha256": lifted.sha256}  # fmt: skip
-
-    def _compare(self, row: Json) -> None:
-        """Warns of a picture of another size than asked for: some gateways ignore the size."""
-        size, got = self.settings.get("size"), f"{row['width']}x{row['height']}"
-        if size and size != "auto" and row["width"] and got != size:
-            self.console.warn(f"{row['path']}: {size} was asked for, {got} came")
+        yield Event(row.meaning, value, "" if document.name == "data[]" else item_key(value, value))
 
 
 class Terminal(NamedTuple):
@@ -3961,12 +3875,12 @@ class Preview:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# 13 Commands: one function for each subcommand
+# 12 Call: one object for one call: receive, save, keep, poll, resume, conclude
 # ---------------------------------------------------------------------------------------------------------------------
 
 
 class Context(NamedTuple):
-    """What a command may touch beside files: streams, environment, transport, sleep; tests hand in their own."""
+    """What a command may touch beside files: streams, environment, transport, time; tests hand in their own."""
 
     console: Console
     stdin: IO[str]
@@ -3974,8 +3888,511 @@ class Context(NamedTuple):
     dotenv: Dotenv
     transport: Transport
     sleep: Callable[[float], None]
+    stop: Stop
     temp_files: TempFiles
     progress: Progress
+
+    def client(self, settings: Settings) -> Client:
+        """Returns what sends the requests of a command."""
+        retries, billable = settings.get("max-retries"), bool(settings.get("retry-billable"))
+        timeout = settings.get("timeout")
+        return Client(self.transport, timeout, retries, billable, self.sleep, self.stop, self.progress)
+
+
+class Result:
+    """What one call has come to: all that is reported of it."""
+
+    def __init__(self, route: str, model: str | None = None) -> None:
+        self.route, self.model = route, model
+        self.images: list[Json] = []
+        self.partials: list[Json] = []
+        self.unclaimed: list[Json] = []
+        self.texts: dict[str, str] = {}
+        self.deltas: list[str] = []
+        self.facts: Json = {}
+        self.troubles: list[Failure] = []
+        self.tries = Tries()
+        self.saved_response: str | None = None
+        self.session_file: str | None = None
+        self.mask: str | None = None
+        self.reported = False  # the command has printed its own result
+
+    @property
+    def text(self) -> str | None:
+        """Returns the text of the answer: its messages, or else the pieces that arrived of them."""
+        text = "\n".join(self.texts.values()) or "".join(self.deltas)
+        return TOKEN.sub("<base64 of a picture>", text) or None
+
+
+def program() -> str:
+    """Returns how this program was called, for commands that can be pasted."""
+    name = os.path.basename(sys.argv[0])
+    if name == "gpt_image.py":
+        return f"{'python' if os.name == 'nt' else 'python3'} {shell_quoted(sys.argv[0])}"
+    return "gpt-image" if name.startswith("gpt-image") else "gpt_image.py"
+
+
+def bug_failure() -> Failure:
+    """Returns the failure of a bug, with the traceback, which the console redacts."""
+    import traceback
+
+    return Failure(BUG, "a bug of this program:\n" + traceback.format_exc(), "please report it", rule="bug")
+
+
+def garbage_failure(text: str) -> Failure:
+    """Returns the failure of a reply that is neither JSON nor events, with its title if it is a page."""
+    title = page_title(text)
+    if title or text.lstrip().lower().startswith(("<!doctype", "<html")):
+        words = f"the reply is an HTML page titled {title!r}" if title else "the reply is an HTML page"
+        hint = "is the base URL right? It usually ends in /v1"
+        return Failure(UNREADABLE, words, hint, rule="reply-page", may_be_billed=False)
+    return Failure(UNREADABLE, f"the reply is neither JSON nor events; it begins {text[:60]!r}", rule="reply-garbage")
+
+
+def quoted_id(response_id: str) -> str:
+    """Returns an id as one part of a path: it comes from the server, and `..` would lead elsewhere."""
+    from urllib.parse import quote
+
+    name = quote(response_id, safe="", errors="replace")
+    return name.replace(".", "%2E") if not name.strip(".") else name
+
+
+MARKDOWN_LINK = re.compile(r"!\[[^\[\]]{0,500}\]\((https?://[^()\s]{1,4000})[^()]{0,500}\)")
+MARKDOWN_REST = re.compile(r"!\[[^\[\]]{0,500}\]\((?:data:[^,()]{0,80},)?<[0-9a-f]{24}:[0-9]+>[^()]{0,500}\)?")
+MOST_TROUBLES = 20  # more of them are not noted
+
+# The background mode of /responses: polls, and streams that are taken up again.
+POLL_FIRST, POLL_MOST, POLL_GROWTH = 2.0, 10.0, 1.2  # seconds, seconds, factor
+LONGEST_POLL = 3600.0  # seconds until a background response is left to `resume`
+LONGEST_LOOK = 30.0  # seconds to wait for a response whose reply was cut
+
+
+class Call:
+    """One call from its first byte to its result; two of them share the console and nothing else."""
+
+    def __init__(self, context: Context, settings: Settings, names: OutputNames, result: Result) -> None:
+        self.context, self.settings, self.names, self.result = context, settings, names, result
+        self.client = context.client(settings)
+        self.shown: Callable[[str], None] = lambda path: None
+        if settings.get("preview"):
+            self.shown = Preview(context.console, context.environ).show
+        self.finals = 0  # the largest number of a final picture so far
+        self.numbers: dict[str, int] = {}  # number of each picture that has a key
+        self.done: list[tuple[str, str]] = []  # key and hash of each final picture
+        self.sequence = -1  # the last event's sequence_number, from 0
+        self.kept = KeptReply(names.folder)
+        self.begin()
+
+    def begin(self, encoding: str = "") -> None:
+        """Makes ready for the first reply, or for another one that goes on with the same pictures."""
+        self.cut, self.understood = False, False
+        self.reader = ReplyReader(self.new_picture, encoding)
+        self.chat = Lifter(self.new_picture)
+        self.words: list[str] = []  # of a chat message
+
+    def new_picture(self) -> Lifted:
+        """Opens a temporary file for a picture, in the folder where it will stay."""
+        return Lifted(self.context.temp_files, self.names.folder)
+
+    # Receive: bytes -> documents -> what they mean
+
+    def receive(self, reply: Reply) -> Failure | None:
+        """Reads a reply to its end; whatever happens, the pictures that were complete are saved. Returns how it failed."""
+        kept, failure = KeptReply(self.names.folder), None
+        self.begin(reply.headers.get("content-encoding", ""))
+        try:
+            for chunk in iter(reply.read, b""):
+                kept.write(chunk)
+                failure = failure or self._safely(self.reader.feed(chunk))
+                if self.reader.done or self.context.stop.requested:
+                    break
+        except KeyboardInterrupt:
+            self.context.stop.requested = True
+        reply.close()
+        late = self._safely(self._last_documents())
+        failure = failure or late
+        smaller, self.kept = sorted(
+            (self.kept, kept), key=lambda found: found.size
+        )  # of many polls, the one that says most
+        smaller.close()
+        return self._how_it_ended(reply, failure)
+
+    def _how_it_ended(self, reply: Reply, failure: Failure | None) -> Failure | None:
+        """Returns the failure of a reply that was not read to its end."""
+        if self.context.stop.requested:
+            return Failure(INTERRUPTED, "interrupted", may_be_billed=True)
+        if failure or not (reply.fault or self.cut or self.reader.inflater.trouble):
+            return failure
+        if not reply.fault and not self.understood:
+            words = self.reader.inflater.trouble or "the reply ended before anything in it could be understood"
+            return Failure(UNREADABLE, words, may_be_billed=True)
+        words = reply.fault.message if reply.fault else self.reader.inflater.trouble or "the reply ended in the middle"
+        return Failure(NETWORK, words, may_be_billed=True)
+
+    def _safely(self, documents: Iterator[Document]) -> Failure | None:
+        """Acts on documents; neither a full disk nor a bug must lose what was paid for, so that their failure is returned."""
+        try:
+            for document in documents:
+                self.add(document)
+        except OSError as error:  # no new file: keep on reading, so that at least the reply is kept
+            return unwritten(error)
+        except Exception:
+            return bug_failure()
+        return None
+
+    def _last_documents(self) -> Iterator[Document]:
+        """Yields what a reply ended with, then the rest of a chat message."""
+        yield from self.reader.finish()
+        self.say("", last=True)
+        words = "".join(self.words)
+        for url in MARKDOWN_LINK.findall(words):
+            self.final(Event("final", {"url": url}))
+        words = MARKDOWN_REST.sub("", MARKDOWN_LINK.sub("", words)).strip()
+        if words:
+            self.result.texts["chat"] = words
+
+    def add(self, document: Document) -> None:
+        """Acts on a document."""
+        self.cut = self.cut or document.cut
+        if not document.cut:
+            self.sequence = max(self.sequence, number_of(document.value.get("sequence_number"), -1))
+        if document.name == "garbage":
+            self.trouble(garbage_failure(document.value["text"]))
+        elif document.name == "too much":
+            self.trouble(Failure(UNREADABLE, f"the reply holds {document.value['text']}", rule="reply-too-long"))
+        elif document.name != "done":
+            for event in read_document(document):
+                self.understood = self.understood or event.kind != "facts" or bool(set(event.body) - set(LISTS))
+                self.act(event)
+
+    def act(self, event: Event) -> None:
+        """Acts on what a document means."""
+        result = self.result
+        if event.kind == "final":
+            self.final(event)
+        elif event.kind == "partial":
+            self.partial(event)
+        elif event.kind == "text":
+            result.texts[event.key] = event.text
+        elif event.kind == "chat":
+            self.say(event.text)
+        elif event.kind == "delta":
+            result.deltas.append(event.text)
+        elif event.kind == "facts":
+            result.facts.update({k: v for k, v in event.body.items() if v is not None and k not in LISTS})
+            self.write_session()
+        elif event.kind == "error":
+            self.trouble(refusal_of(event.body, 200))
+        elif picture_text(event.body):
+            self.context.console.warn(f"an event named {event.text!r} holds a picture; it is saved as a preview")
+            self.partial(event)
+
+    def trouble(self, failure: Failure) -> None:
+        """Notes what is wrong with a reply."""
+        if len(self.result.troubles) < MOST_TROUBLES:
+            self.result.troubles.append(failure)
+
+    def say(self, text: str, last: bool = False) -> None:
+        """Takes a piece of chat text, in which pictures may stand as Markdown, and saves those that end in it."""
+        begun = self._begun_picture(text)
+        if begun:
+            text = text[: -len(begun)]
+        said = self.chat.feed(text.encode("utf-8", "surrogatepass"), last or bool(begun)).decode(
+            "utf-8", "surrogatepass"
+        )
+        self.words.append(said)
+        for token in TOKEN.findall(said):
+            lifted = self.chat.take(token) or self.reader.lifter.take(token)
+            if lifted:
+                self.save_final(lifted, Event("final"))
+        if begun:  # the pieces that follow are the rest of it
+            self.chat.current = self.reader.lifter.take(begun)
+
+    def _begun_picture(self, text: str) -> str:
+        """Returns the token at the end of a piece of chat text, if its picture is not whole yet."""
+        token = TOKEN.search(text, max(len(text) - 60, 0))
+        lifted = self.reader.lifter.lifted.get(token.group()) if token and token.end() == len(text) else None
+        if not token or not lifted or lifted.looks_whole():
+            return ""
+        lifted.reopen()
+        return token.group()
+
+    # Save: pictures -> files
+
+    def number(self, key: str) -> int:
+        """Returns the number of a picture, from 1: by its key if it has one, else the next."""
+        if key in ("", "#"):
+            return self.finals + 1
+        if key not in self.numbers:
+            self.numbers[key] = max([self.finals, *self.numbers.values()]) + 1
+        return self.numbers[key]
+
+    def claimed(self, body: Json) -> Lifted:
+        """Returns the picture of an object, from wherever it stands: lifted already, inline, or behind a URL."""
+        text = picture_text(body)
+        found = self.reader.lifter.take(text)
+        if found:
+            if not text.rstrip().endswith(">"):
+                found.trouble = found.trouble or Failure(UNREADABLE, "a picture is not base64 to its end")
+            return found
+        lifted = self.new_picture()
+        if re.match(r"(?!data:)[a-z][a-z0-9+.-]*:", text, re.IGNORECASE):
+            self.context.progress.phase("fetching", index=self.finals + 1)
+            lifted.trouble = self.fetch(text, lifted.save) or lifted.trouble
+        else:
+            lifted.write_odd(re.sub(r"^data:[^,]{0,200},", "", text, flags=re.IGNORECASE).encode("utf-8", "replace"))
+        lifted.close()
+        return lifted
+
+    def fetch(self, url: str, save: Callable[[bytes], None]) -> Failure | None:
+        """Hands on what a URL holds, fetched without the key, over http or https only; returns why it cannot."""
+        if split_url(url).scheme not in ("http", "https"):
+            return Failure(UNREADABLE, f"the reply names its picture by {url[:60]!r}, which is no http or https URL")
+        if self.result.route == "extract":
+            return Failure(UNREADABLE, f"the reply holds a URL and no picture: {url[:500]}", "fetch it yourself")
+        request = Request("GET", url, [("Accept", "image/*"), ("User-Agent", f"gpt-image/{__version__}")])
+        try:
+            reply = self.client.exchange(request)
+        except Failure as failure:
+            return Failure(NETWORK, f"the picture at {url[:200]} cannot be fetched: {failure.message}", failure.hint)
+        for chunk in iter(reply.read, b""):
+            save(chunk)
+        reply.close()
+        return Failure(NETWORK, f"{url[:200]}: {reply.fault.message}") if reply.fault else None
+
+    def final(self, event: Event) -> None:
+        """Saves a finished picture; the same bytes under the same key, or once with an id and once without, are one."""
+        lifted = self.claimed(event.body)
+        picture, digest = lifted.finish(), lifted.hash.hexdigest()
+        for key, other in self.done if event.key and picture else ():
+            if digest == other and (key == event.key or key[:1] == "#" or event.key[:1] == "#"):
+                return
+        self.save_final(lifted, event)
+
+    def save_final(self, lifted: Lifted, event: Event) -> None:
+        """Gives a finished picture its name, or notes why it has none."""
+        key, result = event.key, self.result
+        used = key in [other for other, _ in self.done]
+        number = self.number("" if used else key)
+        self.finals = max(self.finals + (key in ("", "#")), number)
+        row = self._saved(lifted, self.names.final(number), number, number <= self.names.expected)
+        if row is None:
+            return
+        self.done.append((key, row["sha256"]))
+        prompt = event.body.get("revised_prompt")
+        result.images.append({**row, "revised_prompt": prompt if isinstance(prompt, str) else None})
+        size, got = self.settings.get("size"), f"{row['width']}x{row['height']}"
+        if size and size != "auto" and row["width"] and got != size:  # some gateways ignore the size
+            self.context.console.warn(f"{row['path']}: {size} was asked for, {got} came")
+        kind = f"{row['format']} {got}" if row["width"] else row["format"]
+        self.context.progress.phase("saved", **{**row, "kind": kind, "size": amount(row["bytes"])})
+        self.shown(row["path"])
+
+    def partial(self, event: Event) -> None:
+        """Saves a preview as it arrives; one that is broken is no failure, since it was only a preview."""
+        index, number = self.number(event.key), number_of(event.body.get("partial_image_index")) + 1
+        asked = self.settings.get("partial-images") or 0
+        foreseen = index <= self.names.expected and number <= asked
+        troubles = len(self.result.troubles)
+        row = self._saved(self.claimed(event.body), self.names.partial(index, number), index, foreseen)
+        for trouble in self.result.troubles[troubles:]:
+            self.context.console.warn(f"preview {number}: {trouble.message}")
+        del self.result.troubles[troubles:]
+        if row:
+            self.result.partials.append({"path": row["path"], "index": index, "partial": number, **row})
+            self.context.progress.phase("preview", **{**row, "partial": number, "asked": asked or number})
+            self.shown(row["path"])
+
+    def _saved(self, lifted: Lifted, name: str, index: int, foreseen: bool) -> Json | None:
+        """Gives a picture's file its name, with the suffix of what it is, and returns its row of the result."""
+        picture, console = lifted.finish(), self.context.console
+        if picture is None:
+            self.trouble(lifted.trouble or Failure(UNREADABLE, f"picture {index} is no picture, by its first bytes"))
+            return None
+        stem, suffix = os.path.splitext(name)
+        true_name = name
+        if FORMAT_OF_SUFFIX.get(suffix.lower()) != picture.format:
+            true_name = stem + suffix_of(picture.format)
+            console.warn(f"{name}: the picture is a {picture.format}, so it is saved with that suffix")
+        overwrite = self.names.overwrite and foreseen and true_name == name
+        try:
+            os.makedirs(os.path.dirname(true_name) or ".", exist_ok=True)
+            path = self.context.temp_files.place(lifted.path, true_name, overwrite)
+        except OSError as error:
+            self.trouble(unwritten(error))
+            return None
+        if path != true_name:
+            console.warn(f"{true_name} exists, so the picture is saved as {path}")
+        if not picture.whole:
+            console.warn(f"{path}: the {picture.format} is cut short")
+        return {"path": path, "index": index, "format": picture.format, "width": picture.width or None,
+                "height": picture.height or None, "bytes": lifted.size, "sha256": lifted.hash.hexdigest(),
+                "whole": picture.whole}  # fmt: skip
+
+    # Poll and resume: responses that run in the background, or whose reply was cut
+
+    def resume_command(self) -> str:
+        """Returns the command that collects the response later."""
+        return f"{program()} resume {shell_quoted(self.result.session_file or str(self.result.facts.get('id')))}"
+
+    def write_session(self) -> None:
+        """Writes the session file of a background response as soon as its id is known, before the first poll."""
+        result, settings, console = self.result, self.settings, self.context.console
+        response_id = result.facts.get("id")
+        if result.session_file or not settings.get("background-mode") or not isinstance(response_id, str):
+            return
+        session = {
+            "gpt_image_session": 1, "response_id": response_id, "origin": origin_of(settings.get("base-url")),
+            "model": result.model, "output": os.path.basename(self.names.stem) + self.names.suffix,
+            "stream": bool(settings.get("stream")), "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        }  # fmt: skip
+        for number in itertools.count(1):
+            target = self.names.beside(f"-{number}.session.json" if number > 1 else ".session.json")
+            try:
+                with open(target, "x", encoding="utf-8") as file:
+                    file.write(console.clean(json.dumps(session, indent=2)) + "\n")
+                break
+            except FileExistsError:
+                continue
+            except OSError as error:
+                console.warn(f"{target}: {error.strerror}; the response is {response_id}")
+                return
+        result.session_file = target
+        console.tell(f"queued; if this is interrupted: {self.resume_command()}")
+
+    def forget_session(self) -> None:
+        """Removes the session file of a response that has ended with every picture saved."""
+        result = self.result
+        if result.session_file and (not result.troubles or result.facts.get("status") in ENDED[1:]):
+            try:
+                os.unlink(result.session_file)
+                result.session_file = None
+            except OSError:
+                pass  # it stays, and the result names it
+
+    def ask(self, query: str = "", cancel: bool = False) -> Reply:
+        """Asks for a stored response, or cancels it."""
+        path = f"/responses/{quoted_id(str(self.result.facts['id']))}" + "/cancel" * cancel
+        body = JsonHoles().body({}) if cancel else None
+        method, url = "POST" if cancel else "GET", api_url(self.settings, path, query)
+        return self.client.exchange(Request(method, url, api_headers(self.settings, body), body))
+
+    def read_again(self, whole: bool = False) -> Failure | None:
+        """Reads the response anew: a background stream from where it was cut, any other whole."""
+        live = self.settings.get("stream") and self.settings.get("background-mode") and self.sequence >= 0
+        reply = self.ask(f"stream=true&starting_after={self.sequence}" if live and not whole else "")
+        self.result.troubles.clear()
+        return self.receive(reply)
+
+    def settle(self, failure: Failure | None) -> Failure | None:
+        """Waits for a response that runs in the background, or looks up one whose reply was cut before giving up."""
+        facts, background = self.result.facts, bool(self.settings.get("background-mode"))
+        # A proxy whose own connection was cut says that the response failed, though it goes on: one look is free.
+        doubted = background and self.settings.get("stream") and facts.get("status") == "failed" and not failure
+        cut = doubted or failure is not None and failure.exit == NETWORK
+        stored = background or cut and self.settings.get("store") is not False
+        if not isinstance(facts.get("id"), str) or not stored:
+            return failure
+        later = f"collect it later: {self.resume_command()}"
+        try:
+            ended = self._wait(failure, cut, whole=bool(doubted))
+        except Failure as error:
+            if not background:
+                return failure
+            if error.exit == REFUSED:  # it is no longer there
+                return error
+            words = f"the response is still running, or cannot be reached ({error.message})"
+            return Failure(RUNNING, words, later, may_be_billed=True)
+        except KeyboardInterrupt:
+            return Failure(INTERRUPTED, "interrupted while waiting", later, may_be_billed=True)
+        if ended and ended.exit == RUNNING:
+            ended.hint = later
+        if ended and ended.exit == INTERRUPTED and facts.get("status") not in ENDED:
+            ended.hint = later
+        if not background and ended and ended.exit in (NETWORK, RUNNING):
+            return failure
+        if background and not ended:
+            self.forget_session()
+        return ended
+
+    def _wait(self, failure: Failure | None, cut: bool, whole: bool) -> Failure | None:
+        """Asks for a response until it has ended, or for as long as is sensible."""
+        facts, background = self.result.facts, self.settings.get("background-mode")
+        limit, waited, wait = LONGEST_POLL if background else LONGEST_LOOK, 0.0, 0.0 if cut else POLL_FIRST
+        while cut or not failure and facts.get("status") in (None, *WORKING):
+            if waited > limit:
+                return Failure(RUNNING, "the response is still running", may_be_billed=True)
+            if facts.get("status") in WORKING:
+                self.context.progress.phase("polling", status=facts["status"])
+            self.context.sleep(wait)
+            waited, wait = waited + wait, min(max(wait * POLL_GROWTH, POLL_FIRST), POLL_MOST)
+            failure = self.read_again(whole)
+            cut = failure is not None and failure.exit == NETWORK
+            if cut and not background:
+                break
+        return failure
+
+    # Conclude: was everything there that was asked for, and what is kept if not
+
+    def conclude(self, failure: Failure | None, wanted: int) -> int:
+        """Ends the call: success, or the failure with what was received kept."""
+        result, context, path = self.result, self.context, self.settings.get("save-response")
+        failure = self._judged(failure, wanted)
+        queued = result.session_file and result.facts.get("status") not in ENDED
+        if path or failure and not queued:  # a reply that says "queued" is of no use
+            target, replaces = path or self.names.beside(".reply"), bool(path and self.names.overwrite)
+            result.saved_response = self.kept.keep(target, replaces, context.temp_files, context.console)
+        self.kept.close()
+        if failure and queued:
+            failure.details["recovery"] = self.resume_command()
+        elif failure and result.saved_response:
+            output = shell_quoted(self.names.beside("-recovered" + self.names.suffix))
+            command = f"{program()} extract {shell_quoted(result.saved_response)} --output {output}"
+            failure.details["recovery"] = command
+            context.console.say(f"what was received is kept; to take the pictures out of it: {command}")
+        if failure:
+            raise failure
+        if result.text and not result.images:
+            context.console.warn("the model answered in words only")
+        return OK
+
+    def _judged(self, failure: Failure | None, wanted: int) -> Failure | None:
+        """Returns why a reply is not what was asked for, or None if every picture is on disk."""
+        result = self.result
+        whole = sum(row["whole"] for row in result.images)
+        came, enough = f"{whole} of {plural(wanted, 'picture')}", whole >= wanted
+        if failure and failure.exit == NETWORK and enough and wanted:
+            failure.hint = "every picture asked for is on disk: do not call again"
+        troubles = [found for found in (failure, *result.troubles) if found]
+        troubles = [found for found in troubles if not (enough and found.details.get("rule") == "reply-garbage")]
+        if troubles:
+            return self._with_problems(troubles, "" if enough else f" ({came} saved)")
+        if enough:
+            return None
+        status, reason = result.facts.get("status"), as_object(result.facts.get("incomplete_details")).get("reason")
+        words = f"the response is {status}" if status in ENDED[1:] else f"the reply holds {came}"
+        words += f" ({reason})" if reason else ""
+        hint = "the model answered in words; say in the prompt that you want a picture" if result.text else None
+        return Failure(UNREADABLE, words if self.kept.size else "the reply is empty", hint, may_be_billed=True)
+
+    def _with_problems(self, troubles: list[Failure], came: str) -> Failure:
+        """Returns the first of several troubles, with all of them as its problems."""
+        first = troubles[0]
+        if first.exit in (UNREADABLE, OUTPUT, NETWORK):
+            first.message += came
+        if first.exit in (UNREADABLE, OUTPUT, NETWORK, BUG):
+            first.details.setdefault("may_be_billed", True)
+        if len(troubles) > 1:
+            rows = [
+                {"rule": found.details.get("rule"), "message": found.message, "hint": found.hint} for found in troubles
+            ]
+            first.details["problems"] = rows
+        return first
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 13 Commands: one function for each subcommand
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 def gather_texts(settings: Settings, positional: str | None, stdin: IO[str]) -> tuple[list[str], list[str]]:
@@ -4127,18 +4544,20 @@ def same_file(path: str, data: bytes) -> bool:
         return False
 
 
-def with_mask(context: Context, checked: Checked, data: bytes, target: str, run: Result) -> Checked:
+def with_mask(context: Context, checked: Checked, data: bytes, target: str, result: Result) -> Checked:
     """Writes a mask beside the output, for a dry run into the folder for temporary files, and adds it to the inputs."""
     dry = checked.settings.get("dry-run")
     path = target
     if dry or not same_file(target, data):
         with context.temp_files.create(spare_folder() if dry else os.path.dirname(target) or ".") as file:
             write_all(file, data)
-        path = file.name if dry else place(file.name, target, bool(checked.settings.get("overwrite")))
-    run.mask = target if dry else path
+        path = (
+            file.name if dry else context.temp_files.place(file.name, target, bool(checked.settings.get("overwrite")))
+        )
+    result.mask = target if dry else path
     if not dry:
         context.console.tell(f"the mask is {path}")
-    mask = InputPicture("mask", "--mask-box", "file", path, run.mask, len(data), identify(path))
+    mask = InputPicture("mask", "--mask-box", "file", path, result.mask, len(data), identify(path))
     return checked._replace(sources=[*checked.sources, mask])
 
 
@@ -4182,437 +4601,75 @@ def shown_settings(settings: Settings) -> Json:
     return rows
 
 
-def retry_wait(headers: Mapping[str, str], attempt: int) -> float | None:
-    """Returns the seconds to wait before the next try, or None if the server asks for longer than we wait."""
-    import random
-    from email.utils import parsedate_to_datetime
-
-    asked = float("nan")
-    try:
-        if headers.get("retry-after-ms"):
-            asked = float(headers["retry-after-ms"]) / 1000
-        elif re.fullmatch(r"\s*[0-9.]+\s*", headers.get("retry-after", "")):
-            asked = float(headers["retry-after"])
-        elif headers.get("retry-after"):
-            asked = parsedate_to_datetime(headers["retry-after"]).timestamp() - time.time()
-    except (ValueError, TypeError, OverflowError):
-        pass  # not a time: as if it were not there
-    if asked == asked:
-        return max(asked, 0.0) if asked <= LONGEST_WAIT else None
-    wait: float = min(RETRY_FIRST * 2**attempt, RETRY_MOST) * (1 - 0.25 * random.random())
-    return wait
-
-
-def redirect_failure(reply: Reply) -> Failure:
-    """Returns the failure of a redirect, which is not followed, since the key would go along."""
-    target = split_url(reply.headers.get("location", ""))
-    where = target.netloc.rpartition("@")[2]
-    shown = f"{target.scheme}://{where}{target.path}" if where else reply.headers.get("location", "nowhere")
-    return Failure(
-        NETWORK, f"HTTP {reply.status}: the API redirects to {shown}, which is not followed: the key would go along",
-        "if you trust that address, make it the --base-url", status=reply.status, may_be_billed=False,
-    )  # fmt: skip
-
-
-def error_failure(reply: Reply, body: bytes) -> Failure:
-    """Returns the failure of a reply that is no 2xx."""
-    if 300 <= reply.status < 400:
-        return redirect_failure(reply)
-    value = parse_json(body)
-    error = value.get("error", value) if isinstance(value, dict) else None
-    if isinstance(error, dict):
-        return refusal_of(error, reply.status)
-    text = error if isinstance(error, str) else body.decode("utf-8", "replace")
-    page = "<html" in text[:1000].lower()
-    return refusal_of({}, reply.status, page_title(text) or ("" if page else text.strip()[:300]) or reply.reason)
-
-
-def read_body(reply: Reply, most: int = MIB) -> bytes:
-    """Reads a short reply, up to a limit."""
-    body = b""
-    while len(body) < most:
-        chunk = reply.read()
-        if not chunk:
-            break
-        body += chunk
-    reply.close()
-    return body[:most]
-
-
-def may_retry(status: int, headers: Mapping[str, str], failure: Failure) -> str:
-    """Returns whether a refused request is made again: "safe", "billable" or "never"."""
-    row = next((row for row in STATUSES if status in row.codes), None)
-    verdict = row.retry if row else "billable" if status >= 500 else "never"
-    said = f"{failure.details.get('code')} {failure.details.get('type')} {failure.message}"
-    if MONEY_WORDS.search(said) or headers.get("x-should-retry") == "false" or status < 400:
-        return "never"
-    if verdict == "safe" and status != 429 and RAN_BEHIND.match(failure.message):
-        verdict = "billable"
-    return "safe" if verdict == "never" and headers.get("x-should-retry") == "true" else verdict
-
-
-def judged(outcome: Reply | Fault, request: Request, run: Result | None) -> tuple[Failure, str]:
-    """Returns the failure of one try and whether it may be made again."""
-    if isinstance(outcome, Fault):
-        billed = outcome.sent and run is not None
-        hint = "look at your usage before you try again, or allow it with --retry-billable"
-        hint = hint if billed else "check the network, the proxy, and --base-url"
-        words = f"{outcome.message} ({host_of(request.url)})"
-        return Failure(NETWORK, words, hint, may_be_billed=billed), "billable" if outcome.sent else "safe"
-    body = read_body(outcome)
-    if run:
-        run.refusal = body
-    failure = error_failure(outcome, body)
-    verdict = may_retry(outcome.status, outcome.headers, failure)
-    billable = "billable" in (verdict, may_retry(outcome.status, {}, failure))  # x-should-retry does not undo a bill
-    failure.details["may_be_billed"] = billable and run is not None
-    return failure, verdict
-
-
-def exchange(context: Context, settings: Settings, request: Request, run: Result | None = None) -> Reply:
-    """Sends a request until a 2xx begins, and returns that reply; a free call (no run) may always be tried again."""
-    free, most = run is None, 1 + settings.get("max-retries")
-    for attempt in range(1, most + 1):
-        if run:
-            run.attempts = attempt
-        outcome = context.transport(request, settings.get("timeout"), context.progress)
-        headers = outcome.headers if isinstance(outcome, Reply) else {}
-        if run:
-            found = (headers[name] for name in REQUEST_IDS if headers.get(name))
-            run.request_id = next(found, run.request_id)
-        if isinstance(outcome, Reply) and 200 <= outcome.status < 300:
-            return outcome
-        failure, verdict = judged(outcome, request, run)
-        wait = retry_wait(headers, attempt - 1)
-        allowed = verdict == "safe" or verdict == "billable" and (free or settings.get("retry-billable"))
-        if not allowed or attempt == most or wait is None:
-            if wait is None and allowed:
-                failure.hint = f"the server asks to wait longer than {LONGEST_WAIT:.0f} s: try again later"
-            raise failure
-        reason = failure.message.split("\n")[0]
-        context.progress.phase("retrying", reason=reason, attempt=f"{attempt + 1} of {most}", wait=f"{wait:.1f}")
-        context.sleep(wait)
-    raise AssertionError("unreachable")
-
-
-def program() -> str:
-    """Returns how this program was called, for commands that can be pasted."""
-    name = os.path.basename(sys.argv[0])
-    if name == "gpt_image.py":
-        return f"{'python' if os.name == 'nt' else 'python3'} {shell_quoted(sys.argv[0])}"
-    return "gpt-image" if name.startswith("gpt-image") else "gpt_image.py"
-
-
-def resume_command(run: Result) -> str:
-    """Returns the command that collects the response later."""
-    return f"{program()} resume {shell_quoted(run.session_file or str(run.facts.get('id')))}"
-
-
-def open_journal(context: Context, settings: Settings, plan: OutputNames, run: Result) -> KeptReply:
-    """Begins to keep a reply, in the folder where it would stay."""
-    path = settings.get("save-response")
-    journal = KeptReply(
-        os.path.dirname(path) or "." if path else plan.folder, context.temp_files, context.console, bool(path)
-    )
-    run.journals.sort(key=lambda found: found.size)
-    for smaller in run.journals[:-1]:  # many polls leave one reply, the one that holds most
-        smaller.close()
-    run.journals = [*run.journals[-1:], journal]
-    return journal
-
-
-def bug_failure() -> Failure:
-    """Returns the failure of a bug, with the traceback, which the console redacts."""
-    import traceback
-
-    return Failure(BUG, "a bug of this program:\n" + traceback.format_exc(), "please report it", rule="bug")
-
-
-def receive(reply: Reply, collector: Collector, journal: KeptReply) -> Failure | None:
-    """Reads a reply to its end; whatever happens, the pictures that were complete are saved. Returns how it failed."""
-    failure: Failure | None = None
-    try:
-        while True:
-            chunk = reply.read()
-            if not chunk:
-                break
-            stretch = None
-            try:
-                if not failure:
-                    collector.feed(chunk)
-                    stretch = collector.reader.json.stretch
-            except OSError as error:  # no new file: keep on reading, so that at least the reply is kept
-                failure = unwritten(error)
-            except Exception:  # a bug must not lose what was paid for either
-                failure = bug_failure()
-            finally:
-                journal.write(chunk, stretch)
-    except KeyboardInterrupt:
-        failure = Failure(INTERRUPTED, "interrupted", may_be_billed=True)
-    reply.close()
-    try:
-        collector.finish()
-    except OSError as error:
-        failure = failure or unwritten(error)
-    except Exception:
-        failure = failure or bug_failure()
-    if failure or not (reply.fault or collector.cut):
-        return failure
-    if not reply.fault and not collector.understood:
-        return Failure(UNREADABLE, "the reply ended before anything in it could be understood", may_be_billed=True)
-    words = reply.fault.message if reply.fault else "the reply ended in the middle"
-    return Failure(NETWORK, words, may_be_billed=True)
-
-
-def wanted_pictures(settings: Settings, run: Result, expected: int) -> int:
-    """Returns how many pictures must have come: none where the model was free to answer in words, and did."""
-    free = settings.get("tool-choice") in ("auto", "none") and run.route == "responses"
-    return 0 if free and run.text else expected
-
-
-def outcome_of(run: Result, failure: Failure | None, wanted: int) -> Failure | None:
-    """Returns why a reply is not what was asked for, or None if every picture is on disk."""
-    came = f"{len(run.images)} of {plural(wanted, 'picture')}"
-    if failure and failure.exit == NETWORK and len(run.images) >= wanted > 0:
-        failure.hint = "every picture asked for is on disk: do not call again"
-    troubles = [failure] if failure else []
-    troubles += [found for found in run.troubles if not (len(run.images) >= wanted and "neither JSON" in found.message)]
-    if troubles:
-        first = troubles[0]
-        if wanted and len(run.images) < wanted and first.exit in (UNREADABLE, OUTPUT, NETWORK):
-            first.message += f" ({came} saved)"
-        if first.exit in (UNREADABLE, OUTPUT, NETWORK, BUG):
-            first.details.setdefault("may_be_billed", True)
-        if len(troubles) > 1:
-            rows = [{"rule": None, "message": found.message, "hint": found.hint} for found in troubles]
-            first.details["problems"] = rows
-        return first
-    if len(run.images) >= wanted:
-        return None
-    status, reason = run.facts.get("status"), run.facts.get("incomplete_details")
-    words = f"the response is {status}" if status in ENDED[1:] else f"the reply holds {came}"
-    words += f" ({reason.get('reason')})" if isinstance(reason, dict) else ""
-    words = words if any(journal.size for journal in run.journals) else "the reply is empty"
-    hint = "the model answered in words; say in the prompt that you want a picture" if run.text else None
-    return Failure(UNREADABLE, words, hint, may_be_billed=True)
-
-
-def keep_reply(settings: Settings, plan: OutputNames, run: Result, failure: Failure | None, console: Console) -> None:
-    """Keeps the reply if --save-response or a failure asks for it, and says how to recover pictures from it."""
-    journal = max(run.journals, key=lambda found: found.size, default=None)
-    path = settings.get("save-response")
-    queued = run.session_file and run.facts.get("status") not in ENDED
-    if failure and queued:  # the response can be collected whole: a reply that says "queued" is of no use
-        failure.details["recovery"] = resume_command(run)
-    if journal and (path or failure and not queued):
-        pictures = [absolute(row["path"]) for row in run.images + run.partials]
-        replaces = bool(path and plan.overwrite and absolute(path) not in pictures)
-        run.saved_response = journal.keep(path or plan.beside(".reply"), replaces)
-    if failure and run.saved_response and not queued:
-        output = plan.beside("-recovered" + plan.suffix)
-        command = f"{program()} extract {shell_quoted(run.saved_response)} --output {shell_quoted(output)}"
-        failure.details["recovery"] = command
-        console.say(f"what was received is kept; to take the pictures out of it: {command}")
-    for other in run.journals:
-        other.close()
-
-
-def save_refusal(context: Context, settings: Settings, run: Result) -> None:
+def save_refusal(context: Context, settings: Settings, result: Result) -> None:
     """Keeps the body of a refused call where --save-response says, without the key."""
     path = settings.get("save-response")
-    if path and run.refusal:
+    if path and result.tries.refusal:
         try:
             with context.temp_files.create(os.path.dirname(path) or ".") as file:
-                write_all(file, context.console.clean_bytes(run.refusal))
-            run.saved_response = place(file.name, path, bool(settings.get("overwrite")))
+                for block in context.console.cleaned([result.tries.refusal]):
+                    write_all(file, block)
+            result.saved_response = context.temp_files.place(file.name, path, bool(settings.get("overwrite")))
         except OSError as error:
             context.console.warn(f"{path}: {error.strerror}")
 
 
-def fetcher(context: Context, settings: Settings) -> Fetch:
-    """Returns what fetches a picture by URL into a file: without the key, over http or https only."""
-
-    def fetch(url: str, save: Callable[[bytes], None]) -> Failure | None:
-        if split_url(url).scheme not in ("http", "https"):
-            return Failure(UNREADABLE, f"the reply names its picture by {url[:60]!r}, which is no http or https URL")
-        request = Request("GET", url, [("Accept", "image/*"), ("User-Agent", f"gpt-image/{__version__}")])
-        try:
-            reply = exchange(context, settings, request)
-        except Failure as failure:
-            return Failure(NETWORK, f"the picture at {url[:200]} cannot be fetched: {failure.message}", failure.hint)
-        for chunk in iter(reply.read, b""):
-            save(chunk)
-        reply.close()
-        return Failure(NETWORK, f"{url[:200]}: {reply.fault.message}") if reply.fault else None
-
-    return fetch
-
-
-def new_collector(
-    context: Context, settings: Settings, plan: OutputNames, run: Result, fetch: Fetch | None = None
-) -> Collector:
-    """Returns the collector of a call, which shows pictures in the terminal if --preview asks for it."""
-    fetch = fetch or fetcher(context, settings)
-    collector = Collector(run, plan, settings, context.temp_files, context.console, context.progress, fetch)
-    if settings.get("preview"):
-        collector.shown = Preview(context.console, context.environ).show
-    return collector
-
-
-def conclude(
-    context: Context, settings: Settings, plan: OutputNames, run: Result, failure: Failure | None, wanted: int
-) -> int:
-    """Ends a call: success, or the failure with what was received kept."""
-    failure = outcome_of(run, failure, wanted)
-    keep_reply(settings, plan, run, failure, context.console)
-    if failure:
-        raise failure
-    if run.text and not run.images:
-        context.console.warn("the model answered in words only")
-    return OK
-
-
-# The background mode of /responses: a session file, polls, and streams that are taken up again.
-POLL_FIRST, POLL_MOST, POLL_GROWTH = 2.0, 10.0, 1.2  # seconds, seconds, factor
-
-
-LONGEST_POLL = 3600.0  # seconds until a background response is left to `resume`
-
-
-LONGEST_LOOK = 30.0  # seconds to wait for a response whose reply was cut
-
-
-def write_session(settings: Settings, plan: OutputNames, run: Result, console: Console) -> None:
-    """Writes the session file of a background response as soon as its id is known, before the first poll."""
-    if run.session_file or not isinstance(run.facts.get("id"), str):
-        return
-    session = {
-        "gpt_image_session": 1, "response_id": run.facts["id"], "origin": origin_of(settings.get("base-url")),
-        "model": run.model, "output": os.path.basename(plan.stem) + plan.suffix, "stream": bool(settings.get("stream")),
-        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    }  # fmt: skip
-    target, number = plan.beside(".session.json"), 1
-    while True:
-        try:
-            with open(target, "x", encoding="utf-8") as file:
-                file.write(console.clean(json.dumps(session, indent=2)) + "\n")
-            break
-        except FileExistsError:
-            number += 1
-            target = plan.beside(f"-{number}.session.json")
-        except OSError as error:
-            console.warn(f"{target}: {error.strerror}; the response is {session['response_id']}")
-            return
-    run.session_file = target
-    console.tell(f"queued; if this is interrupted: {resume_command(run)}")
-
-
-def resume_hint(run: Result) -> str:
-    """Returns the words that say how to collect the response later."""
-    return f"collect it later: {resume_command(run)}"
-
-
-def quoted_id(response_id: str) -> str:
-    """Returns an id as one part of a path: it comes from the server, and `..` would lead elsewhere."""
-    from urllib.parse import quote
-
-    name = quote(response_id, safe="", errors="replace")
-    return name.replace(".", "%2E") if not name.strip(".") else name
-
-
-def ask_response(context: Context, settings: Settings, run: Result, query: str = "", cancel: bool = False) -> Reply:
-    """Asks for a stored response, or cancels it."""
-    path = f"/responses/{quoted_id(str(run.facts['id']))}" + "/cancel" * cancel
-    body = JsonHoles().body({}) if cancel else None
-    method, url = "POST" if cancel else "GET", api_url(settings, path, query)
-    return exchange(context, settings, Request(method, url, api_headers(settings, body), body))
-
-
-def collect_again(
-    context: Context, settings: Settings, plan: OutputNames, run: Result, collector: Collector, whole: bool = False
-) -> Failure | None:
-    """Reads the response anew: a background stream from where it was cut, any other whole."""
-    resumed = not whole and settings.get("stream") and settings.get("background-mode") and run.sequence >= 0
-    reply = ask_response(context, settings, run, f"stream=true&starting_after={run.sequence}" if resumed else "")
-    collector.begin()
-    run.troubles.clear()
-    return receive(reply, collector, open_journal(context, settings, plan, run))
-
-
-def finish_session(run: Result) -> None:
-    """Removes the session file of a response that has ended with every picture saved."""
-    if run.session_file and (not run.troubles or run.facts.get("status") in ENDED[1:]):
-        try:
-            os.unlink(run.session_file)
-            run.session_file = None
-        except OSError:
-            pass  # it stays, and the result names it
-
-
-def interrupted_session(run: Result, failure: Failure | None) -> Failure | None:
-    """Adds to an interruption how to go on; ends the session of a response that is complete."""
-    if failure and failure.exit == INTERRUPTED and run.facts.get("status") not in ENDED:
-        failure.hint = resume_hint(run)
-        return failure
-    if not failure:
-        finish_session(run)
-    return failure
-
-
-def still_running(run: Result, error: Failure | None) -> Failure:
-    """Returns the failure of a response that is left to `resume`; one the API refused is no longer there."""
-    if error and error.exit == REFUSED:
-        return error
-    words = "the response is still running" + (f", or cannot be reached ({error.message})" if error else "")
-    return Failure(RUNNING, words, resume_hint(run), may_be_billed=True)
-
-
-def settle(
-    context: Context, settings: Settings, plan: OutputNames, run: Result, collector: Collector, failure: Failure | None
-) -> Failure | None:
-    """Waits for a response that runs in the background, or looks up one whose stream was cut before giving up."""
-    background, status = settings.get("background-mode"), run.facts.get("status")
-    # A proxy whose own connection was cut says that the response failed, though it goes on: one look is free.
-    doubted = bool(background and settings.get("stream") and status == "failed" and not failure)
-    cut = doubted or failure is not None and failure.exit == NETWORK
-    if not isinstance(run.facts.get("id"), str) or not (background or cut and settings.get("store") is not False):
-        return failure
-    if failure and not cut or status in ENDED and not cut:
-        return interrupted_session(run, failure) if background else failure
-    limit, waited, wait = LONGEST_POLL if background else LONGEST_LOOK, 0.0, 0.0 if cut else POLL_FIRST
-    try:
-        while waited <= limit:
-            if run.facts.get("status") in WORKING:
-                context.progress.phase("polling", status=run.facts["status"])
-            context.sleep(wait)
-            waited, wait = waited + wait, min(max(wait * POLL_GROWTH, POLL_FIRST), POLL_MOST)
-            again = collect_again(context, settings, plan, run, collector, whole=doubted)
-            if not again and run.facts.get("status") not in WORKING or again and again.exit != NETWORK:
-                return interrupted_session(run, again)
-            if again and not background:
-                return failure
-    except Failure as error:
-        return still_running(run, error) if background else failure
-    except KeyboardInterrupt:
-        return Failure(INTERRUPTED, "interrupted while waiting", resume_hint(run), may_be_billed=True)
-    return still_running(run, None) if background else failure
-
-
-def make_call(context: Context, checked: Checked, plan: OutputNames, request: Request, run: Result) -> int:
+def make_call(context: Context, checked: Checked, names: OutputNames, request: Request, result: Result) -> int:
     """Sends a call that has passed all checks and saves what comes of it."""
     settings = checked.settings
     try:
-        reply = exchange(context, settings, request, run)
+        reply = context.client(settings).exchange(request, result.tries)
     except Failure:
-        save_refusal(context, settings, run)
+        save_refusal(context, settings, result)
         raise
-    collector = new_collector(context, settings, plan, run)
-    if settings.get("background-mode"):
-        collector.noted = lambda: write_session(settings, plan, run, context.console)
-    failure = receive(reply, collector, open_journal(context, settings, plan, run))
-    if run.route == "responses":
-        failure = settle(context, settings, plan, run, collector, failure)
-    return conclude(context, settings, plan, run, failure, wanted_pictures(settings, run, plan.expected))
+    made = Call(context, settings, names, result)
+    failure = made.receive(reply)
+    if result.route == "responses":
+        failure = made.settle(failure)
+    free = settings.get("tool-choice") in ("auto", "none") and result.route == "responses"  # to answer in words
+    return made.conclude(failure, 0 if free and result.text else names.expected)
+
+
+def show_request(context: Context, checked: Checked, request: Request, outputs: list[str]) -> int:
+    """Prints what would be sent: the dry run, or a curl command."""
+    if checked.settings.get("curl"):
+        context.console.print(curl_command(request))
+        return OK
+    context.console.print_json({
+        "dry_run": True, "route": checked.route.name, "method": request.method, "url": request.url,
+        "headers": shown_headers(request.headers), "body": request.tree, "form": request.form, "outputs": outputs,
+        "settings": shown_settings(checked.settings), "estimate": estimate(checked),
+        "warnings": context.console.warnings,
+    })  # fmt: skip
+    return OK
+
+
+def call(context: Context, settings: Settings, problems: list[Problem], positional: str | None, result: Result) -> int:
+    """Makes a call of one of the three routes: check everything, plan the names, send once, save as it comes."""
+    result.model = settings.get("model")
+    checked = gather(context, settings, positional)
+    settings = checked.settings
+    broken = problems + [found for check in CHECKS for found in check(checked)]
+    enforce(broken, bool(settings.get("no-validate")), context.console)
+    refuse_stolen_key(settings, context.dotenv)
+    names = output_names(settings, expected_pictures(checked))
+    dry = bool(settings.get("dry-run") or settings.get("curl"))
+    outputs = names.planned(settings.get("partial-images") or 0 if settings.get("stream") else 0)
+    mask, mask_path = boxed_mask(checked), names.beside("-mask.png")
+    new_mask = mask_path if mask and not same_file(mask_path, mask) else None  # the same mask again may stay
+    written = [*outputs, *filter(None, [settings.get("save-response"), new_mask])]
+    check_names(written, names.overwrite)
+    if not dry:
+        check_key(settings)
+    if not settings.get("dry-run"):
+        make_folders(written, context.temp_files)
+    if mask:
+        checked = with_mask(context, checked, mask, mask_path, result)
+    request = build_request(checked)
+    if dry:
+        result.reported = True
+        return show_request(context, checked, request, outputs[: names.expected])
+    return make_call(context, checked, names, request, result)
 
 
 def read_session(target: str, settings: Settings) -> Json:
@@ -4626,26 +4683,16 @@ def read_session(target: str, settings: Settings) -> Json:
         session = parse_object("@" + target)
     except ValueError as error:
         raise Failure(USAGE, f"{target}: {error}", "name a file that ends in .session.json", rule="session") from error
-    response_id, origin = session.get("response_id"), session.get("origin")
+    response_id, origin, here = session.get("response_id"), session.get("origin"), origin_of(settings.get("base-url"))
     if not isinstance(response_id, str) or not response_id or re.search(r"[\x00-\x20\x7f]", response_id):
         raise Failure(USAGE, f"{target}: no session file", "name one that ends in .session.json", rule="session")
-    if origin != origin_of(settings.get("base-url")):
-        raise Failure(
-            SETTINGS, f"{target} belongs to {origin}, but the key here is for {origin_of(settings.get('base-url'))}",
-            "set --base-url and the key that belong to it", rule="session-origin",
-        )  # fmt: skip
+    if origin != here:
+        words = f"{target} belongs to {origin}, but the key here is for {here}"
+        raise Failure(SETTINGS, words, "set --base-url and the key that belong to it", rule="session-origin")
     return session
 
 
-def cancel(context: Context, settings: Settings, run: Result) -> int:
-    """Cancels a background response; that may be repeated."""
-    value = as_object(parse_json(read_body(ask_response(context, settings, run, cancel=True))))
-    context.console.tell(f"{run.facts['id']}: {value.get('status')}")
-    finish_session(run)
-    return OK
-
-
-def resume(context: Context, settings: Settings, problems: list[Problem], target: str | None, run: Result) -> int:
+def resume(context: Context, settings: Settings, problems: list[Problem], target: str | None, result: Result) -> int:
     """Collects a background response, from this machine or another, or cancels it."""
     enforce(problems + settings_problems(settings), False, context.console)
     if not target:
@@ -4658,111 +4705,65 @@ def resume(context: Context, settings: Settings, problems: list[Problem], target
         where = os.path.join(os.path.dirname(target), named if plain else "")
         settings = settings.changed("output", where, "session file") if where else settings
     settings = follow_suffix(settings).changed("background-mode", True, "resume")
-    plan = plan_outputs(settings, 1)
+    names = output_names(settings, 1)
     check_key(settings)
     model = session.get("model")
-    run.route, run.model = "responses", model if isinstance(model, str) else None
-    run.facts["id"], run.session_file = session["response_id"], target if os.path.isfile(target) else None
-    if settings.get("cancel"):
-        return cancel(context, settings, run)
-    names = [plan.final(1), *filter(None, [settings.get("save-response")])]
-    check_names(names, plan.overwrite)
-    make_folders(names, context.temp_files)
-    collector = new_collector(context, settings, plan, run)
-    failure = collect_again(context, settings, plan, run, collector)
-    failure = settle(context, settings, plan, run, collector, failure)
-    return conclude(context, settings, plan, run, failure, 0 if run.text else 1)
+    result.route, result.model = "responses", model if isinstance(model, str) else None
+    result.facts["id"], result.session_file = session["response_id"], target if os.path.isfile(target) else None
+    made = Call(context, settings, names, result)
+    if settings.get("cancel"):  # may be repeated
+        status = as_object(parse_json(read_body(made.ask(cancel=True)))).get("status")
+        context.console.tell(f"{result.facts['id']}: {status}")
+        made.forget_session()
+        return OK
+    written = [names.final(1), *filter(None, [settings.get("save-response")])]
+    check_names(written, names.overwrite)
+    make_folders(written, context.temp_files)
+    failure = made.settle(made.read_again())
+    return made.conclude(failure, 0 if result.text else 1)
 
 
-def without_number(run: Result, plan: OutputNames) -> None:
+def without_number(result: Result, names: OutputNames, temp_files: TempFiles) -> None:
     """Gives the only picture of a reply, and its previews, their names without a number."""
-    for row in run.images + run.partials:
-        name = plan.partial(1, row["partial"]) if "partial" in row else plan.final(1)
+    for row in result.images + result.partials:
+        name = names.partial(1, row["partial"]) if "partial" in row else names.final(1)
         true_name = os.path.splitext(name)[0] + os.path.splitext(row["path"])[1]
-        row["path"] = place(row["path"], true_name, plan.overwrite and true_name == name)
+        row["path"] = temp_files.place(row["path"], true_name, names.overwrite and true_name == name)
 
 
-def extract(context: Context, settings: Settings, problems: list[Problem], target: str | None, run: Result) -> int:
+def extract(context: Context, settings: Settings, problems: list[Problem], target: str | None, result: Result) -> int:
     """Takes the pictures out of a kept or saved reply, offline; one that is cut short gives what it holds whole."""
     enforce(problems, False, context.console)
     settings = follow_suffix(settings)
-    if not target:
-        raise Failure(USAGE, "there is nothing to extract from", "name a saved reply", rule="extract-file")
     try:
-        file = open(target, "rb")
+        file = open(target or "", "rb")
     except OSError as error:
-        raise Failure(USAGE, f"{target}: {error.strerror}", "name a saved reply", rule="extract-file") from error
-
-    def offline(url: str, _: Callable[[bytes], None]) -> Failure:
-        return Failure(UNREADABLE, f"the reply holds a URL and no picture: {url[:500]}", "fetch it yourself")
-
+        words = f"{target}: {error.strerror}" if target else "there is nothing to extract from"
+        raise Failure(USAGE, words, "name a saved reply", rule="extract-file") from error
     with file:
-        plan = plan_outputs(settings, 1)
-        check_names([plan.final(1)], plan.overwrite)
-        make_folders([plan.final(1)], context.temp_files)
+        names = output_names(settings, 1)
+        check_names([names.final(1)], names.overwrite)
+        make_folders([names.final(1)], context.temp_files)
         # How many pictures there are is known at the end only: they are numbered until then.
-        collector = new_collector(context, settings, plan._replace(several=True), run, offline)
-        try:
-            for chunk in iter(lambda: file.read(BLOCK), b""):
-                collector.feed(chunk)
-            collector.finish()
-        except OSError as error:
-            raise unwritten(error) from error
-    if len(run.images) == 1:
-        without_number(run, plan)
-    if collector.cut:
+        made = Call(context, settings, names._replace(several=True), result)
+        failure = made.receive(Reply(200, {}, iter(lambda: file.read(BLOCK), b"")))
+    made.kept.close()
+    if failure and failure.exit in (OUTPUT, BUG, INTERRUPTED):
+        raise failure
+    if len(result.images) == 1:
+        without_number(result, names, context.temp_files)
+    if made.cut:
         context.console.warn(f"{target} is cut short; what it holds whole was taken out")
-    troubles = [found for found in run.troubles if found.message != "a picture is cut short" or not run.images]
-    if troubles and not run.images or any(found.exit == OUTPUT for found in troubles):
+    cut = [found for found in result.troubles if found.details.get("rule") == "picture-cut"]
+    troubles = [found for found in result.troubles if found not in cut or not result.images]
+    if troubles and not result.images or any(found.exit == OUTPUT for found in troubles):
         raise troubles[0]
     for trouble in troubles:
         context.console.warn(trouble.message)
-    if not run.images:
-        hint = "a preview is never taken for one" if run.partials else None
+    if not result.images:
+        hint = "a preview is never taken for one" if result.partials else None
         raise Failure(UNREADABLE, f"{target} holds no finished picture", hint)
     return OK
-
-
-def show_request(context: Context, checked: Checked, request: Request, outputs: list[str], run: Result) -> int:
-    """Prints what would be sent: the dry run, or a curl command."""
-    run.reported = True
-    if checked.settings.get("curl"):
-        context.console.print(curl_command(request))
-        return OK
-    context.console.print_json({
-        "dry_run": True, "route": checked.route.name, "method": request.method, "url": request.url,
-        "headers": shown_headers(request.headers), "body": request.tree, "form": request.form, "outputs": outputs,
-        "settings": shown_settings(checked.settings), "estimate": estimate(checked),
-        "warnings": context.console.warnings,
-    })  # fmt: skip
-    return OK
-
-
-def call(context: Context, settings: Settings, problems: list[Problem], positional: str | None, run: Result) -> int:
-    """Makes a call of one of the three routes: check everything, plan the names, send once, save as it comes."""
-    run.model = settings.get("model")
-    checked = gather(context, settings, positional)
-    settings = checked.settings
-    broken = problems + [found for check in CHECKS for found in check(checked)]
-    enforce(broken, bool(settings.get("no-validate")), context.console)
-    refuse_stolen_key(settings, context.dotenv)
-    plan = plan_outputs(settings, expected_pictures(checked))
-    dry = bool(settings.get("dry-run") or settings.get("curl"))
-    outputs = planned_names(plan, settings.get("partial-images") or 0 if settings.get("stream") else 0)
-    mask, mask_path = boxed_mask(checked), plan.beside("-mask.png")
-    new_mask = mask_path if mask and not same_file(mask_path, mask) else None  # the same mask again may stay
-    written = [*outputs, *filter(None, [settings.get("save-response"), new_mask])]
-    check_names(written, plan.overwrite)
-    if not dry:
-        check_key(settings)
-    if not settings.get("dry-run"):
-        make_folders(written, context.temp_files)
-    if mask:
-        checked = with_mask(context, checked, mask, mask_path, run)
-    request = build_request(checked)
-    if dry:
-        return show_request(context, checked, request, outputs[: plan.expected], run)
-    return make_call(context, checked, plan, request, run)
 
 
 def spellings(row: Option) -> list[str]:
@@ -4883,7 +4884,7 @@ def check_endpoint(context: Context, settings: Settings) -> int:
     """Asks the endpoint for its models, which is free of charge, and says whether the key is accepted."""
     check_key(settings)
     url = api_url(settings, "/models")
-    reply = exchange(context, settings, Request("GET", url, api_headers(settings, None)))
+    reply = context.client(settings).exchange(Request("GET", url, api_headers(settings, None)))
     listed = as_object(parse_json(read_body(reply))).get("data")
     if not isinstance(listed, list):
         hint = "is the base URL right? It usually ends in /v1"
@@ -4909,9 +4910,9 @@ def settings_lines(commands: Mapping[str, Json], dotenv: Dotenv) -> list[str]:
     return lines
 
 
-def config(context: Context, settings: Settings, problems: list[Problem], _: str | None, run: Result) -> int:
+def config(context: Context, settings: Settings, problems: list[Problem], _: str | None, result: Result) -> int:
     """Shows the settings in force with their sources; or writes a .env, asks the endpoint, or prints a reference."""
-    run.reported = True
+    result.reported = True
     console, printed = context.console, {"markdown": reference_markdown, "env": reference_env, "json": reference_json}
     enforce(problems + settings_problems(settings), False, console)
     if settings.get("init"):
@@ -5095,143 +5096,141 @@ def parse(argv: list[str]) -> tuple[str, dict[str, Any], str | None]:
     return command, typed, arguments[0] if arguments else None
 
 
-def result_of(run: Result, failure: Failure | None, console: Console, seconds: float) -> Json:
-    """Returns the one JSON object of a call."""
-    usage = run.facts.get("usage")
-    error = None
-    if failure:
-        keys = ("rule", "status", "type", "code")
-        details = failure.details
-        error = {"exit": failure.exit, **{key: details.get(key) for key in keys}, "message": failure.message,
-                 "hint": failure.hint, "may_be_billed": bool(details.get("may_be_billed")),
-                 "problems": details.get("problems") or [], "recovery": details.get("recovery")}  # fmt: skip
-    response_id = run.facts.get("id") if run.route == "responses" else None
-    result = {
-        "ok": failure is None, "route": run.route, "model": run.model, "images": run.images,
-        "partial_images": run.partials, "text": run.text, "response_id": response_id, "request_id": run.request_id,
-        "usage": usage, "cost": cost_of(usage, run.route, run.model), "seconds": round(seconds, 1),
-        "attempts": run.attempts, "saved_response": run.saved_response, "session_file": run.session_file,
-        "warnings": console.warnings, "error": error,
+def error_of(failure: Failure) -> Json:
+    """Returns the `error` object of a result."""
+    details = failure.details
+    return {
+        "exit": failure.exit, **{key: details.get(key) for key in ("rule", "status", "type", "code")},
+        "message": failure.message, "hint": failure.hint, "may_be_billed": bool(details.get("may_be_billed")),
+        "problems": details.get("problems") or [], "recovery": details.get("recovery"),
     }  # fmt: skip
-    return {**result, "mask": run.mask} if run.mask else result
 
 
-def report(run: Result, failure: Failure | None, console: Console, seconds: float, as_json: bool) -> None:
-    """Prints how a call ended: the result to stdout, the words to stderr."""
-    if failure:
-        problems = failure.details.get("problems") or [{"message": failure.message, "hint": failure.hint}]
-        for row in problems:
-            console.say(row["message"], "error")
-            if row["hint"]:
-                console.say(row["hint"], "hint")
-        if failure.details.get("may_be_billed"):
-            console.say("this call may have been billed", "hint")
-    if run.reported:
-        return
-    if as_json:
-        console.print_json(result_of(run, failure, console, seconds))
-        return
-    if run.text:
-        console.say(run.text)
-    cost = cost_of(run.facts.get("usage"), run.route, run.model)
+def result_of(result: Result, failure: Failure | None, warnings: list[str], seconds: float) -> Json:
+    """Returns the one JSON object of a call."""
+    usage = result.facts.get("usage")
+    response_id = result.facts.get("id") if result.route == "responses" else None
+    found = {
+        "ok": failure is None, "route": result.route, "model": result.model, "images": result.images,
+        "partial_images": result.partials, "text": result.text, "response_id": response_id,
+        "request_id": result.tries.request_id, "usage": usage, "cost": cost_of(usage, result.route, result.model),
+        "seconds": round(seconds, 1), "attempts": result.tries.count, "saved_response": result.saved_response,
+        "session_file": result.session_file, "warnings": warnings, "error": error_of(failure) if failure else None,
+    }  # fmt: skip
+    return {**found, "mask": result.mask} if result.mask else found
+
+
+def say_failure(failure: Failure, console: Console) -> None:
+    """Says what went wrong, and what to do."""
+    for row in failure.details.get("problems") or [{"message": failure.message, "hint": failure.hint}]:
+        console.say(row["message"], "error")
+        if row["hint"]:
+            console.say(row["hint"], "hint")
+    if failure.details.get("may_be_billed"):
+        console.say("this call may have been billed", "hint")
+
+
+def say_result(result: Result, console: Console) -> None:
+    """Prints the saved paths, and says what else is worth a line to a person."""
+    if result.text:
+        console.say(result.text)
+    cost = cost_of(result.facts.get("usage"), result.route, result.model)
     if cost:
         console.tell(f"cost: {cost['usd']:.4f} USD at the prices of {cost['prices_of']}")
-    if run.images:
-        console.print("\n".join(row["path"] for row in run.images))
-
-
-def as_interruptible(work: Callable[[], int]) -> int:
-    """Runs something with termination signals turned into exceptions, so that finished pictures are kept."""
-
-    def interrupt(*_: object) -> None:
-        for number, _ in old:  # an impatient second one must not stop what saves the pictures
-            signal.signal(number, signal.SIG_IGN)
-        raise Interrupted
-
-    old: list[tuple[Any, Any]] = []
-    try:
-        for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-            number = getattr(signal, name, None)
-            if number and signal.getsignal(number) != signal.SIG_IGN:  # nohup, and & in a script, have it ignored
-                old.append((number, signal.signal(number, interrupt)))
-    except ValueError:
-        pass  # not the main thread: whoever imported us sees to signals
-    try:
-        return work()
-    finally:
-        for number, handler in old:
-            signal.signal(number, handler or signal.SIG_DFL)
+    if result.images:
+        console.print("\n".join(row["path"] for row in result.images))
 
 
 PROGRESS = ("auto", "plain", "json", "none")
 
 
-def run_command(
-    argv: list[str], run: Result, console: Console, environ: Mapping[str, str], stdin: IO[str], transport: Transport,
-    clock: Callable[[], float], sleep: Callable[[float], None],
-) -> int:  # fmt: skip
+def run_command(context: Context, argv: list[str], result: Result) -> int:
     """Parses, resolves and runs; what goes wrong leaves as Failure."""
+    console, environ = context.console, context.environ
     console.secrets += [Secret(environ[name]) for name in key_names({}) if environ.get(name)]  # before any error
     command, typed, positional = parse(argv)
-    run.route = command
+    result.route = command
     console.quiet = bool(typed.get("quiet"))
     dotenv = find_dotenv(typed, environ, console)
     settings, problems = resolve(command, typed, environ, dotenv)
     hide_secrets(settings, typed, environ, dotenv, console)
     mode = settings.get("progress", "none")
     offline = settings.get("dry-run") or settings.get("curl")
-    progress = Progress(console, "none" if offline or mode not in PROGRESS else mode, clock)
-    with TempFiles() as temp_files:
-        context = Context(console, stdin, environ, dotenv, transport, sleep, temp_files, progress)
-        with progress:
-            return COMMANDS[command].run(context, settings, problems, positional, run)
+    shown = "none" if offline or mode not in PROGRESS else mode
+    with Progress(console, shown, context.progress.clock) as progress:
+        context = context._replace(dotenv=dotenv, progress=progress)
+        return COMMANDS[command].run(context, settings, problems, positional, result)
 
 
-def wants_json(argv: list[str], stdout: IO[str]) -> bool:
-    """Tells whether the result is to be JSON: when asked for, or when stdout is no terminal."""
-    return "--json" in argv or not is_terminal(stdout)
-
-
-def main(
-    argv: list[str] | None = None, *, transport: Transport = send, environ: Mapping[str, str] | None = None,
-    stdin: IO[str] | None = None, stdout: IO[str] | None = None, stderr: IO[str] | None = None,
-    clock: Callable[[], float] = time.monotonic, sleep: Callable[[float], None] = time.sleep,
-) -> int:  # fmt: skip
-    """Runs the program with the given arguments and returns its exit code; all it touches can be handed in."""
-    argv = sys.argv[1:] if argv is None else argv
-    for stream in (sys.stdout, sys.stderr) if stdout is None else ():
-        if hasattr(stream, "reconfigure"):  # UTF-8 whatever the code page
-            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
-    if stdin is None and hasattr(sys.stdin, "reconfigure"):
-        sys.stdin.reconfigure(encoding="utf-8", errors="strict")
-    environ = os.environ if environ is None else environ
-    nowhere = io.StringIO()  # in place of a stream that was closed before we began
-    console = Console(stdout or sys.stdout or nowhere, stderr or sys.stderr or nowhere, environ)
-    options = argv[: argv.index("--")] if "--" in argv else argv
-    if argv[:1] in (["--version"], ["-V"]):
-        console.print(f"gpt_image.py {__version__}")
-        return OK
-    if "--help" in options or "-h" in options or argv[:1] == ["help"]:
-        text = build_parser(argv[0]).format_help().rstrip() if argv[0] in COMMANDS else overview()
-        console.print(fitted(text, help_width()))
-        return OK
-    started, failure, run = clock(), None, Result(argv[0] if argv else "", None)
+def outcome_of(context: Context, argv: list[str], result: Result) -> tuple[int, Failure | None]:
+    """Runs a command and returns its exit code, and the failure that it ended with."""
     try:
-        code = as_interruptible(
-            lambda: run_command(argv, run, console, environ, stdin or sys.stdin or nowhere, transport, clock, sleep)
-        )
+        return run_command(context, argv, result), None
     except Failure as error:
-        failure, code = error, error.exit
+        return error.exit, error
     except KeyboardInterrupt:
-        failure, code = Failure(INTERRUPTED, "interrupted", may_be_billed=run.attempts > 0), INTERRUPTED
+        return INTERRUPTED, Failure(INTERRUPTED, "interrupted", may_be_billed=result.tries.may_be_billed)
     except Exception:
-        failure, code = bug_failure(), BUG
-    run.reported = run.reported and failure is None
-    report(run, failure, console, clock() - started, wants_json(argv, console.stdout))
+        return BUG, bug_failure()
+
+
+def run(context: Context, argv: list[str]) -> int:
+    """Runs a command and says how it ended: the result to stdout, the words to stderr."""
+    console, clock, result = context.console, context.progress.clock, Result(argv[0] if argv else "")
+    started = clock()
+    code, failure = outcome_of(context, argv, result)
+    context.stop.arm(True)  # everything is on disk
+    try:
+        if failure:
+            say_failure(failure, console)
+        if "--json" in argv or not is_terminal(console.stdout):
+            if failure or not result.reported:
+                console.print_json(result_of(result, failure, console.warnings, clock() - started))
+        elif not result.reported:
+            say_result(result, console)
+    except KeyboardInterrupt:  # nobody reads
+        console.abandon(console.stdout)
+        return INTERRUPTED
     if console.lost and code == OK:
         console.say(f"the result cannot be written to standard output: {console.lost}", "error")
         return OUTPUT
     return code
+
+
+def wanted_help(argv: list[str]) -> str:
+    """Returns the version or the help that was asked for, or nothing."""
+    options = argv[: argv.index("--")] if "--" in argv else argv
+    if argv[:1] in (["--version"], ["-V"]):
+        return f"gpt_image.py {__version__}"
+    if "--help" not in options and "-h" not in options and argv[:1] != ["help"]:
+        return ""
+    text = build_parser(argv[0]).format_help().rstrip() if argv[0] in COMMANDS else overview()
+    return fitted(text, help_width())
+
+
+def main(
+    argv: list[str] | None = None, *, transport: Transport | None = None, environ: Mapping[str, str] | None = None,
+    stdin: IO[str] | None = None, stdout: IO[str] | None = None, stderr: IO[str] | None = None,
+    clock: Callable[[], float] = time.monotonic, sleep: Callable[[float], None] | None = None,
+) -> int:  # fmt: skip
+    """Runs the program with the given arguments and returns its exit code; all it touches can be handed in."""
+    argv = sys.argv[1:] if argv is None else argv
+    for stream, errors in ((sys.stdout, "backslashreplace"), (sys.stderr, "backslashreplace"), (sys.stdin, "strict")):
+        if stdout is None and hasattr(stream, "reconfigure"):  # UTF-8 whatever the code page
+            stream.reconfigure(encoding="utf-8", errors=errors)
+    environ = os.environ if environ is None else environ
+    nowhere = io.StringIO()  # in place of a stream that was closed before we began
+    console = Console(stdout or sys.stdout or nowhere, stderr or sys.stderr or nowhere, environ)
+    text = wanted_help(argv)
+    if text:
+        console.print(text)
+        return OK
+    with Stop() as stop, TempFiles() as temp_files:
+        transport = transport or (lambda request, timeout, progress: send(request, timeout, progress, stop))
+        quiet = Progress(console, "none", clock)
+        reads = stdin or sys.stdin or nowhere
+        context = Context(console, reads, environ, Dotenv(), transport, sleep or stop.sleep, stop, temp_files, quiet)
+        return run(context, argv)
 
 
 if __name__ == "__main__":
