@@ -2551,6 +2551,7 @@ class Fault(NamedTuple):
 
     message: str
     sent: bool
+    headers: Mapping[str, str] = {}
 
 
 class Reply:
@@ -2939,73 +2940,74 @@ class Tries:
         body = self.under_way.body if self.under_way else None
         return self.billed or bool(body and body.sent)
 
+    def end(self, billed: bool) -> bool:
+        """Notes how a try ended; returns whether any of them may have been billed."""
+        self.billed, self.under_way = self.billed or billed, None
+        return self.billed
 
-def judged(outcome: Reply | Fault, request: Request, tries: Tries | None) -> tuple[Failure, str]:
-    """Returns the failure of one try and whether it may be made again; a free request (no tries) is never billed."""
+
+def judged(outcome: Reply | Fault, request: Request, free: bool) -> tuple[Failure, str, bytes]:
+    """Returns the failure of one try, whether it may be made again, and what the server said."""
     if isinstance(outcome, Fault):
-        billed = outcome.sent and tries is not None
         hint = "look at your usage before you try again, or allow it with --retry-billable"
-        hint = hint if billed else "check the network, the proxy, and --base-url"
-        words = f"{outcome.message} ({host_of(request.url)})"
-        return Failure(NETWORK, words, hint, may_be_billed=billed), "billable" if outcome.sent else "safe"
+        hint = hint if outcome.sent and not free else "check the network, the proxy, and --base-url"
+        failure = Failure(NETWORK, f"{outcome.message} ({host_of(request.url)})", hint, may_be_billed=outcome.sent)
+        return failure, "billable" if outcome.sent else "safe", b""
     body = read_body(outcome)
     failure = error_failure(outcome, body)
     verdict = may_retry(outcome.status, outcome.headers, failure)
-    billable = "billable" in (verdict, may_retry(outcome.status, {}, failure))  # x-should-retry does not undo a bill
-    failure.details["may_be_billed"] = billable and tries is not None
-    if tries:
-        tries.refusal = body
-    return failure, verdict
+    # x-should-retry does not undo a bill
+    failure.details["may_be_billed"] = "billable" in (verdict, may_retry(outcome.status, {}, failure))
+    return failure, verdict, body
 
 
-class Client(NamedTuple):
-    """How requests are sent: over what, how long to wait for a byte, and what is tried again."""
+class Context(NamedTuple):
+    """What a command may touch beside files: streams, environment, transport, time; tests hand in their own."""
 
+    console: Console
+    stdin: IO[str]
+    environ: Mapping[str, str]
+    dotenv: Dotenv
     transport: Transport
-    timeout: float  # seconds
-    retries: int
-    retry_billable: bool
     sleep: Callable[[float], None]
     stop: Stop
+    temp_files: TempFiles
     progress: Progress
 
-    def _send(self, request: Request, tries: Tries | None) -> Reply | Fault:
-        """Makes one try, with its facts noted."""
-        if self.stop.requested:
-            raise KeyboardInterrupt
-        if tries:
-            tries.count, tries.under_way = tries.count + 1, request
-        self.stop.arm(False)
-        outcome = self.transport(request, self.timeout, self.progress)
-        if tries and isinstance(outcome, Reply):
-            found = (outcome.headers[name] for name in REQUEST_IDS if outcome.headers.get(name))
-            tries.request_id = next(found, tries.request_id)
-        return outcome
 
-    def exchange(self, request: Request, tries: Tries | None = None) -> Reply:
-        """Sends a request until a 2xx begins, and returns that reply; a free one (no tries) may always be sent again."""
-        most = 1 + self.retries
-        for attempt in range(1, most + 1):
-            outcome = self._send(request, tries)
-            if isinstance(outcome, Reply) and 200 <= outcome.status < 300:
-                if tries:
-                    tries.billed, tries.under_way = True, None
-                return outcome
-            failure, verdict = judged(outcome, request, tries)
-            if tries:
-                tries.billed, tries.under_way = tries.billed or failure.details["may_be_billed"], None
-            if self.stop.requested:
-                raise KeyboardInterrupt
-            wait = retry_wait(outcome.headers if isinstance(outcome, Reply) else {}, attempt - 1)
-            allowed = verdict == "safe" or verdict == "billable" and (tries is None or self.retry_billable)
-            if not allowed or attempt == most or wait is None:
-                if wait is None and allowed:
-                    failure.hint = f"the server asks to wait longer than {LONGEST_WAIT:.0f} s: try again later"
-                raise failure
-            reason = failure.message.split("\n")[0]
-            self.progress.phase("retrying", reason=reason, attempt=f"{attempt + 1} of {most}", wait=f"{wait:.1f}")
-            self.sleep(wait)
-        raise AssertionError("unreachable")
+def try_once(context: Context, timeout: float, request: Request, tries: Tries) -> Reply | Fault:
+    """Sends a request once and notes the facts of it; after a signal, no new connection is opened."""
+    if context.stop.requested:
+        raise KeyboardInterrupt
+    tries.count, tries.under_way = tries.count + 1, request
+    context.stop.arm(False)
+    outcome = context.transport(request, timeout, context.progress)
+    found = (outcome.headers[name] for name in REQUEST_IDS if outcome.headers.get(name))
+    tries.request_id = next(found, tries.request_id)
+    return outcome
+
+
+def exchange(context: Context, settings: Settings, request: Request, tries: Tries | None = None) -> Reply:
+    """Sends a request until a 2xx begins, and returns that reply; a free one (no tries) may always be sent again."""
+    free, most, tries = tries is None, 1 + settings.get("max-retries"), tries or Tries()
+    while True:
+        outcome = try_once(context, settings.get("timeout"), request, tries)
+        if isinstance(outcome, Reply) and 200 <= outcome.status < 300:
+            tries.end(billed=True)
+            return outcome
+        failure, verdict, tries.refusal = judged(outcome, request, free)
+        failure.details["may_be_billed"] = tries.end(billed=failure.details["may_be_billed"] and not free)
+        if context.stop.requested:
+            raise KeyboardInterrupt
+        wait = retry_wait(outcome.headers, tries.count - 1)
+        allowed = verdict == "safe" or verdict == "billable" and (free or settings.get("retry-billable"))
+        if allowed and wait is None:
+            failure.hint = f"the server asks to wait longer than {LONGEST_WAIT:.0f} s: try again later"
+        if not allowed or wait is None or tries.count == most:
+            raise failure
+        reason = failure.message.split("\n")[0]
+        context.progress.phase("retrying", reason=reason, attempt=f"{tries.count + 1} of {most}", wait=f"{wait:.1f}")
+        context.sleep(wait)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -3502,12 +3504,14 @@ def closed_early(text: bytes) -> bytes:
 class JsonReader:
     """Finds where the objects of JSON text end, and yields each as a document as soon as it is whole.
 
-    With `elements`, so is each element of a top-level list (see LISTS), so that a picture is saved the moment its last
-    byte arrives; null stands in its place from then on.
+    Outside of a stream, so is each element of a top-level list (see LISTS), so that a picture is saved the moment its
+    last byte arrives; null stands in its place from then on.
     """
 
-    def __init__(self, lifter: Lifter, elements: bool) -> None:
-        self.lifter, self.elements, self.too_much = lifter, elements, False
+    def __init__(self, lifter: Lifter, stream: bool) -> None:
+        self.lifter, self.stream = lifter, stream
+        self.event = ""  # the name that an event's line gives the document
+        self.too_much = False
         self.reset()
 
     def reset(self) -> None:
@@ -3538,7 +3542,7 @@ class JsonReader:
         self.open.append(len(self.text) - 1)
         if len(self.open) > DEEPEST:
             yield from self._give_up(f"more than {DEEPEST} brackets within brackets")
-        elif len(self.open) == 2 and self.elements:
+        elif len(self.open) == 2 and not self.stream:
             found = LIST_NAME.search(self.text, max(len(self.text) - 64, 0))
             self.list = found[1].decode() if found else ""
 
@@ -3560,34 +3564,28 @@ class JsonReader:
             yield Document("too much", {"text": why})
         self.too_much = True
 
-    def finish(self) -> Iterator[Document]:
-        """Ends what was begun, and yields what of it was whole."""
-        yield from self.feed(b"", last=True)
-        yield from self._document()
-
     def _document(self) -> Iterator[Document]:
-        """Yields the document that has just ended, or was cut."""
-        text, cut = bytes(self.text).strip(b" \t\r\n,"), bool(self.open)
+        """Yields the document that has just ended, or was cut: by its type, the kind of its object, or its event."""
+        text, cut, too_much = bytes(self.text).strip(b" \t\r\n,"), bool(self.open), self.too_much
         self.reset()
-        if self.too_much or not text:
-            self.too_much = False
+        self.too_much = False
+        if too_much or not text:
             return
         value = parse_json(closed_early(text) if cut else text)
         if isinstance(value, dict):
-            yield Document("reply", value, cut)
+            names = ("reply", self.event, value.get("object"), value.get("type"))
+            name = next(name for name in reversed(names) if name and isinstance(name, str))
+            yield Document(name, value, cut, self.stream or isinstance(names[-1], str))
         elif text == b"[DONE]":
             yield Document("done", {})
         else:
             yield Document("garbage", {"text": text[:200].decode("utf-8", "replace")}, cut)
+        self.event = ""
 
-
-def named(document: Document, event: str = "", stream: bool = True) -> Document:
-    """Returns a whole document by its type, the kind of its object, or the name of its event."""
-    if document.name != "reply":
-        return document
-    names = (document.value.get("type"), document.value.get("object"), event)
-    name = next((name for name in names if name and isinstance(name, str)), "reply")
-    return document._replace(name=name, stream=stream or isinstance(names[0], str))
+    def finish(self) -> Iterator[Document]:
+        """Ends what was begun, and yields what of it was whole."""
+        yield from self.feed(b"", last=True)
+        yield from self._document()
 
 
 LONGEST_NAME = 1000  # characters of a line that is no data: what is longer names no event
@@ -3602,7 +3600,7 @@ class SseReader:
 
     # https://html.spec.whatwg.org/multipage/server-sent-events.html#parsing-an-event-stream
     def __init__(self, lifter: Lifter) -> None:
-        self.json, self.name = JsonReader(lifter, elements=False), ""
+        self.json = JsonReader(lifter, stream=True)
         self.line, self.in_data, self.after_cr = b"", False, False
 
     def feed(self, data: bytes) -> Iterator[Document]:
@@ -3625,27 +3623,22 @@ class SseReader:
                 return
             self.in_data, piece = True, self.line[6 if self.line[5:6] == b" " else 5 :]
             if self.json.quoted and piece.lstrip()[:1] == b"{":
-                yield from self._events(self.json.finish())
-        yield from self._events(self.json.feed(piece))
+                yield from self.json.finish()
+        yield from self.json.feed(piece)
 
     def _end_line(self) -> Iterator[Document]:
         line, self.line = self.line, b""
         in_data, self.in_data = self.in_data, False
         # An event that was not complete when the next one began, or data that is no JSON.
         if not (self.json.open if in_data else line.startswith(b":")):
-            yield from self._events(self.json.finish())
+            yield from self.json.finish()
         if line.startswith(b"event:"):
-            self.name = line[6:].strip().decode("utf-8", "replace")
-
-    def _events(self, documents: Iterator[Document]) -> Iterator[Document]:
-        for document in documents:
-            yield named(document, self.name)
-            self.name = ""
+            self.json.event = line[6:].strip().decode("utf-8", "replace")
 
     def finish(self) -> Iterator[Document]:
         """Yields the event the stream ended with, or within."""
         yield from self._piece(b"", ended=True)
-        yield from self._events(self.json.finish())
+        yield from self.json.finish()
 
 
 class ReplyReader:
@@ -3655,7 +3648,6 @@ class ReplyReader:
         self.inflater, self.lifter = Inflater(encoding), Lifter(new_picture)
         self.reader: JsonReader | SseReader | None = None
         self.start = b""
-        self.done = False  # the reply says that nothing follows
 
     def feed(self, data: bytes) -> Iterator[Document]:
         """Takes the next bytes of the reply."""
@@ -3668,24 +3660,19 @@ class ReplyReader:
             if len(data) < 8 and not last:
                 return
             if data[:1] in (b"{", b"["):
-                self.reader = JsonReader(self.lifter, elements=True)
+                self.reader = JsonReader(self.lifter, stream=False)
             elif re.match(rb"(data|event|id|retry)?:|(data|event|id|retry)\s*$", data):
                 self.reader = SseReader(self.lifter)
             else:
                 self.start = data[:4096]
                 return
-        yield from self._named(self.reader.feed(data))
-
-    def _named(self, documents: Iterator[Document]) -> Iterator[Document]:
-        for document in documents:
-            self.done = self.done or document.name == "done"
-            yield document if document.stream else named(document, stream=False)
+        yield from self.reader.feed(data)
 
     def finish(self) -> Iterator[Document]:
         """Ends the reply; a garbage document holds the start of one that is neither JSON nor events."""
         yield from self._read(self.inflater.finish(), last=True)
         if self.reader:
-            yield from self._named(self.reader.finish())
+            yield from self.reader.finish()
         elif self.start:
             yield Document("garbage", {"text": self.start.decode("utf-8", "replace")})
 
@@ -3879,26 +3866,6 @@ class Preview:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-class Context(NamedTuple):
-    """What a command may touch beside files: streams, environment, transport, time; tests hand in their own."""
-
-    console: Console
-    stdin: IO[str]
-    environ: Mapping[str, str]
-    dotenv: Dotenv
-    transport: Transport
-    sleep: Callable[[float], None]
-    stop: Stop
-    temp_files: TempFiles
-    progress: Progress
-
-    def client(self, settings: Settings) -> Client:
-        """Returns what sends the requests of a command."""
-        retries, billable = settings.get("max-retries"), bool(settings.get("retry-billable"))
-        timeout = settings.get("timeout")
-        return Client(self.transport, timeout, retries, billable, self.sleep, self.stop, self.progress)
-
-
 class Result:
     """What one call has come to: all that is reported of it."""
 
@@ -3972,7 +3939,6 @@ class Call:
 
     def __init__(self, context: Context, settings: Settings, names: OutputNames, result: Result) -> None:
         self.context, self.settings, self.names, self.result = context, settings, names, result
-        self.client = context.client(settings)
         self.shown: Callable[[str], None] = lambda path: None
         if settings.get("preview"):
             self.shown = Preview(context.console, context.environ).show
@@ -3985,7 +3951,7 @@ class Call:
 
     def begin(self, encoding: str = "") -> None:
         """Makes ready for the first reply, or for another one that goes on with the same pictures."""
-        self.cut, self.understood = False, False
+        self.cut, self.understood, self.over = False, False, False
         self.reader = ReplyReader(self.new_picture, encoding)
         self.chat = Lifter(self.new_picture)
         self.words: list[str] = []  # of a chat message
@@ -3996,6 +3962,16 @@ class Call:
 
     # Receive: bytes -> documents -> what they mean
 
+    def send(self, request: Request) -> Failure | None:
+        """Sends the request and receives the reply; returns how that failed, or raises a Failure if it was refused."""
+        try:
+            reply = exchange(self.context, self.settings, request, self.result.tries)
+        except Failure:
+            self.kept.write(self.result.tries.refusal)
+            self.keep(always=False)
+            raise
+        return self.receive(reply)
+
     def receive(self, reply: Reply) -> Failure | None:
         """Reads a reply to its end; whatever happens, the pictures that were complete are saved. Returns how it failed."""
         kept, failure = KeptReply(self.names.folder), None
@@ -4004,7 +3980,7 @@ class Call:
             for chunk in iter(reply.read, b""):
                 kept.write(chunk)
                 failure = failure or self._safely(self.reader.feed(chunk))
-                if self.reader.done or self.context.stop.requested:
+                if self.over or self.context.stop.requested:
                     break
         except KeyboardInterrupt:
             self.context.stop.requested = True
@@ -4060,7 +4036,9 @@ class Call:
             self.trouble(garbage_failure(document.value["text"]))
         elif document.name == "too much":
             self.trouble(Failure(UNREADABLE, f"the reply holds {document.value['text']}", rule="reply-too-long"))
-        elif document.name != "done":
+        elif document.name == "done":
+            self.over = True
+        else:
             for event in read_document(document):
                 self.understood = self.understood or event.kind != "facts" or bool(set(event.body) - set(LISTS))
                 self.act(event)
@@ -4152,7 +4130,7 @@ class Call:
             return Failure(UNREADABLE, f"the reply holds a URL and no picture: {url[:500]}", "fetch it yourself")
         request = Request("GET", url, [("Accept", "image/*"), ("User-Agent", f"gpt-image/{__version__}")])
         try:
-            reply = self.client.exchange(request)
+            reply = exchange(self.context, self.settings, request)
         except Failure as failure:
             return Failure(NETWORK, f"the picture at {url[:200]} cannot be fetched: {failure.message}", failure.hint)
         for chunk in iter(reply.read, b""):
@@ -4246,18 +4224,14 @@ class Call:
             "model": result.model, "output": os.path.basename(self.names.stem) + self.names.suffix,
             "stream": bool(settings.get("stream")), "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         }  # fmt: skip
-        for number in itertools.count(1):
-            target = self.names.beside(f"-{number}.session.json" if number > 1 else ".session.json")
-            try:
-                with open(target, "x", encoding="utf-8") as file:
-                    file.write(console.clean(json.dumps(session, indent=2)) + "\n")
-                break
-            except FileExistsError:
-                continue
-            except OSError as error:
-                console.warn(f"{target}: {error.strerror}; the response is {response_id}")
-                return
-        result.session_file = target
+        target = self.names.beside(".session.json")
+        try:
+            with self.context.temp_files.create(os.path.dirname(target) or ".") as file:
+                write_all(file, console.clean(json.dumps(session, indent=2) + "\n").encode())
+            result.session_file = self.context.temp_files.place(file.name, target)
+        except OSError as error:
+            console.warn(f"{target}: {error.strerror}; the response is {response_id}")
+            return
         console.tell(f"queued; if this is interrupted: {self.resume_command()}")
 
     def forget_session(self) -> None:
@@ -4275,7 +4249,8 @@ class Call:
         path = f"/responses/{quoted_id(str(self.result.facts['id']))}" + "/cancel" * cancel
         body = JsonHoles().body({}) if cancel else None
         method, url = "POST" if cancel else "GET", api_url(self.settings, path, query)
-        return self.client.exchange(Request(method, url, api_headers(self.settings, body), body))
+        request = Request(method, url, api_headers(self.settings, body), body)
+        return exchange(self.context, self.settings, request)
 
     def read_again(self, whole: bool = False) -> Failure | None:
         """Reads the response anew: a background stream from where it was cut, any other whole."""
@@ -4334,26 +4309,32 @@ class Call:
 
     # Conclude: was everything there that was asked for, and what is kept if not
 
+    def keep(self, always: bool) -> None:
+        """Keeps the reply where --save-response says, or beside the outputs if it must be kept always."""
+        path = self.settings.get("save-response")
+        if path or always:
+            target, overwrite = path or self.names.beside(".reply"), bool(path and self.names.overwrite)
+            temp_files, console = self.context.temp_files, self.context.console
+            self.result.saved_response = self.kept.keep(target, overwrite, temp_files, console)
+        self.kept.close()
+
     def conclude(self, failure: Failure | None, wanted: int) -> int:
         """Ends the call: success, or the failure with what was received kept."""
-        result, context, path = self.result, self.context, self.settings.get("save-response")
+        result, console = self.result, self.context.console
         failure = self._judged(failure, wanted)
-        queued = result.session_file and result.facts.get("status") not in ENDED
-        if path or failure and not queued:  # a reply that says "queued" is of no use
-            target, replaces = path or self.names.beside(".reply"), bool(path and self.names.overwrite)
-            result.saved_response = self.kept.keep(target, replaces, context.temp_files, context.console)
-        self.kept.close()
+        queued = result.session_file and result.facts.get("status") not in ENDED  # its reply is of no use
+        self.keep(always=bool(failure and not queued))
         if failure and queued:
             failure.details["recovery"] = self.resume_command()
         elif failure and result.saved_response:
             output = shell_quoted(self.names.beside("-recovered" + self.names.suffix))
             command = f"{program()} extract {shell_quoted(result.saved_response)} --output {output}"
             failure.details["recovery"] = command
-            context.console.say(f"what was received is kept; to take the pictures out of it: {command}")
+            console.say(f"what was received is kept; to take the pictures out of it: {command}")
         if failure:
             raise failure
         if result.text and not result.images:
-            context.console.warn("the model answered in words only")
+            console.warn("the model answered in words only")
         return OK
 
     def _judged(self, failure: Failure | None, wanted: int) -> Failure | None:
@@ -4601,29 +4582,11 @@ def shown_settings(settings: Settings) -> Json:
     return rows
 
 
-def save_refusal(context: Context, settings: Settings, result: Result) -> None:
-    """Keeps the body of a refused call where --save-response says, without the key."""
-    path = settings.get("save-response")
-    if path and result.tries.refusal:
-        try:
-            with context.temp_files.create(os.path.dirname(path) or ".") as file:
-                for block in context.console.cleaned([result.tries.refusal]):
-                    write_all(file, block)
-            result.saved_response = context.temp_files.place(file.name, path, bool(settings.get("overwrite")))
-        except OSError as error:
-            context.console.warn(f"{path}: {error.strerror}")
-
-
 def make_call(context: Context, checked: Checked, names: OutputNames, request: Request, result: Result) -> int:
     """Sends a call that has passed all checks and saves what comes of it."""
     settings = checked.settings
-    try:
-        reply = context.client(settings).exchange(request, result.tries)
-    except Failure:
-        save_refusal(context, settings, result)
-        raise
     made = Call(context, settings, names, result)
-    failure = made.receive(reply)
+    failure = made.send(request)
     if result.route == "responses":
         failure = made.settle(failure)
     free = settings.get("tool-choice") in ("auto", "none") and result.route == "responses"  # to answer in words
@@ -4884,7 +4847,7 @@ def check_endpoint(context: Context, settings: Settings) -> int:
     """Asks the endpoint for its models, which is free of charge, and says whether the key is accepted."""
     check_key(settings)
     url = api_url(settings, "/models")
-    reply = context.client(settings).exchange(Request("GET", url, api_headers(settings, None)))
+    reply = exchange(context, settings, Request("GET", url, api_headers(settings, None)))
     listed = as_object(parse_json(read_body(reply))).get("data")
     if not isinstance(listed, list):
         hint = "is the base URL right? It usually ends in /v1"
