@@ -104,10 +104,14 @@ def envelope(message: str, code: str | None = None, **more: Any) -> Fields:
     return {"error": {"message": message, "type": "invalid_request_error", "param": None, "code": code, **more}}
 
 
-def refusal(status: int, message: str, code: str | None = None, headers: Pairs = (), **more: Any) -> Answer:
-    """An error reply, to be raised."""
-    body = json.dumps(envelope(message, code, **more), indent=2).encode()
-    return Answer(page(status, "application/json", body, headers))
+def problem(status: int, message: str, code: str | None = None, headers: Pairs = (), **more: Any) -> Reply:
+    """A reply with an error object."""
+    return page(status, "application/json", json.dumps(envelope(message, code, **more), indent=2).encode(), headers)
+
+
+def refusal(status: int, message: str, code: str | None = None, **more: Any) -> Answer:
+    """The same, to be raised."""
+    return Answer(problem(status, message, code, **more))
 
 
 def invalid(param: str, message: str, code: str = "invalid_value") -> Answer:
@@ -253,9 +257,9 @@ class Recorded:
     json: Any = None
     form: list[Part] | None = None
 
-    def header(self, name: str, default: str = "") -> str:
+    def header(self, name: str) -> str:
         """The first header of this name."""
-        return next((value for key, value in self.headers if key.lower() == name.lower()), default)
+        return next((value for key, value in self.headers if key.lower() == name.lower()), "")
 
 
 class Incoming:
@@ -592,8 +596,9 @@ class Stored:
 class Studio:
     """What one gateway keeps between requests."""
 
-    def __init__(self, key: str, delay: float, polls: int) -> None:
+    def __init__(self, key: str, delay: float, polls: int, **origins: str) -> None:
         self.key, self.delay, self.polls = key, delay, polls
+        self.origins = origins
         self.closing = threading.Event()
         self.lock = threading.Lock()
         self.painted: list[Picture] = []
@@ -623,7 +628,6 @@ class Exchange:
     """One request on its way to a reply."""
 
     studio: Studio
-    origins: dict[str, str]  # "own" and "elsewhere"
     incoming: Incoming
     request: Recorded
     scenario: Scenario
@@ -634,6 +638,12 @@ class Exchange:
         """Sleep, unless the gateway closes."""
         if self.studio.closing.wait(seconds) or seconds is None:
             raise Gone
+
+    def interfere(self, *stages: str) -> None:
+        """Let the scenario answer by itself, if this is its stage."""
+        deed = self.scenario.deed
+        if deed and self.scenario.stage in stages:
+            raise Answer(deed(self) if callable(deed) else deed)
 
     def name(self, prefix: str) -> str:
         """A new id in the scenario's manner."""
@@ -657,7 +667,7 @@ class Exchange:
         name = urllib.parse.quote(self.name("img_"), safe="") + "." + picture.format
         self.studio.served[name] = picture
         kind, hole = picture.media_type, self.studio.hole(picture) if form == DATA_URL else ""
-        return form.format(**self.origins, name=name, type=kind, hole=hole)
+        return form.format(**self.studio.origins, name=name, type=kind, hole=hole)
 
     def deliver(self, picture: Picture, usual: str) -> Fields:
         """A picture as it stands in JSON: its base64 in a field, and on the Images routes perhaps a URL."""
@@ -705,7 +715,7 @@ class Scenario(NamedTuple):
 
     name: str
     line: str
-    deed: Callable[[Exchange], Exception] | None = None  # answers or hangs up by itself
+    deed: Reply | Callable[[Exchange], Reply] | None = None  # answers or hangs up by itself
     stage: str = "body"  # when: at "connect", after the "head", or after the "body"
     times: int = 0  # for so many requests; 0: for all
     job: Callable[[Job], Job] = lambda job: job
@@ -968,8 +978,9 @@ def read_messages(body: Fields, field: str) -> tuple[str, list[str]]:
         path = f"{field}[{number}]."
         need(message, "role", str, path)
         content = need(message, "content", object, path)
+        parts: list[Fields] = [{"type": said, "text": content}] if isinstance(content, str) else content
         texts = []
-        for part in [{"type": said, "text": content}] if isinstance(content, str) else content:
+        for part in parts:
             if need(part, "type", str, path + "content.") not in (said, drawn):
                 raise invalid(path + "content.type", f"supported values are {said} and {drawn}")
             if part["type"] == said:
@@ -989,12 +1000,12 @@ def image_tool(body: Fields) -> Fields:
 
 def tool_mode(chosen: Any, tool: Fields) -> str:
     """Whether the image tool is required, left to the model (auto) or forbidden (none)."""
-    mode = "required" if chosen == {"type": "image_generation"} else chosen
-    if isinstance(mode, dict) and mode.get("type") == "allowed_tools":
-        mode = mode.get("mode", "auto")
+    mode: Any = "required" if chosen == {"type": "image_generation"} else chosen
+    if isinstance(chosen, dict) and chosen.get("type") == "allowed_tools":
+        mode = chosen.get("mode", "auto")
     if mode not in ("auto", "none", "required") or (isinstance(chosen, dict) and not tool):
         raise invalid("tool_choice", f"no choice of the API, or of no tool here: {json.dumps(chosen)[:80]}")
-    return mode if tool else "none"
+    return str(mode) if tool else "none"
 
 
 NUMBERS = {"two": 2, "three": 3, "four": 4, "five": 5}
@@ -1129,7 +1140,7 @@ def get_picture(exchange: Exchange) -> Reply:
     _, kind, name = exchange.request.path.split("/", 2)
     picture = exchange.studio.served.get(name)
     if kind == "redirect":
-        return page(302, "text/plain", b"", (("Location", f"{exchange.origins['elsewhere']}/pictures/{name}"),))
+        return page(302, "text/plain", b"", (("Location", f"{exchange.studio.origins['elsewhere']}/pictures/{name}"),))
     if name == "page.html":
         return page(200, "text/html", HTML % b"Sign in to see this picture")
     if picture is None:
@@ -1142,50 +1153,62 @@ def get_picture(exchange: Exchange) -> Reply:
 Send = Callable[[Exchange, Reply], Iterator[bytes]]
 
 
-def told_key(exchange: Exchange, status: int) -> Answer:
+def told_key(status: int) -> Callable[[Exchange], Reply]:
     """An error that repeats the key, in its text and in a header."""
-    key = exchange.studio.key
-    message = f"Incorrect API key provided: {key}. Header was 'Authorization: Bearer {key}'."
-    return refusal(status, message, "invalid_api_key", (("X-Debug-Authorization", f"Bearer {key}"),))
+
+    def deed(exchange: Exchange) -> Reply:
+        key = exchange.studio.key
+        message = f"Incorrect API key provided: {key}. Header was 'Authorization: Bearer {key}'."
+        return problem(status, message, "invalid_api_key", (("X-Debug-Authorization", f"Bearer {key}"),))
+
+    return deed
 
 
-def limited_until(exchange: Exchange) -> Answer:
+def limited_until(exchange: Exchange) -> Reply:
     """429 with a date a second ahead."""
     date = email.utils.formatdate(math.ceil(time.time()) + 1, usegmt=True)
-    return refusal(429, "Rate limit reached.", "rate_limit_exceeded", (("Retry-After", date),), type="requests")
+    return problem(429, "Rate limit reached.", "rate_limit_exceeded", (("Retry-After", date),), type="requests")
 
 
-def redirect(exchange: Exchange, status: int, place: str) -> Answer:
+def redirect(status: int, place: str) -> Callable[[Exchange], Reply]:
     """A redirect to the same path at another place."""
-    target = place.format(**exchange.origins) + exchange.request.path
-    return Answer(page(status, "text/plain", b"", (("Location", target),)))
+
+    def deed(exchange: Exchange) -> Reply:
+        target = place.format(**exchange.studio.origins) + exchange.request.path
+        return page(status, "text/plain", b"", (("Location", target),))
+
+    return deed
 
 
-def early(exchange: Exchange, answer: Answer) -> Answer:
+def early(reply: Reply) -> Callable[[Exchange], Reply]:
     """Answer and close while the body is on its way."""
-    incoming, request = exchange.incoming, exchange.request
-    while request.body_bytes < min(1 << 16, exchange.length // 2) and (incoming.buffer or incoming.more()):
-        request.body_bytes += len(incoming.buffer)
-        incoming.buffer = b""
-    return answer.closing()
+
+    def deed(exchange: Exchange) -> Reply:
+        incoming, request = exchange.incoming, exchange.request
+        while request.body_bytes < min(1 << 16, exchange.length // 2) and (incoming.buffer or incoming.more()):
+            request.body_bytes += len(incoming.buffer)
+            incoming.buffer = b""
+        return reply._replace(close=True)
+
+    return deed
 
 
-def hang_up(exchange: Exchange) -> Gone:
+def hang_up(exchange: Exchange) -> Reply:
     """Close the connection."""
-    return Gone()
+    raise Gone
 
 
-def reset(exchange: Exchange) -> Gone:
+def reset(exchange: Exchange) -> Reply:
     """Close the connection so that the client sees a reset."""
     linger = struct.pack("hh" if os.name == "nt" else "ii", 1, 0)
     exchange.incoming.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
-    return Gone()
+    raise Gone
 
 
-def hang(exchange: Exchange) -> Gone:
+def hang(exchange: Exchange) -> Reply:
     """Never answer."""
     exchange.wait(None)
-    return Gone()
+    raise Gone
 
 
 def stop_in(number: int, hangs: bool = False) -> Send:
@@ -1371,30 +1394,31 @@ SCENARIOS = (
     PLAIN,
     # -- turned away, with the error object
     Scenario("rate-limited-once", "429 with retry-after-ms: 20, once",
-             lambda _: refusal(429, LIMIT, headers=(("retry-after-ms", "20"),), **LIMITED), times=1),
+             problem(429, LIMIT, headers=(("retry-after-ms", "20"),), **LIMITED), times=1),
     Scenario("rate-limited-seconds", "429 with Retry-After: 1, once",
-             lambda _: refusal(429, LIMIT, headers=(("Retry-After", "1"),), **LIMITED), times=1),
+             problem(429, LIMIT, headers=(("Retry-After", "1"),), **LIMITED), times=1),
     Scenario("rate-limited-date", "429 with Retry-After: a date a second ahead, once", limited_until, times=1),
-    Scenario("slow-down-once", "429 slow_down, once", lambda _: refusal(429, "Slow down.", "slow_down", type="requests"), times=1),
+    Scenario("slow-down-once", "429 slow_down, once",
+             problem(429, "Slow down.", "slow_down", type="requests"), times=1),
     Scenario("quota", "429 insufficient_quota",
-             lambda _: refusal(429, "You exceeded your current quota.", "insufficient_quota", type="insufficient_quota")),
+             problem(429, "You exceeded your current quota.", "insufficient_quota", type="insufficient_quota")),
     Scenario("should-retry-false", "500 with x-should-retry: false",
-             lambda _: refusal(500, SERVER, headers=(("x-should-retry", "false"),), type="server_error")),
+             problem(500, SERVER, headers=(("x-should-retry", "false"),), type="server_error")),
     Scenario("should-retry-true", "400 with x-should-retry: true, once",
-             lambda _: refusal(400, "Try again.", headers=(("x-should-retry", "true"),)), times=1),
-    Scenario("fault-500-once", "500, once", lambda _: refusal(500, SERVER, type="server_error"), times=1),
-    Scenario("fault-503-once", "503, once", lambda _: refusal(503, "Overloaded.", "overloaded", type="server_error"), times=1),
-    Scenario("fault-408-once", "408, once", lambda _: refusal(408, "Request timeout."), times=1),
-    Scenario("fault-409-once", "409, once", lambda _: refusal(409, "Conflict.", "conflict"), times=1),
-    Scenario("fault-502", "502", lambda _: refusal(502, "Bad gateway.", type="server_error")),
-    Scenario("fault-504", "504", lambda _: refusal(504, "Gateway timeout.", type="server_error")),
-    Scenario("fault-524", "524 with a web page", lambda _: Answer(page(524, "text/html", HTML % b"A timeout occurred"))),
-    Scenario("bad-request", "400", lambda _: refusal(400, "Your request is wrong.", "invalid_value", param="prompt")),
+             problem(400, "Try again.", headers=(("x-should-retry", "true"),)), times=1),
+    Scenario("fault-500-once", "500, once", problem(500, SERVER, type="server_error"), times=1),
+    Scenario("fault-503-once", "503, once", problem(503, "Overloaded.", "overloaded", type="server_error"), times=1),
+    Scenario("fault-408-once", "408, once", problem(408, "Request timeout."), times=1),
+    Scenario("fault-409-once", "409, once", problem(409, "Conflict.", "conflict"), times=1),
+    Scenario("fault-502", "502", problem(502, "Bad gateway.", type="server_error")),
+    Scenario("fault-504", "504", problem(504, "Gateway timeout.", type="server_error")),
+    Scenario("fault-524", "524 with a web page", page(524, "text/html", HTML % b"A timeout occurred")),
+    Scenario("bad-request", "400", problem(400, "Your request is wrong.", "invalid_value", param="prompt")),
     Scenario("moderation", "400 moderation_blocked with details",
-             lambda _: refusal(400, "Your request was rejected by the safety system.", "moderation_blocked", **MODERATED)),
-    Scenario("forbidden", "403", lambda _: refusal(403, "Your organization must be verified to use this model.", None)),
+             problem(400, "Your request was rejected by the safety system.", "moderation_blocked", **MODERATED)),
+    Scenario("forbidden", "403", problem(403, "Your organization must be verified to use this model.", None)),
     Scenario("not-found", "404 model_not_found",
-             lambda _: refusal(404, "The model does not exist or you do not have access to it.", "model_not_found", param="model")),
+             problem(404, "There is no such model, or not for you.", "model_not_found", param="model")),
     # -- the connection
     Scenario("close-at-connect", "closes before it reads", hang_up, "connect"),
     Scenario("close-before-reply", "reads the request and closes", hang_up),
@@ -1404,29 +1428,29 @@ SCENARIOS = (
     Scenario("cut-in-mid-picture", "closes in the first picture", send=stop_in(1)),
     Scenario("cut-in-third-picture", "closes in the third picture, or the last", send=stop_in(3)),
     Scenario("cut-after-last-picture", "closes before the closing braces", send=stop_after_pictures),
-    Scenario("short-content-length", "announces 64 bytes more than it sends", reply={"missing": 64, "framing": "length"}),
+    Scenario("short-content-length", "announces 64 bytes more than it sends",
+             reply={"missing": 64, "framing": "length"}),
     Scenario("chunked", "JSON without a length", reply=CHUNKED),
     Scenario("trickle", "the body in tiny pieces", send=tiny_pieces),
     Scenario("interim-102", "103 and twice 102 before the answer", reply={"interim": HINTS}),
     Scenario("gzip", "a compressed body", headers=(("Content-Encoding", "gzip"),), body=gzip.compress),
     Scenario("early-401", "401 while the upload goes on",
-             lambda exchange: early(exchange, refusal(401, "Invalid key.", "invalid_api_key")), "head"),
-    Scenario("early-413", "413 while the upload goes on",
-             lambda exchange: early(exchange, refusal(413, "Too large.")), "head"),
-    Scenario("redirect", "307 to the second origin", lambda exchange: redirect(exchange, 307, "{elsewhere}")),
-    Scenario("redirect-302", "302 to the second origin", lambda exchange: redirect(exchange, 302, "{elsewhere}")),
-    Scenario("redirect-same-origin", "307 to another path", lambda exchange: redirect(exchange, 307, "{own}/moved")),
+             early(problem(401, "Invalid key.", "invalid_api_key")), "head"),
+    Scenario("early-413", "413 while the upload goes on", early(problem(413, "Too large.")), "head"),
+    Scenario("redirect", "307 to the second origin", redirect(307, "{elsewhere}")),
+    Scenario("redirect-302", "302 to the second origin", redirect(302, "{elsewhere}")),
+    Scenario("redirect-same-origin", "307 to another path", redirect(307, "{own}/moved")),
     # -- replies that are something else
-    Scenario("html-error", "502 with a web page", lambda _: Answer(page(502, "text/html", HTML % b"502 Bad Gateway"))),
-    Scenario("html-200", "200 with a web page", lambda _: Answer(page(200, "text/html", HTML % b"Welcome to nginx"))),
-    Scenario("error-in-200", "200 with an error object", lambda _: Answer(page(200, "application/json", JSON_ERROR))),
+    Scenario("html-error", "502 with a web page", page(502, "text/html", HTML % b"502 Bad Gateway")),
+    Scenario("html-200", "200 with a web page", page(200, "text/html", HTML % b"Welcome to nginx")),
+    Scenario("error-in-200", "200 with an error object", page(200, "application/json", JSON_ERROR)),
     Scenario("error-in-200-late", "200, blank lines, an error object",
-             lambda _: Answer(page(200, "application/json", JSON_ERROR)._replace(**CHUNKED)), send=BLANKS),
-    Scenario("key-in-error", "401 that repeats the key", lambda exchange: told_key(exchange, 401)),
-    Scenario("key-in-400", "400 that repeats the key", lambda exchange: told_key(exchange, 400)),
+             page(200, "application/json", JSON_ERROR)._replace(**CHUNKED), send=BLANKS),
+    Scenario("key-in-error", "401 that repeats the key", told_key(401)),
+    Scenario("key-in-400", "400 that repeats the key", told_key(400)),
     Scenario("key-in-reply", "pictures, and the key in the texts", document=tell_key),
-    Scenario("empty-body", "200 and nothing", lambda _: Answer(page(200, "application/json", b""))),
-    Scenario("garbage", "200 and noise", lambda _: Answer(page(200, "application/json", NOISE))),
+    Scenario("empty-body", "200 and nothing", page(200, "application/json", b"")),
+    Scenario("garbage", "200 and noise", page(200, "application/json", NOISE)),
     # -- base64
     Scenario("escaped-slashes", "each / as \\/", text=lambda text: text.replace(b"/", b"\\/")),
     Scenario("unicode-escapes", "each + and = as \\u002B and \\u003d",
@@ -1528,10 +1552,9 @@ def check_key(exchange: Exchange) -> None:
 
 def receive(exchange: Exchange) -> None:
     """Read the body, or answer early."""
-    request, scenario = exchange.request, exchange.scenario
+    request = exchange.request
     exchange.length = read_length(request)
-    if scenario.deed and scenario.stage != "body":
-        raise scenario.deed(exchange)
+    exchange.interfere("connect", "head")
     if request.header("Expect").lower() == "100-continue":
         exchange.incoming.sock.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
     try:
@@ -1549,8 +1572,7 @@ def api_reply(exchange: Exchange) -> Reply:
         if studio.queue and exchange.request.method == "POST":
             return studio.queue.pop(0)
     check_key(exchange)
-    if scenario.deed:
-        raise scenario.deed(exchange)
+    exchange.interfere("body")
     reply = route_reply(exchange)
     if scenario.body:
         reply = reply._replace(pieces=[Piece(scenario.body(b"".join(piece.data for piece in reply.pieces)))])
@@ -1613,8 +1635,7 @@ class Line:
         head = self.incoming.head()
         if not head:
             return False
-        origins = {"own": self.gateway.origin, "elsewhere": self.gateway.elsewhere.origin}
-        exchange = Exchange(self.gateway.studio, origins, self.incoming, Recorded("?", "?", []), PLAIN)
+        exchange = Exchange(self.gateway.studio, self.incoming, Recorded("?", "?", []), PLAIN)
         try:
             exchange.request = read_head(head)
             self.origin.requests.append(exchange.request)
@@ -1657,7 +1678,7 @@ class Gateway:
         self.key, self.log = key, False
         self.own, self.elsewhere = Origin(port), Origin()
         self.url, self.origin, self.requests = self.own.url, self.own.origin, self.own.requests
-        self.studio = Studio(key, delay, polls)
+        self.studio = Studio(key, delay, polls, own=self.origin, elsewhere=self.elsewhere.origin)
         self.connections = 0
         self._uses: dict[str, int] = {}
         self._open: dict[socket.socket, threading.Thread] = {}

@@ -423,25 +423,16 @@ def measure_jpeg(data: bytes) -> Measure:
     return Measure("jpeg", 0, 0, False)
 
 
-def measure_webp(data: bytes) -> Measure:
-    """Read the size out of the first chunk of a WebP file, whichever of the three it is."""
-    if data[12:16] == b"VP8L":
-        bits = int.from_bytes(data[21:25], "little")
-        return Measure("webp", (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1, bool(bits >> 28 & 1))
-    if data[12:16] == b"VP8X":
-        width, height = (int.from_bytes(data[at : at + 3], "little") + 1 for at in (24, 27))
-        return Measure("webp", width, height, bool(data[20] & 0x10))
-    width, height = (int.from_bytes(data[at : at + 2], "little") & 0x3FFF for at in (26, 28))
-    return Measure("webp", width, height, False)
-
-
 def measure(data: bytes) -> Measure | None:
     """Format, size and alpha channel by the first bytes of a file, or None when it is no picture."""
     if data[:8] == b"\x89PNG\r\n\x1a\n" and data[12:16] == b"IHDR" and len(data) >= 33:
         width, height = struct.unpack(">II", data[16:24])
         return Measure("png", width, height, data[25] in (4, 6) or b"tRNS" in data)
-    if data[:4] == b"RIFF" and data[8:12] == b"WEBP" and len(data) >= 30:
-        return measure_webp(data)
+    if data[:4] == b"RIFF" and data[8:16] == b"WEBPVP8L":
+        bits = int.from_bytes(data[21:25], "little")
+        return Measure("webp", (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1, bool(bits >> 28 & 1))
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return Measure("webp", 0, 0, False)
     if data[:3] == b"\xff\xd8\xff":
         return measure_jpeg(data)
     if data[:6] in (b"GIF87a", b"GIF89a") and len(data) >= 10:
