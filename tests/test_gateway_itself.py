@@ -45,24 +45,6 @@ class Outcome(NamedTuple):
         """The body as JSON."""
         return json.loads(self.body)
 
-    @property
-    def error(self) -> Fields:
-        """The error object."""
-        error = self.json["error"]
-        return error if isinstance(error, dict) else {}
-
-    @property
-    def events(self) -> list[Fields]:
-        """The documents of an event stream, each data line by itself."""
-        lines = [line[6:] for line in self.body.decode().splitlines() if line.startswith("data: ")]
-        return [json.loads(line) for line in lines if line != "[DONE]"]
-
-    @property
-    def kinds(self) -> list[str]:
-        """The types of the events, without what they have in common."""
-        start = re.compile(r"^(image_generation|image_edit|response)\.")
-        return [start.sub("", event.get("type", "")) for event in self.events]
-
 
 def ask(
     gateway: Gateway,
@@ -103,6 +85,7 @@ def file_part(name: str, data: bytes, kind: str = "image/png", filename: str = "
     return f'name="{name}"; filename="{filename}"\r\nContent-Type: {kind}', data
 
 
+HEAD = f"POST {GENERATIONS} HTTP/1.1\r\nContent-Type: application/json\r\napi-key: {stand_in.KEY}\r\n".encode()
 FORM_TYPE = {"Content-Type": "multipart/form-data; boundary=xXx"}
 TEXTS = [('name="model"', b"small"), ('name="prompt"', b"A lake"), ('name="size"', b"48x32")]
 
@@ -127,8 +110,8 @@ class GatewayCase(unittest.TestCase):
         self.addCleanup(gateway.close)
         return gateway
 
-    def post(self, gateway: Gateway, path: str, body: bytes | Fields, **headers: str) -> Outcome:
-        return ask(gateway, "POST", path, body, {name.replace("_", "-"): value for name, value in headers.items()})
+    def post(self, gateway: Gateway, path: str, body: bytes | Fields) -> Outcome:
+        return ask(gateway, "POST", path, body)
 
 
 class PicturesTest(unittest.TestCase):
@@ -180,29 +163,12 @@ class RoutesTest(GatewayCase):
             with self.subTest(quality, size=size):
                 self.assertEqual(self.post(gateway, GENERATIONS, body).json["usage"]["output_tokens"], tokens)
 
-    def test_a_stream_has_previews_and_then_the_picture(self) -> None:
-        gateway = self.start()
-        out = self.post(gateway, GENERATIONS, {**SMALL, "stream": True, "partial_images": 2})
-        self.assertEqual(out.kinds, ["partial_image", "partial_image", "completed"])
-        self.assertIn(b"event: image_generation.completed\ndata: {", out.body)
-        self.assertEqual([event.get("partial_image_index") for event in out.events], [0, 1, None])
-        painted = [base64.b64decode(event["b64_json"]) for event in out.events]
-        self.assertEqual(painted, gateway.previews + gateway.pictures)
-
-    def test_an_edit_looks_different_with_another_input(self) -> None:
-        gateway = self.start()
-        names = ("image[]", "image", "image[0]", "image[]")
-        for name, seed in zip(names, (b"a", b"a", b"a", b"b")):
-            parts = [*TEXTS, file_part(name, pictures.picture(seed, "png", 32, 32))]
-            self.assertEqual(ask(gateway, "POST", EDITS, form(parts), FORM_TYPE).status, 200)
-        self.assertEqual([gateway.pictures.index(each) for each in gateway.pictures], [0, 0, 0, 3])
-
     def test_an_edit_may_come_as_json(self) -> None:
         gateway = self.start()
         url = "data:image/webp;base64," + base64.b64encode(pictures.picture(b"a", "webp", 32, 32)).decode()
         images = [{"image_url": url}, {"file_id": "file-1"}, {"image_url": "https://example.com/a.png"}]
         out = self.post(gateway, EDITS, {**SMALL, "images": images, "moderation": "low", "stream": True})
-        self.assertEqual([event["type"] for event in out.events], ["image_edit.completed"])
+        self.assertTrue(out.body.startswith(b"event: image_edit.completed\ndata: {"))
 
     def test_a_form_is_recorded_part_by_part(self) -> None:
         gateway = self.start()
@@ -232,58 +198,12 @@ class RoutesTest(GatewayCase):
                 out = self.post(gateway, RESPONSES, {**TALK, "tool_choice": choice, "input": words})
                 self.assertEqual([item["type"] for item in out.json["output"]], kinds)
 
-    def test_the_events_of_a_response_are_numbered_and_complete(self) -> None:
-        gateway = self.start()
-        body = {**TALK, "input": "text and picture", "stream": True, "tools": [{**TOOL, "partial_images": 1}]}
-        out = self.post(gateway, RESPONSES, body)
-        self.assertEqual([event["sequence_number"] for event in out.events], list(range(len(out.events))))
-        self.assertEqual((out.kinds[0], out.kinds[-1]), ("created", "completed"))
-        for kind in ("image_generation_call.partial_image", "output_text.delta", "output_text.done"):
-            self.assertIn(kind, out.kinds)
-        self.assertEqual(out.kinds.count("output_item.done"), 2)
-        final = base64.b64decode(out.events[-1]["response"]["output"][0]["result"])
-        self.assertEqual([final], gateway.pictures)
-
     def test_a_response_is_had_again_and_continued_if_it_was_stored(self) -> None:
         gateway = self.start()
         for store, status in ((True, 200), (False, 404)):
             name = self.post(gateway, RESPONSES, {**TALK, "store": store}).json["id"]
             self.assertEqual(ask(gateway, "GET", f"{RESPONSES}/{name}").status, status)
             self.assertEqual(self.post(gateway, RESPONSES, {**TALK, "previous_response_id": name}).status, status)
-
-    def test_a_background_response_is_queued_then_in_progress_then_completed(self) -> None:
-        gateway = self.start(polls=2)
-        queued = self.post(gateway, RESPONSES, {**TALK, "background": True}).json
-        seen = [ask(gateway, "GET", f"{RESPONSES}/{queued['id']}").json for _ in range(4)]
-        self.assertEqual((queued["status"], queued["output"]), ("queued", []))
-        self.assertEqual([each["status"] for each in seen], ["in_progress", "in_progress", "completed", "completed"])
-        self.assertEqual(base64.b64decode(seen[2]["output"][0]["result"]), gateway.pictures[0])
-
-    def test_a_background_response_can_be_cancelled_twice(self) -> None:
-        gateway = self.start()
-        name = self.post(gateway, RESPONSES, {**TALK, "background": True}).json["id"]
-        for _ in range(2):
-            self.assertEqual(ask(gateway, "POST", f"{RESPONSES}/{name}/cancel", {}).json["status"], "cancelled")
-        self.assertEqual(ask(gateway, "GET", f"{RESPONSES}/{name}").json["status"], "cancelled")
-
-    def test_a_dropped_stream_can_be_taken_up_where_it_ended(self) -> None:
-        gateway = self.start("background-stream-dropped")
-        out = self.post(gateway, RESPONSES, {**TALK, "background": True, "stream": True})
-        self.assertEqual((out.broken, len(out.events)), ("cut", 4))
-        path = f"{RESPONSES}/{out.events[0]['response']['id']}?stream=true&starting_after=3"
-        rest = ask(gateway, "GET", path)
-        self.assertEqual(rest.events[0]["sequence_number"], 4)
-        self.assertEqual(rest.kinds[-1], "completed")
-
-    def test_chat_puts_pictures_beside_the_message(self) -> None:
-        gateway = self.start()
-        out = self.post(gateway, CHAT, SAY).json
-        url = out["choices"][0]["message"]["images"][0]["image_url"]["url"]
-        self.assertEqual(base64.b64decode(url.partition(",")[2]), gateway.pictures[0])
-        streamed = self.post(gateway, CHAT, {**SAY, "stream": True})
-        self.assertTrue(streamed.body.endswith(b"data: [DONE]\n\n"))
-        deltas = [event["choices"][0]["delta"] for event in streamed.events if event["choices"]]
-        self.assertEqual([next(iter(delta), "") for delta in deltas], ["role", "content", "images", ""])
 
 
 class RefusalsTest(GatewayCase):
@@ -321,7 +241,9 @@ class RefusalsTest(GatewayCase):
         for path, fields, code, param in table:
             with self.subTest(str(fields)[:60]):
                 out = self.post(gateway, path, {**(SMALL if path == GENERATIONS else TALK), **fields})
-                self.assertEqual((out.status, out.error["code"], out.error["param"]), (400, code, param), out.body)
+                self.assertEqual(
+                    (out.status, out.json["error"]["code"], out.json["error"]["param"]), (400, code, param), out.body
+                )
         odd = {**SMALL, "response_format": "b64_json", "style": "vivid", "quality": "hd", "moderation": None}
         self.assertEqual(self.post(gateway, GENERATIONS, odd).status, 200)  # a model that the tables do not know
 
@@ -355,7 +277,7 @@ class RefusalsTest(GatewayCase):
             with self.subTest(message):
                 out = ask(gateway, "POST", EDITS, form([*TEXTS, *parts]), FORM_TYPE)
                 self.assertEqual(out.status, 400)
-                self.assertIn(message, out.error["message"])
+                self.assertIn(message, out.json["error"]["message"])
         self.assertEqual(ask(gateway, "POST", EDITS, form([*TEXTS, image, mask]), FORM_TYPE).status, 200)
 
     def test_broken_forms_are_refused(self) -> None:
@@ -373,21 +295,19 @@ class RefusalsTest(GatewayCase):
         for body, message in table:
             with self.subTest(message):
                 out = ask(gateway, "POST", EDITS, body, FORM_TYPE)
-                self.assertIn(message, out.error["message"])
+                self.assertIn(message, out.json["error"]["message"])
 
     def test_the_length_must_be_announced_and_kept(self) -> None:
         gateway = self.start()
         body = json.dumps(SMALL).encode()
-        head = b"POST /v1/images/generations HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
-        table = (
-            (b"Transfer-Encoding: chunked\r\n\r\n", b" 411 "),
-            (b"\r\n", b" 411 "),
-            (b"Content-Length: %d\r\n\r\n" % (len(body) - 1), b" 400 "),
-            (b"Content-Length: %d\r\n\r\n" % (len(body) + 1), b" 400 "),
-        )
-        for rest, status in table:
-            with self.subTest(rest=rest), socket.create_connection(gateway.own.listener.getsockname(), 5) as sock:
-                sock.sendall(head + rest + body)
+        for header, status in (
+            (b"Transfer-Encoding: chunked", b" 411 "),
+            (b"X-None: 0", b" 411 "),
+            (b"Content-Length: %d" % (len(body) - 1), b" 400 "),
+            (b"Content-Length: %d" % (len(body) + 1), b" 400 "),
+        ):
+            with self.subTest(header), socket.create_connection(gateway.own.listener.getsockname(), 5) as sock:
+                sock.sendall(HEAD + header + b"\r\n\r\n" + body)
                 sock.shutdown(socket.SHUT_WR)
                 self.assertIn(status, sock.makefile("rb").readline())
 
@@ -479,36 +399,12 @@ class ScenariosTest(GatewayCase):
             with self.subTest(name):
                 self.assertRegex(self.seen(name, request), re.compile(pattern, re.DOTALL))
 
-    def test_what_comes_once_is_over_then(self) -> None:
-        for row in stand_in.SCENARIOS:
-            if row.times:
-                gateway = self.start(row.name)
-                self.assertEqual([ask(gateway, "GET", "/v1/models").status == 200 for _ in range(2)], [False, True])
-
-    def test_interim_replies_come_before_the_answer(self) -> None:
-        gateway = self.start("interim-102")
-        body = json.dumps(SMALL).encode()
-        head = f"POST {GENERATIONS} HTTP/1.1\r\nContent-Type: application/json\r\nConnection: close\r\n"
-        with socket.create_connection(gateway.own.listener.getsockname(), 5) as sock:
-            sock.sendall(f"{head}api-key: {gateway.key}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
-            lines = [line for line in sock.makefile("rb") if line.startswith(b"HTTP/1.1 ")]
-        self.assertEqual([int(line.split()[1]) for line in lines], [103, 102, 102, 200])
-
     def test_an_early_answer_comes_while_the_client_still_sends(self) -> None:
         gateway = self.start("early-401")
         with socket.create_connection(gateway.own.listener.getsockname(), 5) as sock:
             sock.sendall(b"POST /v1/images/edits HTTP/1.1\r\nContent-Length: 50000000\r\n\r\n" + bytes(1 << 17))
             self.assertIn(b" 401 ", sock.makefile("rb").readline())
         self.assertLess(gateway.requests[0].body_bytes, 1 << 20)
-
-    def test_a_picture_can_be_fetched_from_its_url(self) -> None:
-        gateway = self.start("url-redirect")
-        path = self.post(gateway, GENERATIONS, SMALL).json["data"][0]["url"][len(gateway.origin) :]
-        moved = ask(gateway, "GET", path)
-        self.assertEqual(moved.status, 302)
-        self.assertTrue(moved.headers["location"].startswith(gateway.elsewhere.origin + "/pictures/"))
-        fetched = ask(gateway, "GET", "/pictures/" + path.rpartition("/")[2])
-        self.assertEqual((fetched.body, fetched.headers["content-type"]), (gateway.pictures[0], "image/png"))
 
 
 def run_module(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -525,9 +421,7 @@ class GatewayTest(GatewayCase):
         gateway = self.start("hang-in-mid-picture")
         with socket.create_connection(gateway.own.listener.getsockname(), 5) as sock:
             body = json.dumps(SMALL).encode()
-            key = gateway.key.encode()
-            head = b"POST /v1/images/generations HTTP/1.1\r\nContent-Type: application/json\r\napi-key: %b\r\n"
-            sock.sendall(head % key + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+            sock.sendall(HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body)
             self.assertTrue(sock.recv(1))
             begun = time.monotonic()
             gateway.close()
@@ -542,7 +436,7 @@ class GatewayTest(GatewayCase):
         self.assertEqual(seen, [500, 200, 200, 200, 500, 200])
         with self.assertRaises(ValueError):
             gateway.scenario = "unknown"
-        self.assertEqual(self.post(gateway, *JSON, X_Gateway_Scenario="unknown").status, 400)
+        self.assertEqual(ask(gateway, "POST", *JSON, headers={"X-Gateway-Scenario": "unknown"}).status, 400)
 
     def test_raw_replies_are_played_in_order(self) -> None:
         gateway = self.start()
