@@ -15,13 +15,13 @@ import sys
 import time
 import unittest
 import zlib
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from tests import gateway as stand_in
 from tests import pictures
-from tests.gateway import Fields, Gateway
+from tests.gateway import Gateway
+from tests.wire import Fields
 
 GENERATIONS, EDITS = "/v1/images/generations", "/v1/images/edits"
 RESPONSES, CHAT = "/v1/responses", "/v1/chat/completions"
@@ -74,10 +74,15 @@ def ask(
         connection.close()
 
 
-def form(parts: Iterable[tuple[str, bytes]], boundary: bytes = b"xXx") -> bytes:
-    """A multipart body; each part is the rest of its header lines and its content."""
-    lines = [b"--%b\r\nContent-Disposition: form-data; %b\r\n\r\n%b\r\n" % (boundary, h.encode(), d) for h, d in parts]
-    return b"".join(lines) + b"--%b--\r\n" % boundary
+def post(gateway: Gateway, path: str, body: Fields) -> Outcome:
+    """Post JSON."""
+    return ask(gateway, "POST", path, body)
+
+
+def form(*parts: tuple[str, bytes]) -> bytes:
+    """The form of an edit; each further part is the rest of its header lines and its content."""
+    text = b"--xXx\r\nContent-Disposition: form-data; %b\r\n\r\n%b\r\n"
+    return b"".join(text % (head.encode(), data) for head, data in (*TEXTS, *parts)) + b"--xXx--\r\n"
 
 
 def file_part(name: str, data: bytes, kind: str = "image/png", filename: str = "a.png") -> tuple[str, bytes]:
@@ -109,9 +114,6 @@ class GatewayCase(unittest.TestCase):
         gateway = Gateway(scenario, **options)
         self.addCleanup(gateway.close)
         return gateway
-
-    def post(self, gateway: Gateway, path: str, body: bytes | Fields) -> Outcome:
-        return ask(gateway, "POST", path, body)
 
 
 class PicturesTest(unittest.TestCase):
@@ -149,7 +151,7 @@ class RoutesTest(GatewayCase):
         for form_ in ("png", "jpeg", "webp", "gif", "svg"):
             with self.subTest(form_):
                 body = {**SMALL, "output_format": form_, "n": 1 if form_ == "svg" else 2}
-                out = self.post(gateway, GENERATIONS, body)
+                out = post(gateway, GENERATIONS, body)
                 painted = [base64.b64decode(item["b64_json"], validate=True) for item in out.json["data"]]
                 self.assertEqual(painted, gateway.pictures[-len(painted) :])
                 self.assertEqual((out.json["size"], out.json["output_format"]), ("48x32", form_))
@@ -161,19 +163,19 @@ class RoutesTest(GatewayCase):
         for quality, size, tokens in (("low", "1024x1024", 196), ("high", "1536x1024", 5488), ("medium", "auto", 1756)):
             body = {"model": "gpt-image-2", "prompt": "A lake", "quality": quality, "size": size}
             with self.subTest(quality, size=size):
-                self.assertEqual(self.post(gateway, GENERATIONS, body).json["usage"]["output_tokens"], tokens)
+                self.assertEqual(post(gateway, GENERATIONS, body).json["usage"]["output_tokens"], tokens)
 
     def test_an_edit_may_come_as_json(self) -> None:
         gateway = self.start()
         url = "data:image/webp;base64," + base64.b64encode(pictures.picture(b"a", "webp", 32, 32)).decode()
         images = [{"image_url": url}, {"file_id": "file-1"}, {"image_url": "https://example.com/a.png"}]
-        out = self.post(gateway, EDITS, {**SMALL, "images": images, "moderation": "low", "stream": True})
+        out = post(gateway, EDITS, {**SMALL, "images": images, "moderation": "low", "stream": True})
         self.assertTrue(out.body.startswith(b"event: image_edit.completed\ndata: {"))
 
     def test_a_form_is_recorded_part_by_part(self) -> None:
         gateway = self.start()
         picture = pictures.picture(b"a", "png", 32, 32)
-        body = form([*TEXTS, file_part("image[]", picture, filename="sch%22ön%0D%0A.png")])
+        body = form(file_part("image[]", picture, filename="sch%22ön%0D%0A.png"))
         self.assertEqual(ask(gateway, "POST", EDITS, body, FORM_TYPE).status, 200)
         record = gateway.requests[0]
         assert record.form is not None
@@ -195,15 +197,15 @@ class RoutesTest(GatewayCase):
         )
         for choice, words, kinds in table:
             with self.subTest(words, choice=choice):
-                out = self.post(gateway, RESPONSES, {**TALK, "tool_choice": choice, "input": words})
+                out = post(gateway, RESPONSES, {**TALK, "tool_choice": choice, "input": words})
                 self.assertEqual([item["type"] for item in out.json["output"]], kinds)
 
     def test_a_response_is_had_again_and_continued_if_it_was_stored(self) -> None:
         gateway = self.start()
         for store, status in ((True, 200), (False, 404)):
-            name = self.post(gateway, RESPONSES, {**TALK, "store": store}).json["id"]
+            name = post(gateway, RESPONSES, {**TALK, "store": store}).json["id"]
             self.assertEqual(ask(gateway, "GET", f"{RESPONSES}/{name}").status, status)
-            self.assertEqual(self.post(gateway, RESPONSES, {**TALK, "previous_response_id": name}).status, status)
+            self.assertEqual(post(gateway, RESPONSES, {**TALK, "previous_response_id": name}).status, status)
 
 
 class RefusalsTest(GatewayCase):
@@ -240,12 +242,11 @@ class RefusalsTest(GatewayCase):
         )  # fmt: skip
         for path, fields, code, param in table:
             with self.subTest(str(fields)[:60]):
-                out = self.post(gateway, path, {**(SMALL if path == GENERATIONS else TALK), **fields})
-                self.assertEqual(
-                    (out.status, out.json["error"]["code"], out.json["error"]["param"]), (400, code, param), out.body
-                )
+                out = post(gateway, path, {**(SMALL if path == GENERATIONS else TALK), **fields})
+                error = out.json["error"]
+                self.assertEqual((out.status, error["code"], error["param"]), (400, code, param), out.body)
         odd = {**SMALL, "response_format": "b64_json", "style": "vivid", "quality": "hd", "moderation": None}
-        self.assertEqual(self.post(gateway, GENERATIONS, odd).status, 200)  # a model that the tables do not know
+        self.assertEqual(post(gateway, GENERATIONS, odd).status, 200)  # a model that the tables do not know
 
     def test_a_body_must_be_json(self) -> None:
         gateway = self.start()
@@ -260,30 +261,19 @@ class RefusalsTest(GatewayCase):
         png, jpeg = pictures.picture(b"a", "png", 32, 32), pictures.picture(b"a", "jpeg", 32, 32)
         image = file_part("image[]", png)
         mask = file_part("mask", pictures.picture(b"a", "png", 32, 32, clear=True))
-        table: tuple[tuple[list[tuple[str, bytes]], str], ...] = (
-            ([file_part("image", png, "text/plain")], "said to be 'text/plain'"),
-            ([file_part("image", jpeg, "image/png")], "and is 'image/jpeg'"),
-            ([file_part("image", b"text", "image/png")], "and is 'application/octet-stream'"),
-            ([file_part("image", png, filename="")], "expected a file"),
-            ([('name="image"', png[:1] + b"x")], "not UTF-8"),
-            ([image, ('name="moderation"', b"low")], "Unknown parameter: 'moderation'"),
-            ([image, ('name="n"', b"+2")], "expected int"),
-            ([image, ('name="stream"', b"True")], "expected bool"),
-            ([image, TEXTS[0]], "Duplicate parameter: 'model'"),
-            ([image, mask, mask], "at most one mask"),
-            ([], "one image or more"),
-        )
-        for parts, message in table:
-            with self.subTest(message):
-                out = ask(gateway, "POST", EDITS, form([*TEXTS, *parts]), FORM_TYPE)
-                self.assertEqual(out.status, 400)
-                self.assertIn(message, out.json["error"]["message"])
-        self.assertEqual(ask(gateway, "POST", EDITS, form([*TEXTS, image, mask]), FORM_TYPE).status, 200)
-
-    def test_broken_forms_are_refused(self) -> None:
-        gateway = self.start()
-        whole = form([*TEXTS, file_part("image", pictures.picture(b"a", "png", 32, 32))])
+        whole = form(image)
         table = (
+            (form(file_part("image", png, "text/plain")), "said to be 'text/plain'"),
+            (form(file_part("image", jpeg, "image/png")), "and is 'image/jpeg'"),
+            (form(file_part("image", b"text", "image/png")), "and is 'application/octet-stream'"),
+            (form(file_part("image", png, filename="")), "expected a file"),
+            (form(('name="image"', png[:1] + b"x")), "not UTF-8"),
+            (form(image, ('name="moderation"', b"low")), "Unknown parameter: 'moderation'"),
+            (form(image, ('name="n"', b"+2")), "expected int"),
+            (form(image, ('name="stream"', b"True")), "expected bool"),
+            (form(image, TEXTS[0]), "Duplicate parameter: 'model'"),
+            (form(image, mask, mask), "at most one mask"),
+            (form(), "one image or more"),
             (whole[:-6], "ends before"),
             (b"\r\n" + whole, "does not begin"),
             (whole + b"more", "follows its closing boundary"),
@@ -291,11 +281,13 @@ class RefusalsTest(GatewayCase):
             (whole.replace(b'name="model"', b"name=model"), "Content-Disposition"),
             (whole.replace(b'"a.png"', b'"a\\".png"'), "Content-Disposition"),
             (whole.replace(b"Content-Type", b"Content-Length"), "unexpected header"),
-        )
+        )  # fmt: skip
         for body, message in table:
             with self.subTest(message):
                 out = ask(gateway, "POST", EDITS, body, FORM_TYPE)
+                self.assertEqual(out.status, 400)
                 self.assertIn(message, out.json["error"]["message"])
+        self.assertEqual(ask(gateway, "POST", EDITS, form(image, mask), FORM_TYPE).status, 200)
 
     def test_the_length_must_be_announced_and_kept(self) -> None:
         gateway = self.start()
@@ -323,7 +315,7 @@ class RefusalsTest(GatewayCase):
             {"file_id": "a.png"},
         ):
             with self.subTest(str(image)[:60]):
-                self.assertEqual(self.post(gateway, EDITS, {**SMALL, "images": [image]}).status, 400)
+                self.assertEqual(post(gateway, EDITS, {**SMALL, "images": [image]}).status, 400)
 
 
 JSON = (GENERATIONS, SMALL)
@@ -443,7 +435,7 @@ class GatewayTest(GatewayCase):
         gateway.play(b"one", 418, "text/plain", [("X-Own", "1")])
         gateway.play([b"t", b"wo"], length=None)
         gateway.play(b"three", length=10)
-        seen = [self.post(gateway, *JSON) for _ in range(4)]
+        seen = [post(gateway, *JSON) for _ in range(4)]
         self.assertEqual([out.body[:5] for out in seen], [b"one", b"two", b"three", b'{\n  "'])
         self.assertEqual((seen[0].status, seen[0].headers["x-own"]), (418, "1"))
         self.assertNotIn("content-length", seen[1].headers)
@@ -463,7 +455,7 @@ class GatewayTest(GatewayCase):
         gateway = self.start(delay=0.06)
         for path, body in (JSON, STREAM):
             begun = time.monotonic()
-            self.post(gateway, path, body)
+            post(gateway, path, body)
             self.assertGreater(time.monotonic() - begun, 0.05)
 
     def test_the_command_runs_another_with_the_settings(self) -> None:
