@@ -8,13 +8,13 @@
         ...                                                        # gateway.url, .requests, .pictures, .posts
 
 It listens on 127.0.0.1 only. It speaks /v1/images/generations, /v1/images/edits, /v1/responses, /v1/chat/completions
-and /v1/models, paints real pictures of the asked size, reads uploads strictly, and refuses what the API is known to
-refuse.
+and /v1/models, and paints real pictures of the asked size. It is strict about the wire: lengths, content types, forms,
+JSON, data URLs. Which fields there are, and what a model takes, it looks up in the tables of the program.
 
-    bytes -> Recorded -> Ask (checked) -> Job -> Pictures -> document -> events -> pieces -> bytes
+    bytes -> Recorded -> fields (checked) -> Job -> Pictures -> document -> events -> pieces -> bytes
 
-A scenario is a row that puts its hand in at one of these arrows. It is chosen for the gateway, or for one request with
-the header `X-Gateway-Scenario`.
+A route is a row of ROUTES. A scenario is a row of SCENARIOS that puts its hand in at one of these arrows; it is chosen
+for the gateway, or for one request with the header `X-Gateway-Scenario`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,6 @@ import math
 import os
 import re
 import secrets
-import select
 import selectors
 import shutil
 import socket
@@ -43,667 +42,201 @@ import time
 import urllib.parse
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from http import HTTPStatus
 from typing import Any, NamedTuple, final
 
+import gpt_image
 from tests import pictures
+from tests.wire import (
+    MEGABYTE,
+    Answer,
+    Fields,
+    Gone,
+    Incoming,
+    Pairs,
+    Part,
+    Piece,
+    Reply,
+    envelope,
+    frame,
+    page,
+    problem,
+    read_body,
+    read_head,
+    read_length,
+    refusal,
+    reply_head,
+)
+from tests.wire import Recorded as Recorded
 
 KEY = "sk-stand-in-0123456789abcdef"
-BLOCK = 1 << 18
-MEGABYTE = 1 << 20
-Fields = dict[str, Any]
-Pairs = tuple[tuple[str, str], ...]
 
-# ------------------------------------------------------------------------------------------------------------- replies
-
-
-class Piece(NamedTuple):
-    """Some bytes of a reply, and whether they are a picture's or the first of an event."""
-
-    data: bytes
-    picture: bool = False
-    event: bool = False
-
-
-class Reply(NamedTuple):
-    """An HTTP reply; `missing` bytes are announced and never sent."""
-
-    status: int
-    headers: Pairs
-    pieces: list[Piece]
-    framing: str = "length"  # or "chunked", or "close"
-    missing: int = 0
-    interim: bytes = b""
-    close: bool = False
-
-
-class Answer(Exception):
-    """Ends the handling of a request with a reply."""
-
-    def __init__(self, reply: Reply) -> None:
-        super().__init__(reply.status)
-        self.reply = reply
-
-
-class Gone(Exception):
-    """Ends a connection without (or in the middle of) a reply."""
-
-
-def page(status: int, content_type: str, body: bytes, headers: Pairs = ()) -> Reply:
-    """A reply with a body that is ready."""
-    return Reply(status, (("Content-Type", content_type), *headers), [Piece(body)])
-
-
-def envelope(message: str, code: str | None = None, type: str = "invalid_request_error", **more: Any) -> Fields:
-    """The API's error object."""
-    return {"error": {"message": message, "type": type, "param": more.pop("param", None), "code": code, **more}}
-
-
-def refusal(status: int, message: str, code: str | None = None, headers: Pairs = (), **more: Any) -> Answer:
-    """An error reply, to be raised."""
-    body = json.dumps(envelope(message, code, **more), indent=2).encode()
-    return Answer(page(status, "application/json", body, headers))
-
-
-# --------------------------------------------------------------------------------------------------- what the API takes
-
-
-class Kind(NamedTuple):
-    """What a field may hold; `low` and `high` bound a number, or the length of a string or an array."""
-
-    words: str
-    type: type
-    low: int = 0
-    high: int | None = None
-    choices: tuple[str, ...] = ()
-
-
-def choice(*choices: str) -> Kind:
-    """One of some words."""
-    return Kind("a string", str, choices=choices)
-
-
-def whole(low: int, high: int) -> Kind:
-    """A whole number."""
-    return Kind("an integer", int, low, high)
-
-
-TEXT, WORD = Kind("a string", str), Kind("a string", str, 1)
-FLAG, OBJECT, NUMBER = Kind("a boolean", bool), Kind("an object", dict), Kind("a decimal", float)
-ANYTHING = Kind("anything", object)
-
-PICTURE_FIELDS = {
-    "background": choice("auto", "opaque", "transparent"),
-    "complexity": choice("low", "medium", "high"),
-    "frame_count": whole(2, 16),
-    "frame_duration_ms": whole(1, 655_350),
-    "model": WORD,
-    "moderation": choice("auto", "low"),
-    "output_compression": whole(0, 100),
-    "output_format": WORD,
-    "partial_images": whole(0, 3),
-    "quality": WORD,
-    "size": WORD,
-    "svg": OBJECT,
-}
-GENERATION_FIELDS = {
-    **PICTURE_FIELDS,
-    "prompt": Kind("a string", str, 1, 32_000),
-    "n": whole(1, 10),
-    "stream": FLAG,
-    "safety_identifier": TEXT,
-    "user": TEXT,
-    "response_format": choice("url", "b64_json"),
-    "style": choice("vivid", "natural"),
-}
-EDIT_FIELDS = {
-    **GENERATION_FIELDS,
-    "input_fidelity": choice("high", "low"),
-    "images": Kind("an array", list, 1, 16),
-    "mask": OBJECT,
-}
-FORM_FIELDS = {
-    **{name: kind for name, kind in EDIT_FIELDS.items() if name not in ("moderation", "images", "mask", "svg")},
-    "svg[model]": WORD,
-    "svg[reasoning][effort]": choice("none", "minimal", "low", "medium", "high", "xhigh", "max"),
-}
-TOOL_FIELDS = {
-    **PICTURE_FIELDS,
-    "type": choice("image_generation"),
-    "action": choice("auto", "generate", "edit"),
-    "input_fidelity": choice("high", "low"),
-    "input_image_mask": OBJECT,
-}
-RESPONSE_FIELDS = {
-    "background": FLAG,
-    "conversation": ANYTHING,
-    "include": Kind("an array", list),
-    "input": ANYTHING,
-    "instructions": TEXT,
-    "max_output_tokens": whole(16, 1_000_000),
-    "max_tool_calls": whole(1, 1000),
-    "metadata": OBJECT,
-    "model": WORD,
-    "parallel_tool_calls": FLAG,
-    "previous_response_id": WORD,
-    "prompt_cache_key": TEXT,
-    "reasoning": OBJECT,
-    "safety_identifier": TEXT,
-    "service_tier": choice("auto", "default", "flex", "priority"),
-    "store": FLAG,
-    "stream": FLAG,
-    "temperature": NUMBER,
-    "text": OBJECT,
-    "tool_choice": ANYTHING,
-    "tools": Kind("an array", list, 1, 128),
-    "top_p": NUMBER,
-    "truncation": choice("auto", "disabled"),
-    "user": TEXT,
-}
-REFERENCE_FIELDS = {"image_url": WORD, "file_id": WORD}
-EFFORT = {"effort": choice("none", "minimal", "low", "medium", "high", "xhigh", "max")}
-# Objects inside objects, by the last word of their path.
-NESTED_FIELDS = {
-    "svg": {"model": WORD, "reasoning": OBJECT},
-    "svg.reasoning": EFFORT,
-    "reasoning": {**EFFORT, "summary": choice("auto", "concise", "detailed")},
-    "mask": REFERENCE_FIELDS,
-    "input_image_mask": REFERENCE_FIELDS,
-}
-MESSAGE_FIELDS = {
-    "type": choice("message"),
-    "role": choice("user", "assistant", "system", "developer"),
-    "content": ANYTHING,
-    "id": WORD,
-    "status": WORD,
-}
-CALL_FIELDS = {"type": WORD, "id": WORD}
-PART_FIELDS = {
-    "input_text": {"type": WORD, "text": WORD},
-    "output_text": {"type": WORD, "text": TEXT, "annotations": Kind("an array", list)},
-    "input_image": {"type": WORD, **REFERENCE_FIELDS, "detail": choice("auto", "low", "high", "original")},
-}
-ALLOWED_FIELDS = {"type": WORD, "mode": choice("auto", "required"), "tools": Kind("an array", list, 1)}
-CHAT_FIELDS = {"model": WORD, "messages": Kind("an array", list, 1), "stream": FLAG}
-
-
-CHAT_MESSAGE_FIELDS = {"role": choice("user", "assistant", "system", "developer"), "content": ANYTHING}
-CHAT_PART_FIELDS = {"type": choice("text", "image_url"), "text": TEXT, "image_url": OBJECT}
-
-
-class Model(NamedTuple):
-    """What one image model takes; the last row knows nothing and forbids nothing."""
-
-    names: tuple[str, ...]
-    sizes: str = "free"  # or "fixed"; "" is not checked
-    qualities: tuple[str, ...] = ("auto", "low", "medium", "high")
-    formats: tuple[str, ...] = ("png", "jpeg", "webp")
-    fidelity: tuple[str, ...] = ()
-    markup: bool = False
-    complexity: bool = False
-    known: bool = True
-    dead: bool = False
-
-
-ALL_QUALITIES = ("auto", "low", "medium", "high", "xhigh", "max")
-ALL_FORMATS = ("png", "jpeg", "webp", "gif", "svg")
-MODELS = (
-    Model(("gpt-image-2", "gpt-image-2-2026-04-21")),
-    Model(
-        (
-            "gpt-image-2.5-sunburst",
-            "gpt-image-2.5-flare",
-            "gpt-image-2.5-sunburst-2026-09-08",
-            "gpt-image-2.5-flare-2026-09-08",
-        ),
-        qualities=ALL_QUALITIES,
-        markup=True,
-    ),
-    Model(
-        ("gpt-image-2.6-sunburst", "gpt-image-2.6-flare"),
-        qualities=ALL_QUALITIES,
-        formats=ALL_FORMATS,
-        markup=True,
-        complexity=True,
-    ),
-    Model(("gpt-image-1.5", "chatgpt-image-latest"), sizes="fixed", fidelity=("high", "low")),
-    Model(("gpt-image-1-mini",), sizes="fixed", fidelity=("low",)),
-    Model(("gpt-image-1", "dall-e-2", "dall-e-3", "gpt-image-2.5", "gpt-image-2.6"), dead=True),
-    Model(("*",), sizes="", known=False),
-)
-FIXED_SIZES = ("auto", "1024x1024", "1536x1024", "1024x1536")
-TOOL_MODEL = "gpt-image-2.6-sunburst"
-TEXT_MODELS = ("gpt-5.4", "gpt-5.4-mini", "gpt-5.5")
-
-
-def model_row(name: str) -> Model:
-    """The first row that has this name, else the last row."""
-    return next((row for row in MODELS if name in row.names), MODELS[-1])
-
-
-class Input(NamedTuple):
-    """A picture that came in: where it stood, its hash and size, and what its first bytes say."""
-
-    param: str
-    sha256: str
-    size: int
-    look: pictures.Measure | None = None
-
-
-@dataclass
-class Ask:
-    """A request as the rules look at it; `fields` are those that describe pictures, wherever they stood."""
-
-    route: str
-    fields: Fields
-    model: Model
-    stream: bool = False
-    prefix: str = ""
-    inputs: list[Input] = field(default_factory=list)
-    mask: Input | None = None
-    markup: Input | None = None
-    context: bool = False  # earlier turns may hold pictures
-
-    def get(self, name: str, default: Any = None) -> Any:
-        """One field."""
-        return self.fields.get(name, default)
-
-    def edges(self) -> tuple[int, int]:
-        """Width and height, or zeros when the size has no such form."""
-        match = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", self.get("size", ""))
-        return (int(match[1]), int(match[2])) if match else (0, 0)
-
-    def free(self) -> tuple[int, int]:
-        """Width and height when the rules for free sizes apply to them, else a size that passes."""
-        return self.edges() if self.model.sizes == "free" and self.edges() != (0, 0) else (1024, 1024)
-
-
-class Rule(NamedTuple):
-    """Something the API refuses; `{value}` in the message is the field's."""
-
-    param: str
-    message: str
-    broken: Callable[[Ask], bool]
-    code: str = "invalid_value"
-    type: str = "image_generation_user_error"
-    status: int = 400
-
-
-REQUEST, FILE = "invalid_request_error", "invalid_image_file"
-
-
-def unlike_first(ask: Ask, other: Input | None) -> bool:
-    """Whether a mask or markup has other dimensions than the first image, as far as both are known."""
-    first = ask.inputs[0].look if ask.inputs else None
-    if not (other and other.look and first and first.width and other.look.width):
-        return False
-    return (first.width, first.height) != (other.look.width, other.look.height)
-
-
-def no_alpha_png(other: Input | None) -> bool:
-    """Whether a mask or markup is known not to be a PNG with an alpha channel."""
-    return bool(other and other.look and not (other.look.format == "png" and other.look.alpha))
-
-
-def given(ask: Ask, name: str) -> bool:
-    """Whether a field was sent at all."""
-    return ask.get(name) is not None
-
-
-def images_route(ask: Ask) -> bool:
-    """Whether the request is not a response."""
-    return ask.route != "responses"
-
-
-RULES = (
-    Rule("model", "The model '{value}' does not exist or has been retired.", lambda a: a.model.dead,
-         "model_not_found", REQUEST, 404),
-    Rule("response_format", "Unknown parameter: 'response_format'.",
-         lambda a: a.model.known and given(a, "response_format"), "unknown_parameter", REQUEST),
-    Rule("style", "Unknown parameter: 'style'.", lambda a: a.model.known and given(a, "style"),
-         "unknown_parameter", REQUEST),
-    Rule("size", "Invalid size '{value}'. Expected 'auto' or WIDTHxHEIGHT, for example '1536x1024'.",
-         lambda a: a.model.sizes == "free" and a.get("size", "auto") != "auto" and a.edges() == (0, 0)),
-    Rule("size", "Invalid size '{value}'. Supported sizes are 1024x1024, 1024x1536, 1536x1024, and auto.",
-         lambda a: a.model.sizes == "fixed" and a.get("size", "auto") not in FIXED_SIZES),
-    Rule("size", "Invalid size '{value}'. Width and height must both be divisible by 16.",
-         lambda a: any(edge % 16 for edge in a.free())),
-    Rule("size", "Invalid size '{value}'. The longest edge must be at most 3840 pixels.",
-         lambda a: max(a.free()) > 3840),
-    Rule("size", "Invalid size '{value}'. The aspect ratio must be between 1:3 and 3:1.",
-         lambda a: max(a.free()) > 3 * min(a.free())),
-    Rule("size", "Invalid size '{value}'. Requested resolution is below the minimum of 655360 pixels.",
-         lambda a: math.prod(a.free()) < 655_360),
-    Rule("size", "Invalid size '{value}'. Requested resolution exceeds the maximum of 8294400 pixels.",
-         lambda a: math.prod(a.free()) > 8_294_400),
-    Rule("quality", "Invalid value: '{value}'. The model does not support this quality.",
-         lambda a: a.model.known and a.get("quality", "auto") not in a.model.qualities),
-    Rule("output_format", "Invalid value: '{value}'. The model does not support this output format.",
-         lambda a: a.model.known and a.get("output_format", "png") not in a.model.formats),
-    Rule("background", "Transparent background requires output_format 'png' or 'webp'.",
-         lambda a: a.get("background") == "transparent" and a.get("output_format", "png") not in ("png", "webp")),
-    Rule("output_compression", "output_compression is only supported with output_format 'jpeg' or 'webp'.",
-         lambda a: given(a, "output_compression") and a.get("output_format", "png") not in ("jpeg", "webp")),
-    Rule("partial_images", "partial_images is only supported when stream is true.",
-         lambda a: not a.stream and given(a, "partial_images") and (images_route(a) or a.get("partial_images") > 0)),
-    Rule("stream", "Streaming is only supported with n=1.", lambda a: a.stream and a.get("n", 1) > 1),
-    Rule("complexity", "The model does not support complexity.",
-         lambda a: a.model.known and not a.model.complexity and given(a, "complexity")),
-    Rule("input_fidelity", "The model does not support input_fidelity '{value}'.",
-         lambda a: a.model.known and given(a, "input_fidelity") and a.get("input_fidelity") not in a.model.fidelity,
-         "invalid_input_fidelity_model"),
-    Rule("frame_count", "frame_count is only supported with output_format 'gif'.",
-         lambda a: given(a, "frame_count") and a.get("output_format") != "gif"),
-    Rule("frame_duration_ms", "frame_duration_ms is only supported with output_format 'gif'.",
-         lambda a: given(a, "frame_duration_ms") and a.get("output_format") != "gif"),
-    Rule("svg", "svg is only supported with output_format 'svg'.",
-         lambda a: given(a, "svg") and a.get("output_format") != "svg"),
-    Rule("n", "SVG generation requires n=1.", lambda a: a.get("output_format") == "svg" and a.get("n", 1) > 1),
-    Rule("stream", "Streaming is not supported with this output_format.",
-         lambda a: images_route(a) and a.stream and a.get("output_format") in ("gif", "svg")),
-    Rule("partial_images", "Partial images are not supported with this output_format.",
-         lambda a: a.get("partial_images", 0) > 0 and a.get("output_format") in ("gif", "svg")),
-    Rule("mask", "Masks are not supported with output_format 'gif'.",
-         lambda a: a.mask is not None and a.get("output_format") == "gif"),
-    Rule("markup", "The model does not support markup.",
-         lambda a: a.markup is not None and a.model.known and not a.model.markup),
-    Rule("markup", "markup cannot be combined with mask.", lambda a: a.markup is not None and a.mask is not None),
-    Rule("image", "Invalid 'image': array too long. Expected an array with maximum length 16.",
-         lambda a: images_route(a) and len(a.inputs) > 16, "array_above_max_length", REQUEST),
-    Rule("image", "Each image must be smaller than 50MB.",
-         lambda a: any(each.size > 50 * MEGABYTE for each in a.inputs), FILE),
-    Rule("mask", "The mask must be smaller than 50MB.",
-         lambda a: a.mask is not None and a.mask.size > 50 * MEGABYTE, FILE),
-    Rule("mask", "Invalid mask image: it must be a PNG with an alpha channel.", lambda a: no_alpha_png(a.mask), FILE),
-    Rule("mask", "Invalid mask image: its size must match that of the first image.",
-         lambda a: unlike_first(a, a.mask), FILE),
-    Rule("markup", "Invalid markup image: it must be a PNG with an alpha channel.",
-         lambda a: no_alpha_png(a.markup), FILE),
-    Rule("markup", "Invalid markup image: its size must match that of the first image.",
-         lambda a: unlike_first(a, a.markup), FILE),
-    Rule("action", "Action 'edit' requires an image in the context.",
-         lambda a: a.get("action") == "edit" and not a.inputs and not a.context),
-    Rule("input_image_mask", "A mask requires an image in the context.",
-         lambda a: not images_route(a) and a.mask is not None and not a.inputs and not a.context),
-)  # fmt: skip
-
-
-def check_rules(ask: Ask) -> None:
-    """Refuse the first rule that is broken."""
-    for rule in RULES:
-        if rule.broken(ask):
-            message = rule.message.replace("{value}", str(ask.get(rule.param)))
-            raise refusal(rule.status, message, rule.code, type=rule.type, param=ask.prefix + rule.param)
+# -------------------------------------------------------------------------------------------------- what the API takes
 
 
 def invalid(param: str, message: str, code: str = "invalid_value") -> Answer:
     """A 400 about one parameter."""
-    return refusal(400, message, code, param=param)
+    return refusal(400, f"Invalid '{param}': {message}.", code, param=param)
 
 
-def check_bounds(path: str, value: Any, kind: Kind) -> None:
-    """Refuse a number out of range, or a string or an array of the wrong length."""
-    word = {int: "integer", str: "string", list: "array"}.get(kind.type)
-    if word is None:
-        return
-    size, what = (value, "value") if kind.type is int else (len(value), "length")
-    if size < kind.low:
-        message = f"Invalid '{path}': expected a {what} >= {kind.low}, but got {size} instead."
-        raise invalid(path, message, f"{word}_below_min_{what}")
-    if kind.high is not None and size > kind.high:
-        message = f"Invalid '{path}': expected a {what} <= {kind.high}, but got {size} instead."
-        raise invalid(path, message, f"{word}_above_max_{what}")
+def options(route: str, *places: str) -> dict[tuple[str, ...], gpt_image.Option]:
+    """The options whose values stand at these places in the bodies of a route, by their path."""
+    return {row.path: row for row in gpt_image.options_of(route).values() if row.sends in places}
 
 
-def check_value(path: str, value: Any, kind: Kind) -> None:
-    """Refuse a value of the wrong type, out of bounds, or not among the choices."""
-    if kind.type is not object and type(value) is not kind.type and not (kind.type is float and type(value) is int):
+# By the place in a body: the fields that are options of the program, and the types of those that are not.
+OPTIONS = {
+    "generations": options("generations", "top", "image"),
+    "edits": options("edits", "top", "image"),
+    "responses": options("responses", "top"),
+    "tool": options("responses", "image"),
+}
+RARE = ("include", "max_output_tokens", "parallel_tool_calls", "service_tier", "temperature", "text", "truncation")
+OTHERS: dict[str, dict[str, type]] = {
+    "generations": {"prompt": str},
+    "edits": {"prompt": str, "images": list, "mask": dict},
+    "responses": {"input": object, "tools": list, **dict.fromkeys(RARE, object)},
+    "tool": {"type": str, "input_image_mask": dict},
+}
+NOT_IN_FORMS = ("moderation", "images")
+FILE_FORMATS = ("png", "jpeg", "webp")
+TEXT_MODELS = ("gpt-5.4", "gpt-5.4-mini", "gpt-5.5")
+
+
+def json_type(kind: gpt_image.Kind) -> type:
+    """The JSON type of an option's value."""
+    if kind is gpt_image.TOOL_CHOICE:
+        return object
+    if kind is gpt_image.OBJECT:
+        return dict
+    return bool if kind.flag else str if kind.low is None else int
+
+
+def check_type(param: str, value: Any, wanted: type) -> None:
+    """Refuse a value of another JSON type; true is no number."""
+    if not isinstance(value, wanted) or (wanted is int and isinstance(value, bool)):
         got = type(value).__name__
-        raise invalid(path, f"Invalid type for '{path}': expected {kind.words}, but got {got} instead.", "invalid_type")
-    check_bounds(path, value, kind)
-    if kind.choices and value not in kind.choices:
-        known = ", ".join(f"'{each}'" for each in kind.choices)
-        raise invalid(path, f"Invalid value: '{value}'. Supported values are: {known}.")
+        raise invalid(param, f"expected {wanted.__name__}, but got {got} instead", "invalid_type")
 
 
-def check_fields(fields: Any, table: dict[str, Kind], path: str = "") -> Fields:
+def check_option(param: str, value: Any, row: gpt_image.Option, model: str) -> None:
+    """Refuse a value that the model does not take; one that the tables do not know takes any of the right type."""
+    check_type(param, value, json_type(row.kind))
+    takes, kind = gpt_image.model_row(model).takes, row.kind
+    if takes is None:
+        return
+    if takes.get(row.name) == ():
+        raise refusal(400, f"Unknown parameter: '{param}'.", "unknown_parameter", param=param)
+    choices = takes.get(row.name, kind.choices)
+    if choices and value not in choices:
+        raise invalid(param, f"supported values are {', '.join(choices)}")
+    if kind.low is not None and not kind.low <= value <= (math.inf if kind.high is None else kind.high):
+        raise invalid(param, f"expected a number from {kind.low} to {kind.high}")
+
+
+def check_fields(place: str, fields: Any, model: str = "", path: tuple[str, ...] = (), prefix: str = "") -> Fields:
     """Refuse unknown and ill-typed fields at one level and below; null is the same as absent."""
-    check_value(path[:-1] or "body", fields, OBJECT)
-    for name, value in fields.items():
-        if name not in table:
-            raise invalid(path + name, f"Unknown parameter: '{path}{name}'.", "unknown_parameter")
-        if value is None:
-            continue
-        check_value(path + name, value, table[name])
-        inside = NESTED_FIELDS.get("svg.reasoning" if path.endswith("svg.") else name)
-        if inside is not None and table[name] is OBJECT:
-            check_fields(value, inside, f"{path}{name}.")
-    return {name: value for name, value in fields.items() if value is not None}
+    check_type(prefix or "body", fields, dict)
+    known, others = OPTIONS[place], {} if path else OTHERS[place]
+    given: Fields = {name: value for name, value in fields.items() if value is not None}
+    model = model or str(given.get("model", gpt_image.TOOL_MODEL))
+    for name, value in given.items():
+        here, param = (*path, name), prefix + name
+        if here in known:
+            check_option(param, value, known[here], model)
+        elif name in others:
+            check_type(param, value, others[name])
+        elif any(row[: len(here)] == here for row in known):
+            check_fields(place, value, model, here, param + ".")
+        else:
+            raise refusal(400, f"Unknown parameter: '{param}'.", "unknown_parameter", param=param)
+    return given
 
 
-def require(fields: Fields, *names: str, path: str = "") -> None:
-    """Refuse a request that lacks a field."""
-    for name in names:
-        if name not in fields:
-            raise invalid(path + name, f"Missing required parameter: '{path}{name}'.", "missing_required_parameter")
+def need(fields: Any, name: str, wanted: type = str, prefix: str = "") -> Any:
+    """The value of a required field, which is not empty."""
+    check_type(prefix or "body", fields, dict)
+    value, param = fields.get(name), prefix + name
+    if not value:
+        raise refusal(400, f"Missing required parameter: '{param}'.", "missing_required_parameter", param=param)
+    check_type(param, value, wanted)
+    return value
 
 
-# ---------------------------------------------------------------------------------------------------- reading a request
-
-
-class Part(NamedTuple):
-    """One part of a form: a text has a value, a file has a name, a type, a size and a hash."""
-
-    name: str
-    filename: str | None
-    content_type: str | None
-    size: int
-    sha256: str
-    value: str | None
-    look: pictures.Measure | None = None
-
-
-@dataclass
-class Recorded:
-    """A request as it arrived; `body_bytes` counts what was received."""
-
-    method: str
-    path: str
-    headers: list[tuple[str, str]]
-    body_bytes: int = 0
-    json: Any = None
-    form: list[Part] | None = None
-
-    def header(self, name: str, default: str = "") -> str:
-        """The first header of this name."""
-        return next((value for key, value in self.headers if key.lower() == name.lower()), default)
-
-
-class Incoming:
-    """The bytes of one connection, read in blocks."""
-
-    def __init__(self, sock: socket.socket) -> None:
-        self.sock = sock
-        self.buffer = b""
-
-    def more(self) -> bool:
-        """Receive another block; False at the end."""
-        block = self.sock.recv(BLOCK)
-        self.buffer += block
-        return bool(block)
-
-    def head(self) -> bytes:
-        """Everything up to the blank line, or nothing when the client went away."""
-        while b"\r\n\r\n" not in self.buffer:
-            if len(self.buffer) > 1 << 16 or not self.more():
-                return b""
-        head, _, self.buffer = self.buffer.partition(b"\r\n\r\n")
-        return head
-
-    def body(self, length: int, record: Recorded) -> Iterator[bytes]:
-        """Exactly the announced number of bytes; fewer or more than that is an error."""
-        while record.body_bytes < length:
-            if not self.buffer and not self.more():
-                raise refusal(400, f"The body ended after {record.body_bytes} of {length} bytes.")
-            block, self.buffer = self.buffer[: length - record.body_bytes], self.buffer[length - record.body_bytes :]
-            record.body_bytes += len(block)
-            yield block
-        if self.surplus():
-            raise refusal(400, f"The body is longer than its Content-Length of {length}.")
-
-    def surplus(self) -> bool:
-        """Whether more has arrived although the request is complete."""
-        ready = select.select([self.sock], [], [], 0)[0]
-        return bool(self.buffer or (ready and self.sock.recv(1, socket.MSG_PEEK)))
-
-
-def read_head(head: bytes) -> tuple[Recorded, bool]:
-    """Parse request line and headers; the second value says whether the client speaks HTTP/1.0."""
-    lines = head.decode("latin-1").split("\r\n")
-    match = re.fullmatch(r"([A-Z]+) (\S+) HTTP/1\.([01])", lines[0])
-    pairs = [re.fullmatch(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*(.*?)[ \t]*", line) for line in lines[1:]]
-    if match is None or None in pairs:
-        raise refusal(400, "The request line or a header cannot be read.")
-    return Recorded(match[1], match[2], [(pair[1], pair[2]) for pair in pairs if pair]), match[3] == "0"
-
-
-def broken_form(why: str) -> Answer:
-    """A 400 for a form that does not follow RFC 7578."""
-    return refusal(400, f"Could not parse multipart form: {why}.", "invalid_multipart_form")
-
-
-def as_utf8(data: bytes) -> str:
-    """Text of a form."""
+def data_url_bytes(url: str) -> bytes:
+    """The picture in a data URL, or nothing unless it is what its media type says."""
+    match = re.fullmatch(r"data:image/([a-z+]+);base64,(.*)", url, re.DOTALL)
     try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError:
-        raise broken_form("a name or a value is not UTF-8") from None
+        data = base64.b64decode(match[2], validate=True) if match else b""
+    except (binascii.Error, ValueError):
+        return b""
+    look = pictures.measure(data)
+    return data if match and look and look.format == match[1] else b""
 
 
-def unquote_name(name: str) -> str:
-    """Undo the three escapes of https://html.spec.whatwg.org/#multipart-form-data."""
-    return name.replace("%0D", "\r").replace("%0A", "\n").replace("%22", '"')
+def reference(param: str, fields: Any) -> str:
+    """Check how JSON names a picture, by URL or file id and not both; returns a hash of it."""
+    check_type(param, fields, dict)
+    names = [name for name in ("image_url", "file_id") if fields.get(name) is not None]
+    if len(names) != 1 or set(fields) - {"image_url", "file_id", "type", "detail"}:
+        raise invalid(param, "exactly one of image_url and file_id is required")
+    value = need(fields, names[0], str, param + ".")
+    seed = data_url_bytes(value) if value.startswith("data:") else value.encode()
+    forms = {"image_url": r"(?:data:|https?://[^/\s]+)", "file_id": r"file-\S+$"}
+    if not seed or not re.match(forms[names[0]], value):
+        raise invalid(f"{param}.{names[0]}", f"no URL, data URL or id of an image: {value[:80]}", "invalid_image_file")
+    return hashlib.sha256(seed).hexdigest()
 
 
-def read_part_head(head: bytes) -> tuple[str, str | None, str | None]:
-    """Name, file name and content type of a part."""
-    fields: dict[str, str] = {}
-    for line in as_utf8(head).split("\r\n"):
-        name, colon, value = line.partition(": ")
-        if not colon or name.lower() not in ("content-disposition", "content-type") or name.lower() in fields:
-            raise broken_form(f"unexpected header line {line!r}")
-        fields[name.lower()] = value
-    pattern = r'form-data; name="([^"\r\n]*)"(?:; filename="([^"\r\n]*)")?'
-    match = re.fullmatch(pattern, fields.get("content-disposition", ""))
-    if match is None:
-        raise broken_form("a Content-Disposition cannot be read")
-    names = [None if name is None else unquote_name(name) for name in match.groups()]
-    return names[0] or "", names[1], fields.get("content-type")
+def file_seed(part: Part) -> str:
+    """Check a picture in a form, whose content type must be real; returns its hash."""
+    if not part.filename:
+        raise invalid(part.name, "expected a file, but got a string instead", "invalid_type")
+    real = f"image/{part.look.format}" if part.look else "application/octet-stream"
+    if part.content_type != real or part.look is None or part.look.format not in FILE_FORMATS:
+        found = f"said to be '{part.content_type}' and is '{real}'"
+        raise invalid(part.name, f"unsupported mimetype, {found}", "unsupported_file_mimetype")
+    return part.sha256
 
 
-class FormReader:
-    """A strict reader of multipart/form-data in constant memory (RFC 7578, and the quoting of the WHATWG)."""
-
-    def __init__(self, blocks: Iterator[bytes], boundary: bytes) -> None:
-        self.blocks = blocks
-        self.mark = b"\r\n--" + boundary
-        self.buffer = b"\r\n"  # so that the first boundary looks like the others
-
-    def need(self, count: int) -> None:
-        """Have at least so many bytes in the buffer."""
-        while len(self.buffer) < count:
-            block = next(self.blocks, b"")
-            if not block:
-                raise broken_form("it ends before its closing boundary")
-            self.buffer += block
-
-    def take(self, count: int) -> bytes:
-        """The next bytes."""
-        self.need(count)
-        taken, self.buffer = self.buffer[:count], self.buffer[count:]
-        return taken
-
-    def parts(self) -> Iterator[Part]:
-        """All parts in order."""
-        if self.take(len(self.mark)) != self.mark:
-            raise broken_form("it does not begin with its boundary")
-        while True:
-            after = self.take(2)
-            if after == b"--":
-                break
-            if after != b"\r\n":
-                raise broken_form("a boundary is not followed by a line end")
-            yield self.part()
-        if self.buffer + b"".join(self.blocks) not in (b"", b"\r\n"):
-            raise broken_form("something follows its closing boundary")
-
-    def part(self) -> Part:
-        """One part, hashed as it passes."""
-        name, filename, content_type = read_part_head(self.part_head())
-        digest, size, first = hashlib.sha256(), 0, b""
-        room = MEGABYTE if filename is None else 1 << 16
-        for data in self.data():
-            digest.update(data)
-            size += len(data)
-            if len(first) < room:
-                first += data[: room - len(first)]
-        value = None
-        if filename is None:
-            value = as_utf8(first)
-        return Part(name, filename, content_type, size, digest.hexdigest(), value, pictures.measure(first))
-
-    def part_head(self) -> bytes:
-        """The header lines of a part."""
-        while (at := self.buffer.find(b"\r\n\r\n")) < 0:
-            if len(self.buffer) > 1 << 16:
-                raise broken_form("the header of a part has no end")
-            self.need(len(self.buffer) + 1)
-        return self.take(at + 4)[:-4]
-
-    def data(self) -> Iterator[bytes]:
-        """The content of a part, up to the next boundary."""
-        while (at := self.buffer.find(self.mark)) < 0:
-            # The end of the buffer may be the beginning of a boundary, so it waits for the next block.
-            yield self.take(max(0, len(self.buffer) - len(self.mark) + 1))
-            self.need(len(self.buffer) + 1)
-        yield self.take(at)
-        self.take(len(self.mark))
+def form_value(text: str, wanted: type) -> Any:
+    """A form field as the type it stands for, in its canonical spelling only."""
+    if wanted is int and re.fullmatch(r"-?(0|[1-9]\d*)", text):
+        return int(text)
+    return text == "true" if wanted is bool and text in ("true", "false") else text
 
 
-def once(pairs: list[tuple[str, Any]]) -> Fields:
-    """An object whose names are all different."""
-    fields = dict(pairs)
-    if len(fields) != len(pairs):
-        raise ValueError("a name occurs twice in an object")
-    return fields
+def form_fields(parts: list[Part]) -> tuple[Fields, list[str]]:
+    """The fields of an edit that came as a form, nested as in JSON, and the hashes of its files: images come first."""
+    tree: Fields = {}
+    files: dict[str, list[str]] = {"image": [], "mask": [], "markup": []}
+    for part in parts:
+        role = "image" if re.fullmatch(r"image(\[\d*\])?", part.name) else part.name
+        path = tuple(re.findall(r"[^][]+", part.name)) or ("",)
+        # Some gateways make the mask themselves when the field holds this word.
+        if role in files and (part.name, part.value) != ("mask", "auto"):
+            files[role].append(file_seed(part))
+        elif role not in files:
+            inner = tree
+            for name in path[:-1]:
+                inner = inner.setdefault(name, {})
+            if path[-1] in inner:
+                raise refusal(400, f"Duplicate parameter: '{part.name}'.", "duplicate_parameter", param=part.name)
+            row = OPTIONS["edits"].get(path)
+            inner[path[-1]] = form_value(part.value or "", json_type(row.kind) if row else str)
+    for name in NOT_IN_FORMS:
+        if name in tree:
+            raise refusal(400, f"Unknown parameter: '{name}'.", "unknown_parameter", param=name)
+    if not files["image"] or max(len(files["mask"]), len(files["markup"])) > 1:
+        raise invalid("image", "one image or more, and at most one mask and markup")
+    return check_fields("edits", tree), [seed for seeds in files.values() for seed in seeds]
 
 
-def no_number(word: str) -> Any:
-    """Refuse NaN and Infinity, which are no JSON."""
-    raise ValueError(f"{word} is not JSON")
-
-
-def read_body(record: Recorded, blocks: Iterator[bytes]) -> None:
-    """Read a JSON body or a form into the record."""
-    kind, _, rest = record.header("Content-Type").partition(";")
-    boundary = re.fullmatch(r' *boundary="?([0-9A-Za-z\'()+_,./:=?-]{1,70})"?', rest)
-    if kind.strip().lower() == "multipart/form-data" and boundary:
-        try:
-            record.form = list(FormReader(blocks, boundary[1].encode()).parts())
-        finally:
-            # Whatever is wrong with the form, the client gets to send it all, else it would not read the answer.
-            for _ in blocks:
-                pass
-        return
-    body = b"".join(blocks)
-    if not body:
-        return
-    if kind.strip().lower() != "application/json":
-        raise refusal(400, f"Unsupported content type: '{record.header('Content-Type')}'.")
-    try:
-        record.json = json.loads(body.decode("utf-8"), object_pairs_hook=once, parse_constant=no_number)
-    except ValueError as error:
-        raise refusal(400, f"We could not parse the JSON body of your request. ({error})") from None
+def json_fields(route: str, body: Any) -> tuple[Fields, list[str]]:
+    """The fields of an Images call that came as JSON, and the hashes of its pictures."""
+    fields = check_fields(route, body)
+    images = need(fields, "images", list) if route == "edits" else []
+    seeds = [reference(f"images[{number}]", image) for number, image in enumerate(images)]
+    return fields, seeds + ([reference("mask", fields["mask"])] if "mask" in fields else [])
 
 
 # ------------------------------------------------------------------------------------------------------------ pictures
@@ -719,6 +252,11 @@ class Picture(NamedTuple):
     total: int
     preview: bool = False
 
+    @property
+    def media_type(self) -> str:
+        """The media type of its format."""
+        return "image/svg+xml" if self.format == "svg" else f"image/{self.format}"
+
 
 class Job(NamedTuple):
     """What is to be painted."""
@@ -726,54 +264,29 @@ class Job(NamedTuple):
     route: str
     model: str
     prompt: str
-    total: int = 1
-    width: int = 1024
-    height: int = 1024
-    quality: str = "medium"
-    background: str = "opaque"
-    format: str = "png"
+    inputs: tuple[str, ...]
+    total: int
+    size: tuple[int, int]
+    looks: Fields  # how replies describe the pictures
     partials: int = 0
     frames: int = 9
-    duration_ms: int = 200
-    inputs: tuple[str, ...] = ()
     bytes: int = 0  # the size of a picture padded with noise, or 0
 
-    @property
-    def looks(self) -> Fields:
-        """How replies describe the pictures."""
-        size = f"{self.width}x{self.height}"
-        return {"background": self.background, "output_format": self.format, "quality": self.quality, "size": size}
 
-
-class Plan(NamedTuple):
-    """What the text model decides to do about an input."""
-
-    pictures: int
-    text: bool
-    action: str
-
-
-def job_of(ask: Ask, model: str, prompt: str, count: int, inputs: Iterable[str]) -> Job:
+def job_of(route: str, fields: Fields, inputs: Iterable[str]) -> Job:
     """Settle what was left to the server."""
-    width, height = ask.edges()
-    if not 16 <= min(width, height) <= max(width, height) <= 4096:
-        width, height = 1024, 1024
-    quality, background, form = ask.get("quality", "auto"), ask.get("background"), ask.get("output_format", "png")
-    return Job(
-        ask.route,
-        model,
-        prompt,
-        count,
-        width,
-        height,
-        "medium" if quality == "auto" else quality,
-        "transparent" if background == "transparent" else "opaque",
-        form if form in ALL_FORMATS else "png",
-        ask.get("partial_images", 0) if ask.stream else 0,
-        ask.get("frame_count", 9),
-        ask.get("frame_duration_ms", 200),
-        tuple(inputs),
-    )
+    match = re.fullmatch(r"([1-9]\d{1,3})x([1-9]\d{1,3})", str(fields.get("size")))
+    width, height = (int(match[1]), int(match[2])) if match else (1024, 1024)
+    quality, background = fields.get("quality", "auto"), fields.get("background")
+    looks = {
+        "background": "transparent" if background == "transparent" else "opaque",
+        "output_format": fields.get("output_format", "png"),
+        "quality": "medium" if quality == "auto" else quality,
+        "size": f"{width}x{height}",
+    }
+    job = Job(route, fields["model"], fields["prompt"], tuple(inputs), fields.get("n", 1), (width, height), looks)
+    partials = fields.get("partial_images", 0) if fields.get("stream") else 0
+    return job._replace(partials=partials, frames=fields.get("frame_count", 9))
 
 
 def paint(job: Job, index: int, partial: int = -1) -> Picture:
@@ -782,29 +295,18 @@ def paint(job: Job, index: int, partial: int = -1) -> Picture:
     if job.bytes:
         parts, texts = pictures.large(seed + b"%d" % partial, job.bytes)
         return Picture(parts, texts, "png", index, job.total, partial >= 0)
-    block = 1 if partial < 0 else 64 >> partial
-    clear = job.background == "transparent"
-    data = pictures.picture(seed, job.format, job.width, job.height, clear, block, job.frames, job.duration_ms)
-    return Picture((data,), (base64.b64encode(data),), job.format, index, job.total, partial >= 0)
-
-
-FACTORS = {"low": 16, "medium": 24, "high": 48, "xhigh": 64, "max": 96}
-OLD_FACTORS = {"low": 16, "medium": 48, "high": 96}
-
-
-def image_tokens(job: Job) -> int:
-    """Output tokens of one picture by the published figures."""
-    factors = OLD_FACTORS if job.model in MODELS[0].names else FACTORS
-    factor = factors.get(job.quality, 24)
-    short, long = sorted((job.width, job.height))
-    area = job.width * job.height
-    return math.ceil(factor * round(factor * short / long) * (2_000_000 + area) / 4_000_000)
+    block, form = 1 if partial < 0 else 64 >> partial, job.looks["output_format"]
+    data = pictures.picture(seed, form, *job.size, job.looks["background"] == "transparent", block, job.frames)
+    return Picture((data,), (base64.b64encode(data),), form, index, job.total, partial >= 0)
 
 
 def image_usage(job: Job) -> Fields:
-    """The usage of an Images reply."""
+    """The usage of an Images reply, with the output tokens of the published figures."""
+    factor = gpt_image.model_row(job.model).tokens.get(job.looks["quality"], 24)
+    short, area = min(job.size) / max(job.size), math.prod(job.size)
+    each = math.ceil(factor * round(factor * short) * (2_000_000 + area) / 4_000_000)
     text, image = 1 + len(job.prompt) // 4, 1000 * len(job.inputs)
-    output = job.total * image_tokens(job) + 100 * job.partials
+    output = job.total * each + gpt_image.PARTIAL_TOKENS * job.partials
     return {
         "input_tokens": text + image,
         "input_tokens_details": {"image_tokens": image, "text_tokens": text},
@@ -842,16 +344,15 @@ class Stored:
 class Studio:
     """What one gateway keeps between requests."""
 
-    def __init__(self, key: str, delay: float, polls: int, own: Origin, elsewhere: Origin) -> None:
+    def __init__(self, key: str, delay: float, polls: int, **origins: str) -> None:
         self.key, self.delay, self.polls = key, delay, polls
-        self.own, self.elsewhere = own, elsewhere
+        self.origins = origins
         self.closing = threading.Event()
         self.lock = threading.Lock()
         self.painted: list[Picture] = []
         self.queue: list[Reply] = []
-        self.served: dict[str, tuple[str, tuple[bytes, ...]]] = {}
+        self.served: dict[str, Picture] = {}
         self.responses: dict[str, Stored] = {}
-        self.items: set[str] = set()
         self.holes: dict[str, Picture] = {}
         self.nonce = secrets.token_hex(8)
         self.count = 0
@@ -886,12 +387,50 @@ class Exchange:
         if self.studio.closing.wait(seconds) or seconds is None:
             raise Gone
 
+    def interfere(self, *stages: str) -> None:
+        """Let the scenario answer by itself, if this is its stage."""
+        deed = self.scenario.deed
+        if deed and self.scenario.stage in stages:
+            raise Answer(deed(self) if callable(deed) else deed)
+
     def name(self, prefix: str) -> str:
         """A new id in the scenario's manner."""
         return self.scenario.ids(self.studio.name(prefix))
 
+    def streams(self, asked: Any) -> bool:
+        """Whether the answer is a stream: as it was asked, or as the scenario has it."""
+        return bool(asked if self.scenario.stream is None else self.scenario.stream)
+
+    def keep(self, picture: Picture) -> Picture:
+        """Note a painted picture for the test, after the scenario spoiled it if it does."""
+        if self.scenario.data:
+            data = self.scenario.data(b"".join(picture.parts))
+            picture = picture._replace(parts=(data,), texts=(base64.b64encode(data),))
+        with self.studio.lock:
+            self.studio.painted.append(picture)
+        return picture
+
+    def address(self, picture: Picture, form: str) -> str:
+        """A picture's URL in one of the forms below; those under /pictures/ and /redirect/ can be fetched."""
+        name = urllib.parse.quote(self.name("img_"), safe="") + "." + picture.format
+        self.studio.served[name] = picture
+        kind, hole = picture.media_type, self.studio.hole(picture) if form == DATA_URL else ""
+        return form.format(**self.studio.origins, name=name, type=kind, hole=hole)
+
+    def deliver(self, picture: Picture, usual: str) -> Fields:
+        """A picture as it stands in JSON: its base64 in a field, and on the Images routes perhaps a URL."""
+        row = self.scenario
+        inline = {row.field or usual: self.studio.hole(picture)}
+        if not row.url or usual != "b64_json":
+            return inline
+        return {**(inline if row.both else {}), "url": self.address(picture, row.url)}
+
 
 # ----------------------------------------------------------------------------------------------- the scenario as a row
+
+OWN_URL = "{own}/pictures/{name}"
+DATA_URL = "data:{type};base64,{hole}"
+HTML = b"<!DOCTYPE html>\n<html><head><title>%s</title></head><body><h1>Sorry</h1></body></html>\n"
 
 
 class Sse(NamedTuple):
@@ -903,21 +442,6 @@ class Sse(NamedTuple):
     comment: bytes = b""
     done: bool = False
     last_gap: bool = True
-
-
-def hole_field(exchange: Exchange, picture: Picture, name: str) -> Fields:
-    """The usual way to deliver a picture: its base64 in the documented field."""
-    return {name: exchange.studio.hole(picture)}
-
-
-def media_type(form: str) -> str:
-    """The media type of a picture format."""
-    return "image/svg+xml" if form == "svg" else f"image/{form}"
-
-
-def data_url(exchange: Exchange, picture: Picture) -> str:
-    """A picture as a data URL."""
-    return f"data:{media_type(picture.format)};base64,{exchange.studio.hole(picture)}"
 
 
 def in_order(exchange: Exchange, reply: Reply) -> Iterator[bytes]:
@@ -939,216 +463,113 @@ class Scenario(NamedTuple):
 
     name: str
     line: str
-    deed: Callable[[Exchange], None] | None = None  # answers or hangs up by itself
+    deed: Reply | Callable[[Exchange], Reply] | None = None  # answers or hangs up by itself
     stage: str = "body"  # when: at "connect", after the "head", or after the "body"
     times: int = 0  # for so many requests; 0: for all
     job: Callable[[Job], Job] = lambda job: job
     data: Callable[[bytes], bytes] | None = None  # what becomes of a painted picture
     base64: Callable[[bytes, Picture], bytes] | None = None
-    deliver: Callable[[Exchange, Picture, str], Fields] = hole_field
-    address: Callable[[Exchange, Picture], str] = data_url  # where chat replies point to
+    field: str = ""  # the field of a picture's base64, in place of the documented one
+    url: str = ""  # the URL that pictures come by on the Images routes and in chat
+    both: bool = False  # and their base64 too
     document: Callable[[Exchange, Fields], Fields] = lambda exchange, document: document
     end: Fields | None = None  # how a response ends after its previews, in place of its output
-    events: Callable[[Exchange, list[Fields]], list[Fields]] = lambda exchange, events: events
+    events: Callable[[list[Fields]], list[Fields]] = lambda events: events
     ids: Callable[[str], str] = lambda name: name
     stream: bool | None = None  # answer so, whatever was asked
     sse: Sse = Sse()
     text: Callable[[bytes], bytes] = lambda text: text
-    reply: Callable[[Exchange, Reply], Reply] = lambda exchange, reply: reply
+    reply: Fields = {}  # what is put in place in the reply
+    headers: Pairs = ()  # and what is added to its head
+    body: Callable[[bytes], bytes] | None = None  # what becomes of its body
     send: Callable[[Exchange, Reply], Iterator[bytes]] = in_order
     polls: int | None = None
 
 
 PLAIN = Scenario("plain", "answers as the API does")
 
-# ------------------------------------------------------------------------------------------------- pictures on the web
-
-HTML = b"<!DOCTYPE html>\n<html><head><title>%s</title></head><body><h1>Sorry</h1></body></html>\n"
-
-
-def publish(exchange: Exchange, picture: Picture) -> str:
-    """Put a picture under /pictures/ and return its name there."""
-    name = exchange.name("img_") + "." + picture.format
-    exchange.studio.served[name] = (media_type(picture.format), picture.parts)
-    return urllib.parse.quote(name, safe="")
-
-
-def own_url(exchange: Exchange, picture: Picture) -> str:
-    """A picture's URL on the gateway itself."""
-    return f"{exchange.studio.own.origin}/pictures/{publish(exchange, picture)}"
-
-
-def other_url(exchange: Exchange, picture: Picture) -> str:
-    """A picture's URL on the second origin."""
-    return f"{exchange.studio.elsewhere.origin}/pictures/{publish(exchange, picture)}"
-
-
-def redirecting_url(exchange: Exchange, picture: Picture) -> str:
-    """A URL that redirects to the second origin."""
-    return f"{exchange.studio.own.origin}/redirect/{publish(exchange, picture)}"
-
-
-def missing_url(exchange: Exchange, picture: Picture) -> str:
-    """A URL with nothing behind it."""
-    return f"{exchange.studio.own.origin}/pictures/gone.png"
-
-
-def page_url(exchange: Exchange, picture: Picture) -> str:
-    """A URL of a web page."""
-    exchange.studio.served["page.html"] = ("text/html", (HTML % b"Sign in to see this picture",))
-    return f"{exchange.studio.own.origin}/pictures/page.html"
-
-
-def file_url(exchange: Exchange, picture: Picture) -> str:
-    """A URL that no client should open."""
-    return "file:///etc/passwd"
-
-
-def get_picture(studio: Studio, path: str) -> Reply:
-    """Serve a picture that was returned by URL."""
-    _, kind, name = path.split("/", 2)
-    if kind == "redirect":
-        return page(302, "text/plain", b"", (("Location", f"{studio.elsewhere.origin}/pictures/{name}"),))
-    content_type, parts = studio.served.get(urllib.parse.unquote(name), ("", ()))
-    if not content_type:
-        return page(404, "text/html", HTML % b"404 Not Found")
-    return Reply(200, (("Content-Type", content_type),), [Piece(part) for part in parts])
-
-
 # ----------------------------------------------------------------------------------------------- documents and events
 
 
-def keep(exchange: Exchange, picture: Picture) -> Picture:
-    """Note a painted picture for the test, after the scenario spoiled it if it does."""
-    if exchange.scenario.data:
-        data = exchange.scenario.data(b"".join(picture.parts))
-        picture = picture._replace(parts=(data,), texts=(base64.b64encode(data),))
-    with exchange.studio.lock:
-        exchange.studio.painted.append(picture)
-    return picture
+def paint_all(exchange: Exchange, job: Job, index: int, owner: str) -> Picture:
+    """Paint a picture after its previews, which are kept for their events."""
+    exchange.previews[owner] = [exchange.keep(paint(job, index, partial)) for partial in range(job.partials)]
+    return exchange.keep(paint(job, index))
 
 
-def paint_previews(exchange: Exchange, job: Job, index: int, owner: str) -> None:
-    """Paint the previews of one picture and keep them for its events."""
-    exchange.previews[owner] = [keep(exchange, paint(job, index, partial)) for partial in range(job.partials)]
-
-
-def images_document(exchange: Exchange, job: Job, fields: Fields) -> Fields:
+def images_document(exchange: Exchange, job: Job, by_url: bool) -> Fields:
     """The JSON reply of the Images routes."""
-    data = []
+    data: list[Fields] = []
     for index in range(job.total):
-        paint_previews(exchange, job, index, str(index))
-        picture = keep(exchange, paint(job, index))
-        if fields.get("response_format") == "url":
-            data.append({"url": own_url(exchange, picture)})
-        else:
-            data.append(exchange.scenario.deliver(exchange, picture, "b64_json"))
-    document = {"created": int(time.time()), "data": data, **job.looks, "usage": image_usage(job)}
-    if fields.get("safety_identifier") or fields.get("user"):
-        document["safety_identifier"] = fields.get("safety_identifier") or fields["user"]
-    if job.format == "svg":
-        document["svg_usage"] = {
-            "model": "gpt-5.5",
-            "input_tokens": 900,
-            "output_tokens": 2100,
-            "reasoning_tokens": 600,
-            "total_tokens": 3000,
-        }
-    return document
+        picture = paint_all(exchange, job, index, str(index))
+        data.append({"url": exchange.address(picture, OWN_URL)} if by_url else exchange.deliver(picture, "b64_json"))
+    return {"created": int(time.time()), "data": data, **job.looks, "usage": image_usage(job)}
 
 
-def images_events(exchange: Exchange, job: Job, document: Fields) -> list[Fields]:
+def images_events(exchange: Exchange, job: Job, document: Fields) -> Iterator[Fields]:
     """The event stream of the Images routes."""
     word = "image_edit" if job.route == "edits" else "image_generation"
-    events: list[Fields] = []
     shared = {"created_at": document["created"], **{name: document[name] for name in job.looks}}
+    usage = {"usage": document["usage"]} if "usage" in document else {}
     for owner, previews in exchange.previews.items():
         for partial, preview in enumerate(previews):
-            hole = exchange.studio.hole(preview)
-            events.append({"type": f"{word}.partial_image", "b64_json": hole, "partial_image_index": partial, **shared})
+            hole = {"b64_json": exchange.studio.hole(preview), "partial_image_index": partial}
+            yield {"type": f"{word}.partial_image", **hole, **shared}
         if int(owner) < len(document["data"]):
-            usage = {"usage": document["usage"]} if "usage" in document else {}
-            events.append({"type": f"{word}.completed", **document["data"][int(owner)], **shared, **usage})
-    return events
+            yield {"type": f"{word}.completed", **document["data"][int(owner)], **shared, **usage}
 
 
-def message_item(exchange: Exchange, text: str) -> Fields:
-    """A message in the output of a response."""
-    content = {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
+def message_item(exchange: Exchange, text: str, kind: str = "text") -> Fields:
+    """A message in the output of a response, be it text or a refusal."""
+    content = {"type": "output_text", "annotations": []} if kind == "text" else {"type": kind}
     fixed = {"type": "message", "status": "completed", "role": "assistant"}
-    return {"id": exchange.name("msg_"), **fixed, "content": [content]}
+    return {"id": exchange.name("msg_"), **fixed, "content": [{**content, kind: text}]}
 
 
-def call_item(exchange: Exchange, job: Job, index: int, action: str) -> Fields:
+def call_item(exchange: Exchange, job: Job, index: int) -> Fields:
     """A finished call of the image tool, with its picture."""
     name = exchange.name("ig_")
-    exchange.studio.items.add(name)
-    paint_previews(exchange, job, index, name)
-    result = exchange.scenario.deliver(exchange, keep(exchange, paint(job, index)), "result")
+    result = exchange.deliver(paint_all(exchange, job, index, name), "result")
     revised = f"{job.prompt.strip()[:200]} (picture {index + 1} of {job.total})"
-    fixed: Fields = {"type": "image_generation_call", "status": "completed", "action": action}
+    fixed = {"type": "image_generation_call", "status": "completed"}
     return {"id": name, **fixed, **job.looks, "revised_prompt": revised, **result}
 
 
-RESPONSE_DEFAULTS: Fields = {
-    "error": None,
-    "incomplete_details": None,
-    "instructions": None,
-    "max_output_tokens": None,
-    "max_tool_calls": None,
-    "metadata": {},
-    "parallel_tool_calls": True,
-    "previous_response_id": None,
-    "reasoning": {"effort": "none", "summary": None},
-    "safety_identifier": None,
-    "service_tier": "default",
-    "store": True,
-    "temperature": 1.0,
-    "text": {"format": {"type": "text"}, "verbosity": "medium"},
-    "tool_choice": "auto",
-    "top_p": 1.0,
-    "truncation": "disabled",
-    "user": None,
-}
+ECHOED: Fields = {"background": False, "instructions": None, "metadata": {}, "previous_response_id": None}
 
 
-def response_document(exchange: Exchange, body: Fields, job: Job, plan: Plan) -> Fields:
+def response_document(exchange: Exchange, body: Fields, job: Job, talks: bool) -> Fields:
     """A finished response."""
     now = int(time.time())
-    output = [call_item(exchange, job, index, plan.action) for index in range(job.total)]
-    if plan.text:
+    output = [call_item(exchange, job, index) for index in range(job.total)]
+    words, drawn = 20 + len(job.prompt) // 4, 40 * len(output)
+    if talks:
         opening = "Here is what I made of it" if output else "In words"
         output.append(message_item(exchange, f"{opening}: {job.prompt.strip()[:80]}"))
-    hidden = "input_image_mask"
-    tools = [{name: tool[name] for name in tool if name != hidden} for tool in body.get("tools", [])]
-    words = 20 + len(job.prompt) // 4
-    usage = {
-        "input_tokens": words,
-        "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
-        "output_tokens": 40 * len(output),
-        "output_tokens_details": {"reasoning_tokens": 0},
-        "total_tokens": words + 40 * len(output),
+    return {
+        "id": exchange.name("resp_"),
+        "object": "response",
+        "created_at": now,
+        "completed_at": now,
+        "status": "completed",
+        "error": None,
+        "incomplete_details": None,
+        "model": body["model"],
+        "output": output,
+        "usage": {"input_tokens": words, "output_tokens": drawn, "total_tokens": words + drawn},
+        **{name: body.get(name, default) for name, default in ECHOED.items()},
     }
-    fixed: Fields = {"object": "response", "created_at": now, "completed_at": now, "status": "completed"}
-    echoed = {name: body.get(name, default) for name, default in RESPONSE_DEFAULTS.items()}
-    fixed.update(background=body.get("background", False), model=body["model"], tools=tools, output=output, usage=usage)
-    return {"id": exchange.name("resp_"), **fixed, **echoed}
 
 
 def call_events(exchange: Exchange, item: Fields, index: int) -> Iterator[Fields]:
     """The events of one call of the image tool; no picture in them but the previews."""
-    place = {"output_index": index, "item_id": item["id"]}
-    word = "response.image_generation_call"
-    begun = {"id": item["id"], "type": item["type"], "status": "in_progress", "result": None}
-    yield {"type": "response.output_item.added", "output_index": index, "item": begun}
+    place, word = {"output_index": index, "item_id": item["id"]}, "response.image_generation_call"
     yield {"type": f"{word}.in_progress", **place}
     yield {"type": f"{word}.generating", **place}
-    looks: Fields = {name: item[name] for name in ("background", "output_format", "quality", "size") if name in item}
     for partial, preview in enumerate(exchange.previews.get(item["id"], [])):
         hole = {"partial_image_index": partial, "partial_image_b64": exchange.studio.hole(preview)}
-        yield {"type": f"{word}.partial_image", **place, **hole, **looks}
+        yield {"type": f"{word}.partial_image", **place, **hole, "output_format": preview.format}
     yield {"type": f"{word}.completed", **place}
-    yield {"type": "response.output_item.done", "output_index": index, "item": item}
 
 
 def message_events(item: Fields, index: int) -> Iterator[Fields]:
@@ -1157,16 +578,11 @@ def message_events(item: Fields, index: int) -> Iterator[Fields]:
     kind = "refusal" if part["type"] == "refusal" else "text"
     word = "response.refusal" if kind == "refusal" else "response.output_text"
     place = {"output_index": index, "item_id": item["id"], "content_index": 0}
-    begun = {**item, "status": "in_progress", "content": []}
-    yield {"type": "response.output_item.added", "output_index": index, "item": begun}
     yield {"type": "response.content_part.added", **place, "part": {**part, kind: ""}}
-    text = part[kind]
-    more: Fields = {"logprobs": []} if kind == "text" else {}
-    for start in range(0, len(text), 24):
-        yield {"type": f"{word}.delta", **place, "delta": text[start : start + 24], **more}
-    yield {"type": f"{word}.done", **place, kind: text, **more}
+    for start in range(0, len(part[kind]), 24):
+        yield {"type": f"{word}.delta", **place, "delta": part[kind][start : start + 24]}
+    yield {"type": f"{word}.done", **place, kind: part[kind]}
     yield {"type": "response.content_part.done", **place, "part": part}
-    yield {"type": "response.output_item.done", "output_index": index, "item": item}
 
 
 def unfinished(document: Fields, status: str) -> Fields:
@@ -1174,17 +590,19 @@ def unfinished(document: Fields, status: str) -> Fields:
     return {**document, "status": status, "output": [], "usage": None, "completed_at": None, "error": None}
 
 
-def response_events(exchange: Exchange, document: Fields) -> list[Fields]:
+def response_events(exchange: Exchange, document: Fields) -> Iterator[Fields]:
     """The event stream of a response."""
     first = "queued" if document["background"] else "in_progress"
-    events: list[Fields] = [{"type": "response.created", "response": unfinished(document, first)}]
+    yield {"type": "response.created", "response": unfinished(document, first)}
     if document["background"]:
-        events.append({"type": "response.queued", "response": unfinished(document, "queued")})
-    events.append({"type": "response.in_progress", "response": unfinished(document, "in_progress")})
+        yield {"type": "response.queued", "response": unfinished(document, "queued")}
+    yield {"type": "response.in_progress", "response": unfinished(document, "in_progress")}
     for index, item in enumerate(document["output"]):
-        events += call_events(exchange, item, index) if "content" not in item else message_events(item, index)
-    events.append({"type": f"response.{document['status']}", "response": document})
-    return events
+        begun = {"id": item["id"], "type": item["type"], "status": "in_progress"}
+        yield {"type": "response.output_item.added", "output_index": index, "item": begun}
+        yield from message_events(item, index) if "content" in item else call_events(exchange, item, index)
+        yield {"type": "response.output_item.done", "output_index": index, "item": item}
+    yield {"type": f"response.{document['status']}", "response": document}
 
 
 def to_previews(events: list[Fields]) -> list[Fields]:
@@ -1199,17 +617,16 @@ def chat_document(exchange: Exchange, job: Job) -> Fields:
     """The reply of a chat relay: pictures beside the words, as data URLs."""
     images = []
     for index in range(job.total):
-        url = exchange.scenario.address(exchange, keep(exchange, paint(job, index)))
+        url = exchange.address(exchange.keep(paint(job, index)), exchange.scenario.url or DATA_URL)
         images.append({"type": "image_url", "image_url": {"url": url}, "index": index})
-    text = "Here is your picture."
-    message = {"role": "assistant", "content": text, "refusal": None, "images": images}
+    message = {"role": "assistant", "content": "Here is your picture.", "refusal": None, "images": images}
     words = 1 + len(job.prompt) // 4
     return {
         "id": exchange.name("chatcmpl-"),
         "object": "chat.completion",
         "created": int(time.time()),
         "model": job.model,
-        "choices": [{"index": 0, "message": message, "logprobs": None, "finish_reason": "stop"}],
+        "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
         "usage": {"prompt_tokens": words, "completion_tokens": 1300, "total_tokens": words + 1300},
     }
 
@@ -1219,17 +636,14 @@ def chat_events(document: Fields) -> list[Fields]:
     message = document["choices"][0]["message"]
     content = message["content"]
     deltas: list[Fields] = [{"role": "assistant", "content": ""}]
-    if isinstance(content, str):
-        deltas += [{"content": text} for text in re.split(r"(?<=\n\n)", content)]
-    else:
-        deltas.append({"content": content})
-    if message.get("images"):
-        deltas.append({"images": message["images"]})
+    texts = re.split(r"(?<=\n\n)", content) if isinstance(content, str) else [content]
+    deltas += [{"content": text} for text in texts]
+    deltas += [{"images": message["images"]}] if message.get("images") else []
     shared = {**document, "object": "chat.completion.chunk"}
-    shared.pop("usage", None)
+    usage = {"usage": shared.pop("usage")} if "usage" in shared else {}
     events = [{**shared, "choices": [{"index": 0, "delta": delta, "finish_reason": None}]} for delta in deltas]
     events.append({**shared, "choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
-    return events + ([{**shared, "choices": [], "usage": document["usage"]}] if "usage" in document else [])
+    return events + ([{**shared, "choices": [], **usage}] if usage else [])
 
 
 # ----------------------------------------------------------------------------------------------------------- rendering
@@ -1244,32 +658,29 @@ def render(exchange: Exchange, document: Any, indent: int | None = None) -> list
         picture = exchange.studio.holes.get(part)
         if picture is None:
             pieces.append(Piece(change(part.encode())))
-        elif mangle:
-            pieces.append(Piece(change(mangle(b"".join(picture.texts), picture)), picture=True))
         else:
-            pieces += [Piece(change(text), picture=True) for text in picture.texts]
+            texts = [mangle(b"".join(picture.texts), picture)] if mangle else picture.texts
+            pieces += [Piece(change(data), picture=True) for data in texts]
     return pieces
 
 
-def render_events(exchange: Exchange, events: list[Fields], names: bool) -> list[Piece]:
+def render_events(exchange: Exchange, events: list[Fields], named: bool) -> list[Piece]:
     """Events as lines (https://html.spec.whatwg.org/#event-stream-interpretation)."""
     style = exchange.scenario.sse
     comment = style.comment + style.newline if style.comment else b""
-    done = style.done or not names  # a chat stream ends so always
+    done = style.done or not named  # a chat stream ends so always
     pieces = []
     for number, event in enumerate(events):
         last = number == len(events) - 1 and not done
         head = comment
-        if names and style.names and "type" in event:
+        if named and style.names:
             head += b"event: " + event["type"].encode() + style.newline + comment
         pieces.append(Piece(head + b"data: ", event=True))
         for piece in render(exchange, event):
             # A line end inside the data takes another "data:" line.
             pieces.append(piece._replace(data=piece.data.replace(b"\n", style.newline + b"data: ")))
         pieces.append(Piece(style.newline + comment + (b"" if last and not style.last_gap else style.gap)))
-    if done:
-        pieces.append(Piece(b"data: [DONE]" + style.newline + style.gap))
-    return pieces
+    return pieces + ([Piece(b"data: [DONE]" + style.newline + style.gap)] if done else [])
 
 
 def json_reply(exchange: Exchange, document: Any) -> Reply:
@@ -1277,299 +688,117 @@ def json_reply(exchange: Exchange, document: Any) -> Reply:
     return Reply(200, (("Content-Type", "application/json"),), render(exchange, document, 2))
 
 
-def sse_reply(exchange: Exchange, events: list[Fields], names: bool = True) -> Reply:
+def sse_reply(exchange: Exchange, events: list[Fields], named: bool = True) -> Reply:
     """An event stream."""
     headers = (("Content-Type", "text/event-stream; charset=utf-8"), ("Cache-Control", "no-cache"))
-    return Reply(200, headers, render_events(exchange, events, names), framing="chunked")
+    return Reply(200, headers, render_events(exchange, events, named), framing="chunked")
 
 
 # --------------------------------------------------------------------------------------------------------------- routes
 
 
-def data_input(param: str, url: str, formats: Sequence[str]) -> Input:
-    """The picture in a data URL, which must be what it says."""
-    head, _, text = url.partition(",")
-    match = re.fullmatch(r"data:(image/[a-z+]+);base64", head)
-    try:
-        data = base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError):
-        match, data = None, b""
-    look = pictures.measure(data)
-    if match is None or look is None or match[1] != f"image/{look.format}" or look.format not in formats:
-        known = ", ".join(formats)
-        raise invalid(param, f"Invalid '{param}'. Expected a base64 data URL of an image ({known}).", FILE)
-    return Input(param, hashlib.sha256(data).hexdigest(), len(data), look)
-
-
-def reference(param: str, fields: Fields, formats: Sequence[str]) -> Input:
-    """A picture named by URL or file id; exactly one of them."""
-    names = [name for name in ("image_url", "file_id") if fields.get(name) is not None]
-    if len(names) != 1:
-        raise invalid(param, f"Invalid '{param}': exactly one of image_url and file_id is required.")
-    value, path = fields[names[0]], f"{param}.{names[0]}"
-    if names[0] == "image_url" and value.startswith("data:"):
-        return data_input(path, value, formats)
-    if not re.match(r"https?://[^/\s]+" if names[0] == "image_url" else r"file-\S+$", value):
-        raise invalid(path, f"Invalid '{path}'. Expected a valid URL or file id, but got '{value[:80]}'.")
-    return Input(path, hashlib.sha256(value.encode()).hexdigest(), 0)
-
-
-FILE_TYPES = ("image/png", "image/jpeg", "image/webp")
-
-
-def file_input(part: Part) -> Input:
-    """The picture in a form; its content type must be real."""
-    if part.filename is None or not part.filename:
-        raise invalid(part.name, f"Invalid type for '{part.name}': expected a file, but got a string instead.")
-    look, said = part.look, part.content_type or "application/octet-stream"
-    real = f"image/{look.format}" if look else "application/octet-stream"
-    if said not in FILE_TYPES or said != real:
-        found = real if said in FILE_TYPES else said
-        message = f"Invalid file '{part.filename}': unsupported mimetype ('{found}')."
-        message += " Supported file formats are 'image/jpeg', 'image/png', and 'image/webp'."
-        raise invalid(part.name, message, "unsupported_file_mimetype")
-    return Input(part.name, part.sha256, part.size, look)
-
-
-def form_value(text: str, kind: Kind) -> Any:
-    """A form field as the type it stands for, in its canonical spelling only."""
-    if kind.type is int and re.fullmatch(r"-?(0|[1-9]\d*)", text):
-        return int(text)
-    if kind.type is bool and text in ("true", "false"):
-        return text == "true"
-    return text
-
-
-def form_fields(parts: Iterable[Part]) -> Fields:
-    """The text fields of a form, each at most once."""
-    fields: Fields = {}
-    for part in parts:
-        if part.name in fields:
-            raise invalid(part.name, f"Duplicate parameter: '{part.name}'.", "duplicate_parameter")
-        if part.name not in FORM_FIELDS:
-            raise invalid(part.name, f"Unknown parameter: '{part.name}'.", "unknown_parameter")
-        fields[part.name] = form_value(part.value or "", FORM_FIELDS[part.name])
-    return check_fields(fields, FORM_FIELDS)
-
-
-def ask_of_form(form: list[Part]) -> Ask:
-    """An edit that came as a form."""
-    groups: dict[str, list[Part]] = {"image": [], "mask": [], "markup": [], "": []}
-    for part in form:
-        name = "image" if re.fullmatch(r"image(\[\d*\])?", part.name) else part.name
-        groups[name if name in groups else ""].append(part)
-    fields = form_fields(groups[""])
-    require(fields, "model", "prompt")
-    if fields.pop("svg[reasoning][effort]", None) or fields.get("svg[model]"):
-        fields["svg"] = {"model": fields.pop("svg[model]", None)}
-    for name in ("mask", "markup"):
-        if len(groups[name]) > 1:
-            raise invalid(name, f"Duplicate parameter: '{name}'.", "duplicate_parameter")
-    # Some gateways make the mask themselves when the field holds this word.
-    masks = [file_input(part) for part in groups["mask"] if part.filename is not None or part.value != "auto"]
-    markups = [file_input(part) for part in groups["markup"]]
-    ask = Ask("edits", fields, model_row(fields["model"]), fields.get("stream", False))
-    ask.inputs = [file_input(part) for part in groups["image"]]
-    ask.mask, ask.markup = next(iter(masks), None), next(iter(markups), None)
-    return ask
-
-
-def short_reference(param: str, fields: Fields) -> Input:
-    """A reference whose URL has at most the documented length."""
-    length = len(fields.get("image_url") or "")
-    if length > 20_971_520:
-        path = f"{param}.image_url"
-        raise invalid(path, f"Invalid '{path}': string too long, {length} characters.", "string_above_max_length")
-    return reference(param, fields, ("png", "jpeg", "webp"))
-
-
-def ask_of_json(route: str, body: Any) -> Ask:
-    """A generation, or an edit that came as JSON."""
-    fields = check_fields(body, EDIT_FIELDS if route == "edits" else GENERATION_FIELDS)
-    require(fields, "model", "prompt")
-    ask = Ask(route, fields, model_row(fields["model"]), fields.get("stream", False))
-    for number, image in enumerate(fields.get("images", [])):
-        path = f"images[{number}]"
-        ask.inputs.append(short_reference(path, check_fields(image, REFERENCE_FIELDS, path + ".")))
-    if "mask" in fields:
-        ask.mask = short_reference("mask", fields["mask"])
-    return ask
-
-
-def images_route_reply(exchange: Exchange, route: str) -> Reply:
+def images_reply(exchange: Exchange, route: str) -> Reply:
     """POST /images/generations and POST /images/edits."""
-    form = exchange.request.form
-    if form is not None and route != "edits":
+    request, scenario = exchange.request, exchange.scenario
+    if request.form is not None and route != "edits":
         raise refusal(400, "Unsupported content type: 'multipart/form-data'.")
-    ask = ask_of_form(form) if form is not None else ask_of_json(route, exchange.request.json)
-    if route == "edits" and not ask.inputs:
-        name = "image" if form is not None else "images"
-        raise invalid(name, f"Missing required parameter: '{name}'.", "missing_required_parameter")
-    check_rules(ask)
-    inputs = [each.sha256 for each in (*ask.inputs, ask.mask, ask.markup) if each]
-    job = exchange.scenario.job(job_of(ask, ask.get("model"), ask.get("prompt"), ask.get("n", 1), inputs))
-    document = exchange.scenario.document(exchange, images_document(exchange, job, ask.fields))
-    if ask.stream if exchange.scenario.stream is None else exchange.scenario.stream:
-        return sse_reply(exchange, exchange.scenario.events(exchange, images_events(exchange, job, document)))
+    fields, seeds = json_fields(route, request.json) if request.form is None else form_fields(request.form)
+    need(fields, "model")
+    need(fields, "prompt")
+    job = scenario.job(job_of(route, fields, seeds))
+    document = scenario.document(exchange, images_document(exchange, job, fields.get("response_format") == "url"))
+    if exchange.streams(fields.get("stream")):
+        return sse_reply(exchange, scenario.events(list(images_events(exchange, job, document))))
     return json_reply(exchange, document)
 
 
-class Talk(NamedTuple):
-    """What an input says: the last user's words, its pictures, and earlier calls it refers to."""
-
-    words: str
-    inputs: list[Input]
-    calls: list[str]
+# The types of content parts, text first, by the field that holds the messages.
+PARTS = {"input": ("input_text", "input_image"), "messages": ("text", "image_url")}
 
 
-def read_part(path: str, part: Any, talk: Talk) -> str:
-    """Check one content part; returns its text."""
-    kind = part.get("type") if isinstance(part, dict) else None
-    if kind not in PART_FIELDS:
-        known = ", ".join(f"'{name}'" for name in PART_FIELDS)
-        raise invalid(f"{path}.type", f"Invalid value: '{kind}'. Supported values are: {known}.")
-    fields = check_fields(part, PART_FIELDS[kind], path + ".")
-    if kind == "input_image":
-        picture = {name: fields[name] for name in REFERENCE_FIELDS if name in fields}
-        talk.inputs.append(reference(path, picture, ("png", "jpeg", "webp", "gif")))
-        return ""
-    require(fields, "text", path=path + ".")
-    return str(fields["text"])
+def read_messages(body: Fields, field: str) -> tuple[str, list[str]]:
+    """The words of the last message, and the hashes of all pictures."""
+    texts, seeds = [""], []
+    said, drawn = PARTS[field]
+    if field == "input" and isinstance(body.get("input"), str):
+        return need(body, "input"), []
+    for number, message in enumerate(need(body, field, list)):
+        path = f"{field}[{number}]."
+        need(message, "role", str, path)
+        content = need(message, "content", object, path)
+        parts: list[Fields] = [{"type": said, "text": content}] if isinstance(content, str) else content
+        texts = []
+        for part in parts:
+            if need(part, "type", str, path + "content.") not in (said, drawn):
+                raise invalid(path + "content.type", f"supported values are {said} and {drawn}")
+            if part["type"] == said:
+                texts.append(need(part, "text", str, path + "content."))
+            else:
+                seeds.append(reference(path + drawn, {"image_url": part[drawn].get("url")} if drawn in part else part))
+    return "\n".join(texts), seeds
 
 
-def read_item(studio: Studio, path: str, item: Any, talk: Talk) -> Talk:
-    """Check one input item: a message, or an earlier call of the image tool by its id."""
-    if isinstance(item, dict) and item.get("type") == "image_generation_call":
-        name = check_fields(item, CALL_FIELDS, path + ".").get("id")
-        if name not in studio.items:
-            raise refusal(404, f"Item with id '{name}' not found.", None, param="input")
-        return talk._replace(calls=[*talk.calls, str(name)])
-    fields = check_fields(item, MESSAGE_FIELDS, path + ".")
-    require(fields, "role", "content", path=path + ".")
-    content = fields["content"]
-    if isinstance(content, str):
-        words = content
-    else:
-        check_value(f"{path}.content", content, Kind("an array", list, 1))
-        words = "\n".join(read_part(f"{path}.content[{i}]", part, talk) for i, part in enumerate(content))
-    return talk._replace(words=words) if fields["role"] == "user" else talk
+def image_tool(body: Fields) -> Fields:
+    """The fields of the image tool, or none; other tools pass unchecked."""
+    for number, tool in enumerate(body.get("tools", [])):
+        if need(tool, "type", str, f"tools[{number}].") == "image_generation":
+            return check_fields("tool", tool, prefix=f"tools[{number}].")
+    return {}
 
 
-def read_input(studio: Studio, given: Any) -> Talk:
-    """Check the `input` of a response."""
-    if isinstance(given, str):
-        check_value("input", given, WORD)
-        return Talk(given, [], [])
-    check_value("input", given, Kind("a string or an array", list, 1))
-    talk = Talk("", [], [])
-    for number, item in enumerate(given):
-        talk = read_item(studio, f"input[{number}]", item, talk)
-    return talk
+def tool_mode(chosen: Any, tool: Fields) -> str:
+    """Whether the image tool is required, left to the model (auto) or forbidden (none)."""
+    mode: Any = "required" if chosen == {"type": "image_generation"} else chosen
+    if isinstance(chosen, dict) and chosen.get("type") == "allowed_tools":
+        mode = chosen.get("mode", "auto")
+    if mode not in ("auto", "none", "required") or (isinstance(chosen, dict) and not tool):
+        raise invalid("tool_choice", f"no choice of the API, or of no tool here: {json.dumps(chosen)[:80]}")
+    return str(mode) if tool else "none"
 
 
-def image_tool(tools: list[Any]) -> tuple[str, Fields] | None:
-    """The image tool among the tools, with its path; other tools pass unchecked."""
-    for number, tool in enumerate(tools):
-        if isinstance(tool, dict) and tool.get("type") == "image_generation":
-            path = f"tools[{number}]."
-            return path, check_fields(tool, TOOL_FIELDS, path)
-        if not isinstance(tool, dict) or "type" not in tool:
-            raise invalid(f"tools[{number}].type", f"Missing required parameter: 'tools[{number}].type'.")
-    return None
+NUMBERS = {"two": 2, "three": 3, "four": 4, "five": 5}
 
 
-def tool_mode(chosen: Any, with_tool: bool) -> str:
-    """Whether the image tool is forced, free or forbidden by `tool_choice`."""
-    if chosen in ("auto", "none", "required"):
-        return str(chosen)
-    one = {"type": "image_generation"}
-    if chosen == one:
-        mode = "required"
-    elif isinstance(chosen, dict) and chosen.get("type") == "allowed_tools" and one in chosen.get("tools", []):
-        mode = check_fields(chosen, ALLOWED_FIELDS, "tool_choice.").get("mode", "auto")
-    else:
-        raise invalid("tool_choice", f"Invalid value for 'tool_choice': {json.dumps(chosen)[:80]}.")
-    if not with_tool:
-        raise invalid("tool_choice", "Tool choice 'image_generation' not found in 'tools' parameter.")
-    return str(mode)
+def plan(words: str, mode: str) -> tuple[int, bool]:
+    """Decide as a text model might how many pictures to make, and whether to talk ("only text", "text and picture")."""
+    words = words.lower()
+    if mode == "none" or (mode == "auto" and "only text" in words):
+        return 0, True
+    match = re.search(r"\b(\w+) (?:pictures|images)\b", words)
+    return NUMBERS.get(match[1], 1) if match else 1, mode == "auto" or "text and picture" in words
 
 
-NUMBERS = {"one": 1, "two": 2, "three": 3, "four": 4, "five": 5, **{str(number): number for number in range(1, 10)}}
-
-
-def plan_of(words: str, mode: str, action: str, pictures_in: bool) -> Plan:
-    """Decide as a text model might: "three pictures", "only text" and "text and picture" are understood."""
-    match = re.search(r"\b(\w+) (?:pictures?|images?)\b", words.lower())
-    count = min(5, NUMBERS.get(match[1], 1)) if match else 1
-    if mode == "none" or (mode == "auto" and "only text" in words.lower()):
-        return Plan(0, True, action)
-    if action == "auto":
-        action = "edit" if pictures_in else "generate"
-    return Plan(count, mode == "auto" or "text and picture" in words.lower(), action)
-
-
-def check_metadata(metadata: Fields) -> None:
-    """Refuse more than 16 pairs, and what is not a short string."""
-    good = all(isinstance(value, str) and len(value) <= 512 and len(name) <= 64 for name, value in metadata.items())
-    if len(metadata) > 16 or not good:
-        raise invalid("metadata", "Invalid 'metadata': at most 16 pairs of strings of 64 and 512 characters.")
-
-
-def check_response(studio: Studio, fields: Fields) -> None:
-    """Refuse what only the top level of a response can get wrong."""
-    require(fields, "model", "input")
-    check_metadata(fields.get("metadata", {}))
-    if model_row(fields["model"]).known:
-        message = f"The model '{fields['model']}' is not supported with the Responses API; use it in the tool."
-        raise invalid("model", message, "unsupported_model")
-    previous = fields.get("previous_response_id")
-    if previous is not None and previous not in studio.responses:
-        message = f"Previous response with id '{previous}' not found."
-        raise invalid("previous_response_id", message, "previous_response_not_found")
-    if fields.get("background") and fields.get("store") is False:
-        raise invalid("background", "Background mode requires store to be true.")
-
-
-def ask_of_response(studio: Studio, fields: Fields, talk: Talk, tool: tuple[str, Fields] | None) -> Ask:
-    """What a response asks of the image tool."""
-    path, settings = tool or ("", {})
-    ask = Ask("responses", settings, model_row(settings.get("model", TOOL_MODEL)), fields.get("stream", False), path)
-    ask.inputs = talk.inputs
-    ask.context = bool(talk.calls or fields.get("previous_response_id"))
-    if "input_image_mask" in settings:
-        ask.mask = reference(f"{path}input_image_mask", settings["input_image_mask"], ("png", "jpeg", "webp", "gif"))
-    check_rules(ask)
-    return ask
+def response_job(studio: Studio, body: Fields) -> tuple[Job, bool]:
+    """What a response asks for: the pictures, and whether there are words too."""
+    need(body, "model")
+    words, seeds = read_messages(body, "input")
+    tool = image_tool(body)
+    if "input_image_mask" in tool:
+        seeds.append(reference("input_image_mask", tool["input_image_mask"]))
+    total, talks = plan(words, tool_mode(body.get("tool_choice", "auto"), tool))
+    if "previous_response_id" in body:
+        seeds.append(stored_response(studio, body["previous_response_id"]).prompt)
+    asked = {"model": gpt_image.TOOL_MODEL, **tool, "prompt": words, "n": total}
+    return job_of("responses", {**asked, "stream": body.get("stream")}, seeds), talks
 
 
 def response_reply(exchange: Exchange) -> Reply:
     """POST /responses."""
     studio, scenario = exchange.studio, exchange.scenario
-    fields = check_fields(exchange.request.json, RESPONSE_FIELDS)
-    check_response(studio, fields)
-    talk = read_input(studio, fields["input"])
-    tool = image_tool(fields.get("tools", []))
-    mode = tool_mode(fields.get("tool_choice", "auto"), tool is not None)
-    ask = ask_of_response(studio, fields, talk, tool)
-    plan = plan_of(talk.words, mode if tool else "none", ask.get("action", "auto"), bool(talk.inputs))
-    seeds = [each.sha256 for each in (*talk.inputs, ask.mask) if each] + talk.calls
-    if fields.get("previous_response_id"):
-        seeds.append(studio.responses[fields["previous_response_id"]].prompt)
-    model = ask.get("model", TOOL_MODEL)
-    job = job_of(ask, model, talk.words, plan.pictures, seeds)
-    job = scenario.job(job) if plan.pictures else job
-    document = scenario.document(exchange, response_document(exchange, fields, job, plan))
-    events = response_events(exchange, document)
+    body = check_fields("responses", exchange.request.json)
+    job, talks = response_job(studio, body)
+    job = scenario.job(job) if job.total else job
+    document = scenario.document(exchange, response_document(exchange, body, job, talks))
+    events = list(response_events(exchange, document))
     if scenario.end:
         document = {**document, "output": [], **scenario.end}
         events = [*to_previews(events), {"type": f"response.{document['status']}", "response": document}]
-    events = [{**event, "sequence_number": number} for number, event in enumerate(scenario.events(exchange, events))]
-    stored = Stored(document, events, ask.stream, talk.words, 0)
-    if document["background"]:
-        stored.polls = studio.polls if scenario.polls is None else scenario.polls
-    if fields.get("store", True):
+    events = [{**event, "sequence_number": number} for number, event in enumerate(scenario.events(events))]
+    polls = studio.polls if scenario.polls is None else scenario.polls
+    stored = Stored(document, events, bool(body.get("stream")), job.prompt, polls if document["background"] else 0)
+    if body.get("store", True):
         studio.responses[document["id"]] = stored
-    if ask.stream if scenario.stream is None else scenario.stream:
+    if exchange.streams(body.get("stream")):
         return sse_reply(exchange, events)
     return json_reply(exchange, unfinished(document, "queued") if document["background"] else document)
 
@@ -1578,25 +807,23 @@ def stored_response(studio: Studio, name: str) -> Stored:
     """A stored response, or 404."""
     stored = studio.responses.get(urllib.parse.unquote(name))
     if stored is None:
-        raise refusal(404, f"Response with id '{name}' not found.", None)
+        raise refusal(404, f"Response with id '{name}' not found.")
     return stored
 
 
-def stored_reply(exchange: Exchange, name: str, query: str) -> Reply:
+def stored_reply(exchange: Exchange, name: str) -> Reply:
     """GET /responses/{id}: how it stands, or its events from some number on."""
     stored = stored_response(exchange.studio, name)
-    options = dict(urllib.parse.parse_qsl(query))
-    if options.get("stream") == "true":
+    query = dict(urllib.parse.parse_qsl(urllib.parse.urlsplit(exchange.request.path).query))
+    if query.get("stream") == "true":
+        after = form_value(query.get("starting_after", "-1"), int)
+        check_type("starting_after", after, int)
         if not stored.streamed:
-            raise invalid("stream", "This response was not created with stream=true.")
-        after = form_value(options.get("starting_after", "-1"), whole(-1, 1 << 60))
-        check_value("starting_after", after, whole(-1, 1 << 60))
+            raise invalid("stream", "this response was not created with stream=true")
         return sse_reply(exchange, [event for event in stored.events if event["sequence_number"] > after])
-    if stored.cancelled:
-        return json_reply(exchange, unfinished(stored.document, "cancelled"))
-    if stored.polls > 0:
+    if stored.cancelled or stored.polls > 0:
         stored.polls -= 1
-        return json_reply(exchange, unfinished(stored.document, "in_progress"))
+        return json_reply(exchange, unfinished(stored.document, "cancelled" if stored.cancelled else "in_progress"))
     return json_reply(exchange, stored.document)
 
 
@@ -1606,161 +833,133 @@ def cancel_reply(exchange: Exchange, name: str) -> Reply:
     if not stored.document["background"]:
         raise refusal(400, "Cannot cancel a synchronous response.")
     stored.cancelled = stored.cancelled or stored.polls > 0
-    status = unfinished(stored.document, "cancelled") if stored.cancelled else stored.document
-    return json_reply(exchange, status)
-
-
-def chat_parts(messages: list[Any]) -> tuple[str, list[str]]:
-    """The text of the last message, and the hashes of all pictures in the messages."""
-    text, inputs = "", []
-    for number, message in enumerate(messages):
-        path = f"messages[{number}].content"
-        content = check_fields(message, CHAT_MESSAGE_FIELDS, f"messages[{number}].").get("content", "")
-        parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
-        text = ""
-        for part in parts:
-            fields = check_fields(part, CHAT_PART_FIELDS, path + ".")
-            text += fields.get("text", "")
-            if "image_url" in fields:
-                url = {"image_url": fields["image_url"].get("url")}
-                inputs.append(reference(path, url, ("png", "jpeg", "webp", "gif")).sha256)
-    return text, inputs
+    return json_reply(exchange, unfinished(stored.document, "cancelled") if stored.cancelled else stored.document)
 
 
 def chat_reply(exchange: Exchange) -> Reply:
     """POST /chat/completions, as relays offer it; fields the relay does not know pass."""
-    body = exchange.request.json
-    check_value("body", body, OBJECT)
-    check_fields({name: value for name, value in body.items() if name in CHAT_FIELDS}, CHAT_FIELDS)
-    require(body, "model", "messages")
-    text, inputs = chat_parts(body["messages"])
-    known = {name: body[name] for name in ("size", "quality", "background", "output_format") if name in body}
-    ask = Ask("chat", {name: value for name, value in known.items() if isinstance(value, str)}, MODELS[-1])
-    count = body["n"] if type(body.get("n")) is int and 1 <= body["n"] <= 10 else 1
-    job = exchange.scenario.job(job_of(ask, body["model"], text, count, inputs))
-    document = exchange.scenario.document(exchange, chat_document(exchange, job))
-    if body.get("stream", False) if exchange.scenario.stream is None else exchange.scenario.stream:
-        return sse_reply(exchange, exchange.scenario.events(exchange, chat_events(document)), names=False)
+    body, scenario = exchange.request.json, exchange.scenario
+    need(body, "model")
+    prompt, seeds = read_messages(body, "messages")
+    job = scenario.job(job_of("chat", {**body, "prompt": prompt}, seeds))
+    document = scenario.document(exchange, chat_document(exchange, job))
+    if exchange.streams(body.get("stream")):
+        return sse_reply(exchange, scenario.events(chat_events(document)), named=False)
     return json_reply(exchange, document)
 
 
 def models_reply(exchange: Exchange) -> Reply:
     """GET /models."""
-    names = [name for row in MODELS if row.known and not row.dead for name in row.names]
     fixed = {"object": "model", "created": 1_776_000_000, "owned_by": "system"}
-    data = [{"id": name, **fixed} for name in (*names, *TEXT_MODELS)]
+    data = [{"id": name, **fixed} for name in (*gpt_image.MODEL_IDS, *TEXT_MODELS)]
     return json_reply(exchange, {"object": "list", "data": data})
 
 
-ROUTES: dict[tuple[str, str], Callable[[Exchange], Reply]] = {
-    ("POST", "/images/generations"): lambda exchange: images_route_reply(exchange, "generations"),
-    ("POST", "/images/edits"): lambda exchange: images_route_reply(exchange, "edits"),
-    ("POST", "/responses"): response_reply,
-    ("POST", "/chat/completions"): chat_reply,
-    ("GET", "/models"): models_reply,
-}
+class Route(NamedTuple):
+    """A row of ROUTES: a method, a path below /v1, and what answers; groups of the path are passed on."""
+
+    method: str
+    path: str
+    reply: Callable[..., Reply]
 
 
-def route_reply(exchange: Exchange, path: str, query: str) -> Reply:
-    """Find the route; `path` is without /v1."""
-    method = exchange.request.method
-    if (method, path) in ROUTES:
-        return ROUTES[method, path](exchange)
-    match = re.fullmatch(r"/responses/([^/]+)(/cancel)?", path)
-    if match and method == ("POST" if match[2] else "GET"):
-        return cancel_reply(exchange, match[1]) if match[2] else stored_reply(exchange, match[1], query)
-    status = 405 if any(path == known for _, known in ROUTES) else 404
-    raise refusal(status, f"Invalid URL ({method} /v1{path})")
+ROUTES = (
+    Route("POST", r"/images/(generations|edits)", images_reply),
+    Route("POST", r"/responses", response_reply),
+    Route("GET", r"/responses/([^/]+)", stored_reply),
+    Route("POST", r"/responses/([^/]+)/cancel", cancel_reply),
+    Route("POST", r"/chat/completions", chat_reply),
+    Route("GET", r"/models", models_reply),
+)
+
+
+def route_reply(exchange: Exchange) -> Reply:
+    """Find the route and let it answer."""
+    method, path = exchange.request.method, exchange.request.path.partition("?")[0].partition("/v1")[2]
+    found = [(row, match) for row in ROUTES for match in (re.fullmatch(row.path, path),) if match]
+    for row, match in found:
+        if row.method == method:
+            return row.reply(exchange, *match.groups())
+    raise refusal(405 if found else 404, f"Invalid URL ({method} /v1{path})")
+
+
+def get_picture(exchange: Exchange) -> Reply:
+    """Serve a picture that was returned by URL."""
+    _, kind, name = exchange.request.path.split("/", 2)
+    picture = exchange.studio.served.get(name)
+    if kind == "redirect":
+        return page(302, "text/plain", b"", (("Location", f"{exchange.studio.origins['elsewhere']}/pictures/{name}"),))
+    if name == "page.html":
+        return page(200, "text/html", HTML % b"Sign in to see this picture")
+    if picture is None:
+        return page(404, "text/html", HTML % b"404 Not Found")
+    return Reply(200, (("Content-Type", picture.media_type),), [Piece(part) for part in picture.parts])
 
 
 # ---------------------------------------------------------------------------------------------- scenarios: what they do
 
-Deed = Callable[[Exchange], None]
+Send = Callable[[Exchange, Reply], Iterator[bytes]]
 
 
-def fails(status: int, message: str, code: str | None = None, headers: Pairs = (), **more: Any) -> Deed:
-    """Answer with an error object."""
+def told_key(status: int) -> Callable[[Exchange], Reply]:
+    """An error that repeats the key, in its text and in a header."""
 
-    def deed(exchange: Exchange) -> None:
-        raise refusal(status, message, code, headers, **more)
-
-    return deed
-
-
-def shows(status: int, content_type: str, body: bytes, headers: Pairs = ()) -> Deed:
-    """Answer with these bytes."""
-
-    def deed(exchange: Exchange) -> None:
-        raise Answer(page(status, content_type, body, headers))
-
-    return deed
-
-
-def limited_until(exchange: Exchange) -> None:
-    """Answer 429 with a date a second ahead."""
-    date = email.utils.formatdate(math.ceil(time.time()) + 1, usegmt=True)
-    raise refusal(429, "Rate limit reached.", "rate_limit_exceeded", (("Retry-After", date),), type="requests")
-
-
-def echoes_key(status: int) -> Deed:
-    """Answer with an error that repeats the key, in its text and in a header."""
-
-    def deed(exchange: Exchange) -> None:
+    def deed(exchange: Exchange) -> Reply:
         key = exchange.studio.key
         message = f"Incorrect API key provided: {key}. Header was 'Authorization: Bearer {key}'."
-        raise refusal(status, message, "invalid_api_key", (("X-Debug-Authorization", f"Bearer {key}"),))
+        return problem(status, message, "invalid_api_key", (("X-Debug-Authorization", f"Bearer {key}"),))
 
     return deed
 
 
-def redirects(status: int, same_origin: bool = False) -> Deed:
-    """Redirect to the second origin, or to another path of the first."""
+def limited_until(exchange: Exchange) -> Reply:
+    """429 with a date a second ahead."""
+    date = email.utils.formatdate(math.ceil(time.time()) + 1, usegmt=True)
+    return problem(429, "Rate limit reached.", "rate_limit_exceeded", (("Retry-After", date),), type="requests")
 
-    def deed(exchange: Exchange) -> None:
-        studio = exchange.studio
-        place = studio.own.origin + "/moved" if same_origin else studio.elsewhere.origin
-        raise Answer(page(status, "text/plain", b"", (("Location", place + exchange.request.path),)))
+
+def redirect(status: int, place: str) -> Callable[[Exchange], Reply]:
+    """A redirect to the same path at another place."""
+
+    def deed(exchange: Exchange) -> Reply:
+        target = place.format(**exchange.studio.origins) + exchange.request.path
+        return page(status, "text/plain", b"", (("Location", target),))
 
     return deed
 
 
-def early(status: int, message: str, code: str | None) -> Deed:
+def early(reply: Reply) -> Callable[[Exchange], Reply]:
     """Answer and close while the body is on its way."""
 
-    def deed(exchange: Exchange) -> None:
+    def deed(exchange: Exchange) -> Reply:
         incoming, request = exchange.incoming, exchange.request
         while request.body_bytes < min(1 << 16, exchange.length // 2) and (incoming.buffer or incoming.more()):
             request.body_bytes += len(incoming.buffer)
             incoming.buffer = b""
-        raise Answer(refusal(status, message, code).reply._replace(close=True))
+        return reply._replace(close=True)
 
     return deed
 
 
-def hang_up(exchange: Exchange) -> None:
+def hang_up(exchange: Exchange) -> Reply:
     """Close the connection."""
     raise Gone
 
 
-def reset(exchange: Exchange) -> None:
+def reset(exchange: Exchange) -> Reply:
     """Close the connection so that the client sees a reset."""
     linger = struct.pack("hh" if os.name == "nt" else "ii", 1, 0)
     exchange.incoming.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
     raise Gone
 
 
-def hang(exchange: Exchange) -> None:
+def hang(exchange: Exchange) -> Reply:
     """Never answer."""
     exchange.wait(None)
+    raise Gone
 
 
-def late_error(exchange: Exchange) -> None:
-    """Answer 200 before it is known that all goes wrong."""
-    body = json.dumps(envelope("The server had an error while painting.", "server_error", "server_error")).encode()
-    raise Answer(page(200, "application/json", body)._replace(framing="chunked"))
-
-
-def stop_in(number: int, hangs: bool = False) -> Callable[[Exchange, Reply], Iterator[bytes]]:
+def stop_in(number: int, hangs: bool = False) -> Send:
     """Send up to the middle of a picture (the last when there are fewer), then close or hang."""
 
     def send(exchange: Exchange, reply: Reply) -> Iterator[bytes]:
@@ -1803,51 +1002,18 @@ def tiny_pieces(exchange: Exchange, reply: Reply) -> Iterator[bytes]:
         at, size = at + size, size % 61 + 7
 
 
-def blank_first(exchange: Exchange, reply: Reply) -> Iterator[bytes]:
-    """Send some blank lines, one by one, and then the body."""
-    for _ in range(5):
-        yield b"\n"
-        exchange.wait(0.002)
-    for piece in reply.pieces:
-        yield piece.data
+def sign_first(sign: bytes, times: int, pause: float = 0.0) -> Send:
+    """Send a sign of life again and again, and then the body; without a pause of its own for the gateway's delay."""
 
+    def send(exchange: Exchange, reply: Reply) -> Iterator[bytes]:
+        streamed = any(piece.event for piece in reply.pieces)
+        for _ in range(times):
+            yield sign if streamed else b"\n"
+            exchange.wait(pause or exchange.studio.delay / times)
+        for piece in reply.pieces:
+            yield piece.data
 
-def alive_first(exchange: Exchange, reply: Reply) -> Iterator[bytes]:
-    """Send a comment (or before JSON a blank line) again and again for the gateway's delay, then the body."""
-    sign = b": keep-alive\n\n" if any(piece.event for piece in reply.pieces) else b"\n"
-    for _ in range(10):
-        yield sign
-        exchange.wait(exchange.studio.delay / 10)
-    for piece in reply.pieces:
-        yield piece.data
-
-
-def in_chunks(exchange: Exchange, reply: Reply) -> Reply:
-    """Leave the length open."""
-    return reply._replace(framing="chunked")
-
-
-def zipped(exchange: Exchange, reply: Reply) -> Reply:
-    """Compress the body although nobody asked for it."""
-    body = gzip.compress(b"".join(piece.data for piece in reply.pieces), 1)
-    return reply._replace(headers=(*reply.headers, ("Content-Encoding", "gzip")), pieces=[Piece(body)])
-
-
-def with_mark(exchange: Exchange, reply: Reply) -> Reply:
-    """Put a byte order mark first."""
-    return reply._replace(pieces=[Piece(b"\xef\xbb\xbf"), *reply.pieces])
-
-
-def with_interim(exchange: Exchange, reply: Reply) -> Reply:
-    """Send interim replies first."""
-    processing = b"HTTP/1.1 102 Processing\r\n\r\n"
-    return reply._replace(interim=b"HTTP/1.1 103 Early Hints\r\nLink: </>; rel=preload\r\n\r\n" + 2 * processing)
-
-
-def with_evil_names(exchange: Exchange, reply: Reply) -> Reply:
-    """Name files so that a careless client writes outside its folder."""
-    names = (("Content-Disposition", 'attachment; filename="../../evil.png"'), ("X-Request-Id", "../../evil"))
-    return reply._replace(headers=(*reply.headers, *names))
+    return send
 
 
 def repaint(form: str = "", size: tuple[int, int] | None = None) -> Callable[[bytes], bytes]:
@@ -1865,9 +1031,9 @@ def long_name(name: str) -> str:
     return (name + base64.b64encode(hashlib.shake_256(name.encode()).digest(300)).decode())[:398] + "=="
 
 
-def break_lines(text: bytes, end: bytes) -> bytes:
+def lines_end(end: bytes) -> Callable[[bytes, Picture], bytes]:
     """Break base64 after every 76 characters."""
-    return end.join(text[at : at + 76] for at in range(0, len(text), 76))
+    return lambda text, _: end.join(text[at : at + 76] for at in range(0, len(text), 76))
 
 
 def spoil(text: bytes, picture: Picture) -> bytes:
@@ -1884,11 +1050,6 @@ def no_pictures(exchange: Exchange, document: Fields) -> Fields:
     return {**document, **{name: [] for name in ("data", "output") if name in document}}
 
 
-def no_usage(exchange: Exchange, document: Fields) -> Fields:
-    """A reply that does not say what it used."""
-    return {name: value for name, value in document.items() if name != "usage"}
-
-
 def tell_key(exchange: Exchange, document: Fields) -> Fields:
     """A reply that repeats the key in its texts."""
     text = f"Painted for {exchange.studio.key}."
@@ -1901,21 +1062,14 @@ def tell_key(exchange: Exchange, document: Fields) -> Fields:
     return document
 
 
-def only_text(exchange: Exchange, document: Fields) -> Fields:
-    """A model that talks instead of painting."""
-    document = no_pictures(exchange, document)
-    if "output" in document:
-        document["output"] = [message_item(exchange, "I would rather talk.")]
-    return document
+def says(text: str, kind: str = "text") -> Callable[[Exchange, Fields], Fields]:
+    """A model that talks or refuses instead of painting."""
 
+    def change(exchange: Exchange, document: Fields) -> Fields:
+        output = {"output": [message_item(exchange, text, kind)]} if "output" in document else {}
+        return {**no_pictures(exchange, document), **output}
 
-def refuses(exchange: Exchange, document: Fields) -> Fields:
-    """A model that refuses."""
-    if "output" not in document:
-        return no_pictures(exchange, document)
-    item = message_item(exchange, "")
-    item["content"] = [{"type": "refusal", "refusal": "I cannot help with a picture of that kind."}]
-    return {**document, "output": [item]}
+    return change
 
 
 def still_generating(exchange: Exchange, document: Fields) -> Fields:
@@ -1925,68 +1079,44 @@ def still_generating(exchange: Exchange, document: Fields) -> Fields:
     return document
 
 
-def evil_format(exchange: Exchange, document: Fields) -> Fields:
-    """A format that is a path."""
-    return {**document, "output_format": "../../evil"} if "data" in document else document
+def chat_as(content: Callable[[list[str]], Any]) -> Callable[[Exchange, Fields], Fields]:
+    """A chat reply whose pictures stand in the content of its message, made of their URLs."""
+
+    def change(exchange: Exchange, document: Fields) -> Fields:
+        for option in document.get("choices", []):
+            urls = [image["image_url"]["url"] for image in option["message"].pop("images")]
+            option["message"]["content"] = content(urls)
+        return document
+
+    return change
 
 
-def chat_urls(document: Fields) -> tuple[Fields, list[str]]:
-    """The message of a chat reply without its pictures, and their URLs."""
-    message: Fields = document.get("choices", [{"message": {}}])[0]["message"]
-    return message, [image["image_url"]["url"] for image in message.pop("images", [])]
+def markdown(urls: list[str]) -> str:
+    """Pictures as Markdown between words."""
+    return "Here it is.\n\n" + "\n\n".join(f"![picture {number}]({url})" for number, url in enumerate(urls, 1))
 
 
-def chat_markdown(exchange: Exchange, document: Fields) -> Fields:
-    """Pictures as Markdown in the words of a chat reply."""
-    message, urls = chat_urls(document)
-    message["content"] = "Here it is.\n\n" + "\n\n".join(f"![picture {i + 1}]({url})" for i, url in enumerate(urls))
-    return document
+def content_parts(urls: list[str]) -> list[Fields]:
+    """Pictures as content parts behind words."""
+    parts = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
+    return [{"type": "text", "text": "Here it is."}, *parts]
 
 
-def chat_parts_reply(exchange: Exchange, document: Fields) -> Fields:
-    """Pictures as content parts of a chat reply."""
-    message, urls = chat_urls(document)
-    message["content"] = [{"type": "text", "text": "Here it is."}]
-    message["content"] += [{"type": "image_url", "image_url": {"url": url}} for url in urls]
-    return document
-
-
-def then(*last: Fields) -> Callable[[Exchange, list[Fields]], list[Fields]]:
+def then(*last: Fields) -> Callable[[list[Fields]], list[Fields]]:
     """Previews, and then these events instead of the end."""
-    return lambda exchange, events: [*to_previews(events), *last]
+    return lambda events: [*to_previews(events), *last]
 
 
-def without_items(exchange: Exchange, events: list[Fields]) -> list[Fields]:
-    """No item is announced as done; all are in the completed response."""
-    return [event for event in events if event.get("type") != "response.output_item.done"]
+def items_done(times: int) -> Callable[[list[Fields]], list[Fields]]:
+    """Every item is announced as done so many times."""
+    done = "response.output_item.done"
+    return lambda events: [event for event in events for _ in range(times if event.get("type") == done else 1)]
 
 
-def items_twice(exchange: Exchange, events: list[Fields]) -> list[Fields]:
-    """Every finished item comes twice."""
-    return [event for event in events for _ in range(1 + (event.get("type") == "response.output_item.done"))]
-
-
-def empty_at_end(exchange: Exchange, events: list[Fields]) -> list[Fields]:
+def empty_at_end(events: list[Fields]) -> list[Fields]:
     """The completed response has no output."""
     last = events[-1]
     return [*events[:-1], {**last, "response": {**last["response"], "output": []}}] if "response" in last else events
-
-
-def web(address: Callable[[Exchange, Picture], str], both: bool = False) -> dict[str, Any]:
-    """Columns of a row whose pictures come by URL on the Images and chat routes."""
-
-    def deliver(exchange: Exchange, picture: Picture, name: str) -> Fields:
-        hole = hole_field(exchange, picture, name)
-        if name != "b64_json":
-            return hole
-        return {**(hole if both else {}), "url": address(exchange, picture)}
-
-    return {"deliver": deliver, "address": address}
-
-
-def named(name: str) -> dict[str, Any]:
-    """Columns of a row whose pictures come in a field of another name."""
-    return {"deliver": lambda exchange, picture, _: hole_field(exchange, picture, name)}
 
 
 # ------------------------------------------------------------------------------------------------ scenarios: the table
@@ -1997,44 +1127,46 @@ MODERATED: Fields = {
     "type": "image_generation_user_error",
     "moderation_details": {"moderation_stage": "input", "categories": ["violence"]},
 }
-TOP_ERROR = {
-    "type": "error",
-    "error": {"type": "image_generation_user_error", "code": "moderation_blocked", "message": "No.", "param": None},
-}
+TOP_ERROR = {"type": "error", **envelope("No.", "moderation_blocked", type="image_generation_user_error")}
 FAILED: Fields = {"status": "failed", "error": {"code": "server_error", "message": SERVER}}
 SSE_ERROR = {"type": "error", "code": "server_error", "message": SERVER, "param": None}
-JSON_ERROR = json.dumps(envelope(SERVER, "server_error", "server_error")).encode()
+JSON_ERROR = json.dumps(envelope(SERVER, "server_error", type="server_error")).encode()
 NOISE = hashlib.shake_256(b"garbage").digest(3000)
 REMARK = b': keepalive "still painting", {"not": "json"}'
+CHUNKED: Fields = {"framing": "chunked"}
+HINTS = b"HTTP/1.1 103 Early Hints\r\nLink: </>; rel=preload\r\n\r\n" + 2 * b"HTTP/1.1 102 Processing\r\n\r\n"
+EVIL = (("Content-Disposition", 'attachment; filename="../../evil.png"'), ("X-Request-Id", "../../evil"))
+BLANKS = sign_first(b"\n", 5, 0.002)
 
 SCENARIOS = (
     PLAIN,
     # -- turned away, with the error object
     Scenario("rate-limited-once", "429 with retry-after-ms: 20, once",
-             fails(429, LIMIT, headers=(("retry-after-ms", "20"),), **LIMITED), times=1),
+             problem(429, LIMIT, headers=(("retry-after-ms", "20"),), **LIMITED), times=1),
     Scenario("rate-limited-seconds", "429 with Retry-After: 1, once",
-             fails(429, LIMIT, headers=(("Retry-After", "1"),), **LIMITED), times=1),
+             problem(429, LIMIT, headers=(("Retry-After", "1"),), **LIMITED), times=1),
     Scenario("rate-limited-date", "429 with Retry-After: a date a second ahead, once", limited_until, times=1),
-    Scenario("slow-down-once", "429 slow_down, once", fails(429, "Slow down.", "slow_down", type="requests"), times=1),
+    Scenario("slow-down-once", "429 slow_down, once",
+             problem(429, "Slow down.", "slow_down", type="requests"), times=1),
     Scenario("quota", "429 insufficient_quota",
-             fails(429, "You exceeded your current quota.", "insufficient_quota", type="insufficient_quota")),
+             problem(429, "You exceeded your current quota.", "insufficient_quota", type="insufficient_quota")),
     Scenario("should-retry-false", "500 with x-should-retry: false",
-             fails(500, SERVER, headers=(("x-should-retry", "false"),), type="server_error")),
+             problem(500, SERVER, headers=(("x-should-retry", "false"),), type="server_error")),
     Scenario("should-retry-true", "400 with x-should-retry: true, once",
-             fails(400, "Try again.", headers=(("x-should-retry", "true"),)), times=1),
-    Scenario("fault-500-once", "500, once", fails(500, SERVER, type="server_error"), times=1),
-    Scenario("fault-503-once", "503, once", fails(503, "Overloaded.", "overloaded", type="server_error"), times=1),
-    Scenario("fault-408-once", "408, once", fails(408, "Request timeout."), times=1),
-    Scenario("fault-409-once", "409, once", fails(409, "Conflict.", "conflict"), times=1),
-    Scenario("fault-502", "502", fails(502, "Bad gateway.", type="server_error")),
-    Scenario("fault-504", "504", fails(504, "Gateway timeout.", type="server_error")),
-    Scenario("fault-524", "524 with a web page", shows(524, "text/html", HTML % b"A timeout occurred")),
-    Scenario("bad-request", "400", fails(400, "Your request is wrong.", "invalid_value", param="prompt")),
+             problem(400, "Try again.", headers=(("x-should-retry", "true"),)), times=1),
+    Scenario("fault-500-once", "500, once", problem(500, SERVER, type="server_error"), times=1),
+    Scenario("fault-503-once", "503, once", problem(503, "Overloaded.", "overloaded", type="server_error"), times=1),
+    Scenario("fault-408-once", "408, once", problem(408, "Request timeout."), times=1),
+    Scenario("fault-409-once", "409, once", problem(409, "Conflict.", "conflict"), times=1),
+    Scenario("fault-502", "502", problem(502, "Bad gateway.", type="server_error")),
+    Scenario("fault-504", "504", problem(504, "Gateway timeout.", type="server_error")),
+    Scenario("fault-524", "524 with a web page", page(524, "text/html", HTML % b"A timeout occurred")),
+    Scenario("bad-request", "400", problem(400, "Your request is wrong.", "invalid_value", param="prompt")),
     Scenario("moderation", "400 moderation_blocked with details",
-             fails(400, "Your request was rejected by the safety system.", "moderation_blocked", **MODERATED)),
-    Scenario("forbidden", "403", fails(403, "Your organization must be verified to use this model.", None)),
+             problem(400, "Your request was rejected by the safety system.", "moderation_blocked", **MODERATED)),
+    Scenario("forbidden", "403", problem(403, "Your organization must be verified to use this model.", None)),
     Scenario("not-found", "404 model_not_found",
-             fails(404, "The model does not exist or you do not have access to it.", "model_not_found", param="model")),
+             problem(404, "There is no such model, or not for you.", "model_not_found", param="model")),
     # -- the connection
     Scenario("close-at-connect", "closes before it reads", hang_up, "connect"),
     Scenario("close-before-reply", "reads the request and closes", hang_up),
@@ -2045,36 +1177,37 @@ SCENARIOS = (
     Scenario("cut-in-third-picture", "closes in the third picture, or the last", send=stop_in(3)),
     Scenario("cut-after-last-picture", "closes before the closing braces", send=stop_after_pictures),
     Scenario("short-content-length", "announces 64 bytes more than it sends",
-             reply=lambda _, reply: reply._replace(missing=64, framing="length")),
-    Scenario("chunked", "JSON without a length", reply=in_chunks),
+             reply={"missing": 64, "framing": "length"}),
+    Scenario("chunked", "JSON without a length", reply=CHUNKED),
     Scenario("trickle", "the body in tiny pieces", send=tiny_pieces),
-    Scenario("interim-102", "103 and twice 102 before the answer", reply=with_interim),
-    Scenario("gzip", "a compressed body", reply=zipped),
-    Scenario("early-401", "401 while the upload goes on", early(401, "Invalid key.", "invalid_api_key"), "head"),
-    Scenario("early-413", "413 while the upload goes on", early(413, "Too large.", None), "head"),
-    Scenario("redirect", "307 to the second origin", redirects(307)),
-    Scenario("redirect-302", "302 to the second origin", redirects(302)),
-    Scenario("redirect-same-origin", "307 to another path", redirects(307, same_origin=True)),
+    Scenario("interim-102", "103 and twice 102 before the answer", reply={"interim": HINTS}),
+    Scenario("gzip", "a compressed body", headers=(("Content-Encoding", "gzip"),), body=gzip.compress),
+    Scenario("early-401", "401 while the upload goes on",
+             early(problem(401, "Invalid key.", "invalid_api_key")), "head"),
+    Scenario("early-413", "413 while the upload goes on", early(problem(413, "Too large.")), "head"),
+    Scenario("redirect", "307 to the second origin", redirect(307, "{elsewhere}")),
+    Scenario("redirect-302", "302 to the second origin", redirect(302, "{elsewhere}")),
+    Scenario("redirect-same-origin", "307 to another path", redirect(307, "{own}/moved")),
     # -- replies that are something else
-    Scenario("html-error", "502 with a web page", shows(502, "text/html", HTML % b"502 Bad Gateway")),
-    Scenario("html-200", "200 with a web page", shows(200, "text/html", HTML % b"Welcome to nginx")),
-    Scenario("error-in-200", "200 with an error object", shows(200, "application/json", JSON_ERROR)),
-    Scenario("error-in-200-late", "200, blank lines, an error object", late_error, send=blank_first),
-    Scenario("key-in-error", "401 that repeats the key", echoes_key(401)),
-    Scenario("key-in-400", "400 that repeats the key", echoes_key(400)),
+    Scenario("html-error", "502 with a web page", page(502, "text/html", HTML % b"502 Bad Gateway")),
+    Scenario("html-200", "200 with a web page", page(200, "text/html", HTML % b"Welcome to nginx")),
+    Scenario("error-in-200", "200 with an error object", page(200, "application/json", JSON_ERROR)),
+    Scenario("error-in-200-late", "200, blank lines, an error object",
+             page(200, "application/json", JSON_ERROR)._replace(**CHUNKED), send=BLANKS),
+    Scenario("key-in-error", "401 that repeats the key", told_key(401)),
+    Scenario("key-in-400", "400 that repeats the key", told_key(400)),
     Scenario("key-in-reply", "pictures, and the key in the texts", document=tell_key),
-    Scenario("empty-body", "200 and nothing", shows(200, "application/json", b"")),
-    Scenario("garbage", "200 and noise", shows(200, "application/json", NOISE)),
+    Scenario("empty-body", "200 and nothing", page(200, "application/json", b"")),
+    Scenario("garbage", "200 and noise", page(200, "application/json", NOISE)),
     # -- base64
     Scenario("escaped-slashes", "each / as \\/", text=lambda text: text.replace(b"/", b"\\/")),
     Scenario("unicode-escapes", "each + and = as \\u002B and \\u003d",
              text=lambda text: text.replace(b"+", b"\\u002B").replace(b"=", b"\\u003d")),
-    Scenario("base64-line-breaks", "\\n after every 76 characters", base64=lambda text, _: break_lines(text, b"\\n")),
-    Scenario("base64-raw-newlines", "a line end after every 76 characters",
-             base64=lambda text, _: break_lines(text, b"\n")),
+    Scenario("base64-line-breaks", "\\n after every 76 characters", base64=lines_end(b"\\n")),
+    Scenario("base64-raw-newlines", "a line end after every 76 characters", base64=lines_end(b"\n")),
     Scenario("base64-no-padding", "no = at the end", base64=lambda text, _: text.rstrip(b"=")),
     Scenario("base64-data-prefix", "data:image/…;base64, before the base64",
-             base64=lambda text, picture: f"data:{media_type(picture.format)};base64,".encode() + text),
+             base64=lambda text, picture: f"data:{picture.media_type};base64,".encode() + text),
     Scenario("base64-bad-character", "a ! in the second picture, or the only one", base64=spoil),
     Scenario("base64-truncated", "ends early, one character after a group",
              base64=lambda text, _: text[: len(text) // 8 * 4 + 1]),
@@ -2085,31 +1218,32 @@ SCENARIOS = (
     Scenario("wrong-size", "640x480, whatever was asked for", data=repaint(size=(640, 480))),
     Scenario("no-picture", "success without a picture", document=no_pictures),
     Scenario("extra-pictures", "two more than asked for", job=lambda job: job._replace(total=job.total + 2)),
-    Scenario("usage-missing", "no usage", document=no_usage),
-    Scenario("path-trick", "ids and formats that are paths", ids=lambda name: "../../" + name, document=evil_format,
-             reply=with_evil_names),
-    Scenario("long-ids", "ids of 400 characters that need quoting in a URL",
-             ids=long_name),
+    Scenario("usage-missing", "no usage",
+             document=lambda _, document: {name: document[name] for name in document if name != "usage"}),
+    Scenario("path-trick", "ids and formats that are paths", ids=lambda name: "../../" + name, headers=EVIL,
+             document=lambda _, document: {**document, "output_format": "../../evil"}),
+    Scenario("long-ids", "ids of 400 characters that need quoting in a URL", ids=long_name),
     Scenario("ten-20mb", "ten pictures of 20 MB", job=lambda job: job._replace(total=10, bytes=20 * MEGABYTE)),
     Scenario("stream-20mb", "three previews and a picture of 20 MB, as events", stream=True,
              job=lambda job: job._replace(partials=3, bytes=20 * MEGABYTE)),
     # -- pictures by URL
-    Scenario("url", "url instead of base64", **web(own_url)),
-    Scenario("url-elsewhere", "url on the second origin", **web(other_url)),
-    Scenario("url-data", "url that is a data: URL", **web(data_url)),
-    Scenario("url-and-b64", "url beside base64", **web(own_url, both=True)),
-    Scenario("url-file", "url file:///etc/passwd", **web(file_url)),
-    Scenario("url-not-picture", "url of a web page", **web(page_url)),
-    Scenario("url-404", "url with nothing behind it", **web(missing_url)),
-    Scenario("url-redirect", "url that redirects to the second origin", **web(redirecting_url)),
-    Scenario("image-base64-field", "image_base64 instead of b64_json or result", **named("image_base64")),
-    Scenario("b64-json-in-call", "b64_json instead of result", **named("b64_json")),
+    Scenario("url", "url instead of base64", url=OWN_URL),
+    Scenario("url-elsewhere", "url on the second origin", url="{elsewhere}/pictures/{name}"),
+    Scenario("url-data", "url that is a data: URL", url=DATA_URL),
+    Scenario("url-and-b64", "url beside base64", url=OWN_URL, both=True),
+    Scenario("url-file", "url file:///etc/passwd", url="file:///etc/passwd"),
+    Scenario("url-not-picture", "url of a web page", url="{own}/pictures/page.html"),
+    Scenario("url-404", "url with nothing behind it", url="{own}/pictures/gone.png"),
+    Scenario("url-redirect", "url that redirects to the second origin", url="{own}/redirect/{name}"),
+    Scenario("image-base64-field", "image_base64 instead of b64_json or result", field="image_base64"),
+    Scenario("b64-json-in-call", "b64_json instead of result", field="b64_json"),
     # -- JSON and event streams
     Scenario("json-for-sse", "JSON although events were asked for", stream=False),
     Scenario("sse-for-json", "events although none were asked for", stream=True),
-    Scenario("blank-lines-first", "blank lines, one by one, before the body", reply=in_chunks, send=blank_first),
-    Scenario("bom", "a byte order mark before the body", reply=with_mark),
-    Scenario("keep-alive", "comments or blank lines for the gateway's delay", reply=in_chunks, send=alive_first),
+    Scenario("blank-lines-first", "blank lines, one by one, before the body", reply=CHUNKED, send=BLANKS),
+    Scenario("bom", "a byte order mark before the body", body=lambda body: b"\xef\xbb\xbf" + body),
+    Scenario("keep-alive", "comments or blank lines for the gateway's delay", reply=CHUNKED,
+             send=sign_first(b": keep-alive\n\n", 10)),
     Scenario("data-only", "no event: lines", sse=Sse(names=False)),
     Scenario("crlf", "events with CRLF", sse=Sse(newline=b"\r\n", gap=b"\r\n")),
     Scenario("comments", "comments with quotes before and after every line", sse=Sse(comment=REMARK)),
@@ -2124,21 +1258,22 @@ SCENARIOS = (
     Scenario("response-failed", "previews, then response.failed", end=FAILED),
     Scenario("response-incomplete", "previews, then response.incomplete",
              end={"status": "incomplete", "incomplete_details": {"reason": "max_output_tokens"}}),
-    Scenario("refusal", "a refusal instead of pictures", document=refuses),
-    Scenario("text-only", "words instead of pictures", document=only_text),
+    Scenario("refusal", "a refusal instead of pictures",
+             document=says("I cannot help with a picture of that kind.", "refusal")),
+    Scenario("text-only", "words instead of pictures", document=says("I would rather talk.")),
     Scenario("status-generating", "finished pictures with status generating", document=still_generating),
     Scenario("empty-output", "response.completed with no output", events=empty_at_end),
-    Scenario("only-completed", "pictures in response.completed only", events=without_items),
-    Scenario("duplicate-items", "every finished item twice", events=items_twice),
+    Scenario("only-completed", "pictures in response.completed only", events=items_done(0)),
+    Scenario("duplicate-items", "every finished item twice", events=items_done(2)),
     Scenario("stream-dropped", "closes after four events; the response is stored", send=stop_after_events),
     Scenario("background-stream-dropped", "the same; the events can be had from any number on", send=stop_after_events),
     Scenario("background-failed", "ends as failed", end=FAILED),
     Scenario("background-never", "in progress for ever", polls=1 << 60),
     # -- chat
     Scenario("chat-images", "pictures beside the message, which is the usual"),
-    Scenario("chat-markdown", "Markdown with data: URLs", document=chat_markdown),
-    Scenario("chat-markdown-link", "Markdown with http: URLs", document=chat_markdown, address=own_url),
-    Scenario("chat-content-parts", "pictures as content parts", document=chat_parts_reply),
+    Scenario("chat-markdown", "Markdown with data: URLs", document=chat_as(markdown)),
+    Scenario("chat-markdown-link", "Markdown with http: URLs", document=chat_as(markdown), url=OWN_URL),
+    Scenario("chat-content-parts", "pictures as content parts", document=chat_as(content_parts)),
 )  # fmt: skip
 BY_NAME = {row.name: row for row in SCENARIOS}
 
@@ -2155,89 +1290,51 @@ def scenario_row(name: str) -> Scenario:
 
 def check_key(exchange: Exchange) -> None:
     """Refuse a request without the gateway's key."""
-    request, key = exchange.request, exchange.studio.key
-    given = request.header("Authorization")
-    if given == f"Bearer {key}" or request.header("api-key") == key:
+    key, given = exchange.studio.key, exchange.request.header("Authorization")
+    if f"Bearer {key}" == given or exchange.request.header("api-key") == key:
         return
-    if not given and not request.header("api-key"):
-        raise refusal(401, "You didn't provide an API key. Use an Authorization header with Bearer auth.", None)
+    if not given:
+        raise refusal(401, "You didn't provide an API key. Use an Authorization header with Bearer auth.")
     raise refusal(401, f"Incorrect API key provided: {given[7:11]}****{given[-4:]}.", "invalid_api_key")
-
-
-def read_length(request: Recorded) -> int:
-    """The announced length of the body; a POST must have one."""
-    lengths = [value for name, value in request.headers if name.lower() == "content-length"]
-    chunked = bool(request.header("Transfer-Encoding"))
-    if chunked or (request.method == "POST" and not lengths):
-        raise Answer(refusal(411, "A request needs a Content-Length.", "length_required").reply._replace(close=True))
-    if len(lengths) > 1 or not re.fullmatch(r"\d{1,15}", "".join(lengths) or "0"):
-        raise Answer(refusal(400, "The Content-Length cannot be read.").reply._replace(close=True))
-    return int(lengths[0]) if lengths else 0
 
 
 def receive(exchange: Exchange) -> None:
     """Read the body, or answer early."""
-    request, scenario = exchange.request, exchange.scenario
+    request = exchange.request
     exchange.length = read_length(request)
-    if scenario.deed and scenario.stage != "body":
-        scenario.deed(exchange)
+    exchange.interfere("connect", "head")
     if request.header("Expect").lower() == "100-continue":
         exchange.incoming.sock.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
     try:
         read_body(request, exchange.incoming.body(exchange.length, request))
     except Answer as answer:
         # What may follow a broken body would be taken for the next request.
-        raise Answer(answer.reply._replace(close=True)) from None
+        raise answer.closing() from None
 
 
 def api_reply(exchange: Exchange) -> Reply:
     """Answer a request under /v1: a canned reply, a refusal, the scenario's deed or the real thing."""
-    studio = exchange.studio
+    studio, scenario = exchange.studio, exchange.scenario
     receive(exchange)
     with studio.lock:
         if studio.queue and exchange.request.method == "POST":
             return studio.queue.pop(0)
     check_key(exchange)
-    if exchange.scenario.deed:
-        exchange.scenario.deed(exchange)
-    path, _, query = exchange.request.path.partition("?")
-    return exchange.scenario.reply(exchange, route_reply(exchange, path[path.index("/v1") + 3 :], query))
-
-
-def frame(reply: Reply, body: Iterator[bytes]) -> Iterator[bytes]:
-    """The body with its chunk marks, if it has any."""
-    for data in body:
-        if reply.framing != "chunked" or not data:
-            yield data
-        for at in range(0, len(data) if reply.framing == "chunked" else 0, BLOCK):
-            part = data[at : at + BLOCK]
-            yield b"%x\r\n%b\r\n" % (len(part), part)
-    if reply.framing == "chunked":
-        yield b"0\r\n\r\n"
-
-
-HEADERS = (("openai-processing-ms", "42"), ("openai-version", "2020-10-01"), ("x-ratelimit-remaining-requests", "499"))
+    exchange.interfere("body")
+    reply = route_reply(exchange)
+    if scenario.body:
+        reply = reply._replace(pieces=[Piece(scenario.body(b"".join(piece.data for piece in reply.pieces)))])
+    return reply._replace(headers=(*reply.headers, *scenario.headers), **scenario.reply)
 
 
 def write(exchange: Exchange, reply: Reply, last: bool) -> None:
     """Send a reply; its head leaves together with the first bytes of its body."""
-    known = {code.value: code.phrase for code in HTTPStatus}
-    lines = [f"HTTP/1.1 {reply.status} {known.get(reply.status, 'Unknown')}"]
-    own = (("date", email.utils.formatdate(usegmt=True)), ("x-request-id", exchange.studio.name("req_")), *HEADERS)
-    given = {name.lower() for name, _ in reply.headers}
-    pairs = (*reply.headers, *(pair for pair in own if pair[0] not in given))
-    lines += [f"{name}: {value}" for name, value in pairs]
-    if reply.framing == "length":
-        lines.append(f"Content-Length: {sum(len(piece.data) for piece in reply.pieces) + reply.missing}")
-    elif reply.framing == "chunked":
-        lines.append("Transfer-Encoding: chunked")
-    lines += ["Connection: close"] if last else []
-    head = reply.interim + "\r\n".join([*lines, "", ""]).encode("utf-8")
-    sock = exchange.incoming.sock
+    own = (("date", email.utils.formatdate(usegmt=True)), ("x-request-id", exchange.studio.name("req_")))
+    head = reply_head(reply, own, last)
     for data in frame(reply, exchange.scenario.send(exchange, reply)):
-        sock.sendall(head + data if head else data)
+        exchange.incoming.sock.sendall(head + data if head else data)
         head = b""
-    sock.sendall(head)
+    exchange.incoming.sock.sendall(head)
 
 
 class Line:
@@ -2264,38 +1361,33 @@ class Line:
         head = self.incoming.head()
         if not head:
             return False
+        exchange = Exchange(self.gateway.studio, self.incoming, Recorded("?", "?", []), PLAIN)
         try:
-            request, old = read_head(head)
-        except Answer as answer:
-            request, old, reply = Recorded("?", "?", []), True, answer.reply
-            exchange = Exchange(self.gateway.studio, self.incoming, request, PLAIN)
-        else:
-            self.origin.requests.append(request)
-            exchange = Exchange(self.gateway.studio, self.incoming, request, PLAIN)
+            exchange.request = read_head(head)
+            self.origin.requests.append(exchange.request)
             reply = self.reply(exchange)
-        if old and reply.framing == "chunked":
-            reply = reply._replace(framing="close")
-        last = old or reply.close or reply.missing > 0 or reply.framing == "close"
+        except Answer as answer:
+            reply = answer.reply
+        request = exchange.request
+        last = reply.close or reply.missing > 0 or reply.framing == "close" or request.method == "?"
         last = last or request.header("Connection").lower() == "close"
-        self.gateway.note(request, reply)
+        if self.gateway.log:
+            print(f"{request.method} {request.path} -> {reply.status}", file=sys.stderr, flush=True)
         write(exchange, reply, last)
         return not last
 
     def reply(self, exchange: Exchange) -> Reply:
         """Answer a request: pictures by name on both origins, the API on the first."""
         path = exchange.request.path
-        try:
-            if path.startswith(("/pictures/", "/redirect/")):
-                return get_picture(exchange.studio, path)
-            if self.origin is self.gateway.elsewhere or not path.startswith(("/v1/", "/moved/v1/")):
-                with contextlib.suppress(Answer):
-                    receive(exchange)
-                raise refusal(404, f"Invalid URL ({exchange.request.method} {path})")
-            if not path.startswith("/moved/"):
-                exchange.scenario = self.gateway.use(exchange.request.header("X-Gateway-Scenario"))
-            return api_reply(exchange)
-        except Answer as answer:
-            return answer.reply
+        if path.startswith(("/pictures/", "/redirect/")):
+            return get_picture(exchange)
+        if self.origin is self.gateway.elsewhere or not path.startswith(("/v1/", "/moved/v1/")):
+            with contextlib.suppress(Answer):
+                receive(exchange)
+            raise refusal(404, f"Invalid URL ({exchange.request.method} {path})")
+        if not path.startswith("/moved/"):
+            exchange.scenario = self.gateway.use(exchange.request.header("X-Gateway-Scenario"))
+        return api_reply(exchange)
 
 
 # ------------------------------------------------------------------------------------------------------------- gateway
@@ -2306,19 +1398,13 @@ class Gateway:
     """The stand-in gateway: its two ports, what it was asked, and what it painted."""
 
     def __init__(
-        self,
-        scenario: str = "plain",
-        key: str = KEY,
-        delay: float = 0.0,
-        log: bool = False,
-        port: int = 0,
-        polls: int = 2,
+        self, scenario: str = "plain", key: str = KEY, delay: float = 0.0, port: int = 0, polls: int = 2
     ) -> None:
         self.row = scenario_row(scenario)
-        self.key, self.log = key, log
+        self.key, self.log = key, False
         self.own, self.elsewhere = Origin(port), Origin()
         self.url, self.origin, self.requests = self.own.url, self.own.origin, self.own.requests
-        self.studio = Studio(key, delay, polls, self.own, self.elsewhere)
+        self.studio = Studio(key, delay, polls, own=self.origin, elsewhere=self.elsewhere.origin)
         self.connections = 0
         self._uses: dict[str, int] = {}
         self._open: dict[socket.socket, threading.Thread] = {}
@@ -2358,17 +1444,6 @@ class Gateway:
         """The partial pictures, in the order of painting."""
         return [b"".join(picture.parts) for picture in self.studio.painted if picture.preview]
 
-    @property
-    def sums(self) -> list[str]:
-        """The SHA-256 of the final pictures, without making copies of large ones."""
-        sums = []
-        for picture in self.studio.painted:
-            digest = hashlib.sha256()
-            for part in picture.parts:
-                digest.update(part)
-            sums += [] if picture.preview else [digest.hexdigest()]
-        return sums
-
     def play(
         self,
         body: bytes | Sequence[bytes],
@@ -2380,24 +1455,18 @@ class Gateway:
         """Queue a raw reply for the next POST; `length` None leaves it open until the connection closes."""
         pieces = [Piece(data) for data in ([body] if isinstance(body, bytes) else body)]
         missing = 0 if length is None or length < 0 else length - sum(len(piece.data) for piece in pieces)
-        framing = "close" if length is None else "length"
         pairs = (("Content-Type", content_type), *headers)
         with self.studio.lock:
-            self.studio.queue.append(Reply(status, pairs, pieces, framing, missing))
+            self.studio.queue.append(Reply(status, pairs, pieces, "close" if length is None else "length", missing))
 
     def use(self, asked: str) -> Scenario:
         """The scenario for one more request; one that is used up becomes the plain one."""
         if asked and asked not in BY_NAME:
-            raise Answer(refusal(400, f"Unknown scenario '{asked}'.").reply._replace(close=True))
+            raise refusal(400, f"Unknown scenario '{asked}'.").closing()
         row = BY_NAME[asked] if asked else self.row
         with self._lock:
             self._uses[row.name] = self._uses.get(row.name, 0) + 1
             return PLAIN if row.times and self._uses[row.name] > row.times else row
-
-    def note(self, request: Recorded, reply: Reply) -> None:
-        """Say on standard error what was asked and answered, if that is wanted."""
-        if self.log:
-            print(f"{request.method} {request.path} -> {reply.status}", file=sys.stderr, flush=True)
 
     def forget(self, sock: socket.socket) -> None:
         """Close a connection."""
@@ -2407,8 +1476,8 @@ class Gateway:
 
     def _accept(self) -> None:
         with selectors.DefaultSelector() as selector:
-            for listener in (self.own, self.elsewhere):
-                selector.register(listener.listener, selectors.EVENT_READ, listener)
+            for origin in (self.own, self.elsewhere):
+                selector.register(origin.listener, selectors.EVENT_READ, origin)
             selector.register(self._wake, selectors.EVENT_READ, None)
             while True:
                 for key, _ in selector.select():
@@ -2466,6 +1535,7 @@ def run_command(command: list[str], environ: dict[str, str]) -> int:
 
 def serve(gateway: Gateway) -> int:
     """Say how to use the gateway, and serve until Ctrl-C."""
+    gateway.log = True
     print(f"export OPENAI_BASE_URL={gateway.url}")
     print(f"export OPENAI_API_KEY={gateway.key}")
     print(f"# then, for example:\n#   {FIRST}", flush=True)
@@ -2490,7 +1560,7 @@ def main(argv: list[str] | None = None) -> int:
     if given.list:
         print("\n".join(f"{row.name:26} {row.line}" for row in SCENARIOS))
         return 0
-    with Gateway(given.scenario, delay=given.delay, log=not command, port=given.port) as gateway:
+    with Gateway(given.scenario, delay=given.delay, port=given.port) as gateway:
         if not command:
             return serve(gateway)
         own = {"OPENAI_BASE_URL": gateway.url, "OPENAI_API_KEY": gateway.key}
