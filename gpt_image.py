@@ -2897,17 +2897,17 @@ def retry_wait(headers: Mapping[str, str], attempt: int) -> float | None:
     import random
     from email.utils import parsedate_to_datetime
 
-    asked = float("nan")
+    after, asked = headers.get("retry-after", ""), None
     try:
         if headers.get("retry-after-ms"):
             asked = float(headers["retry-after-ms"]) / 1000
-        elif re.fullmatch(r"\s*[0-9.]+\s*", headers.get("retry-after", "")):
-            asked = float(headers["retry-after"])
-        elif headers.get("retry-after"):
-            asked = parsedate_to_datetime(headers["retry-after"]).timestamp() - time.time()
+        elif re.fullmatch(r"\s*[0-9.]+\s*", after):
+            asked = float(after)
+        elif after:
+            asked = parsedate_to_datetime(after).timestamp() - time.time()
     except (ValueError, TypeError, OverflowError):
         pass  # not a time: as if it were not there
-    if asked == asked:
+    if asked is not None and asked == asked:
         return max(asked, 0.0) if asked <= LONGEST_WAIT else None
     wait: float = min(RETRY_FIRST * 2**attempt, RETRY_MOST) * (1 - 0.25 * random.random())
     return wait
@@ -3318,7 +3318,7 @@ class Lifted:
         picture = None if self.trouble else identify(self.path)
         if not self.trouble and not picture:
             self.trouble = Failure(UNREADABLE, "a picture is no picture, by its first bytes")
-        elif picture and not self.ended and not picture.whole:  # a format that cannot tell is not whole then
+        elif picture and not picture.whole and (not self.ended or len(rest) == 1):  # its text was cut, not the picture
             self.trouble, picture = Failure(UNREADABLE, "a picture is cut short", rule="picture-cut"), None
         return picture
 
@@ -3481,24 +3481,14 @@ MOST_JSON = 4 * MIB  # bytes of a document without its pictures: no reply of thi
 DEEPEST = 200  # brackets within brackets: the same
 SIGN = re.compile(rb'\\.|["{}\[\]]', re.DOTALL)
 LIST_NAME = re.compile(rb'"(%s)"\s*:\s*\[\Z' % "|".join(LISTS).encode())
-PIECE_OF_JSON = re.compile(rb'"(?:[^"\\]|\\.)*("?)|[\[\]{}:,]|[^\s\[\]{}:,"]+', re.DOTALL)
+UNFINISHED = re.compile(rb"[^\s\[\]{}:,\"]+\Z")  # a word or a number that may go on
 
 
-def closed_early(text: bytes) -> bytes:
-    """Returns the start of a JSON text up to its last whole value, with the brackets closed that are open there."""
-    brackets, end, before = b"", 0, b""
-    for match in PIECE_OF_JSON.finditer(text):
-        sign = match.group()
-        if sign in (b"[", b"{"):
-            brackets += b"]" if sign == b"[" else b"}"
-        elif sign in (b"]", b"}"):
-            brackets = brackets[:-1]
-        if sign in (b"[", b"{", b"]", b"}") or match[1] and (before == b":" or brackets[-1:] == b"]"):
-            end = match.end()
-        elif sign == b",":
-            end = match.start()
-        before = sign
-    return text[:end] + brackets[::-1]
+def parse_cut(text: bytes, closers: bytes) -> Any:
+    """Parses the start of a JSON text up to its last whole value; None if there is none."""
+    text = UNFINISHED.sub(b"", text).rstrip(b" \t\r\n,")
+    found = (parse_json(text + rest + closers) for rest in (b"", b"null", b":null"))  # a key may lack its value
+    return next((value for value in found if value is not None), None)
 
 
 class JsonReader:
@@ -3517,6 +3507,7 @@ class JsonReader:
     def reset(self) -> None:
         """Forgets the document that was begun."""
         self.text, self.held, self.quoted = bytearray(), b"", False
+        self.string_at = 0  # where the last string began
         self.open: list[int] = []  # where the open brackets stand
         self.list = ""  # the name of the list of LISTS that is open
 
@@ -3527,6 +3518,7 @@ class JsonReader:
             sign = match.group()
             if sign == b'"':
                 self.quoted = not self.quoted
+                self.string_at = len(self.text) + match.start() - at if self.quoted else 0
             elif not self.quoted and sign in b"{}[]":
                 self.text += data[at : match.end()]
                 at = match.end()
@@ -3566,12 +3558,14 @@ class JsonReader:
 
     def _document(self) -> Iterator[Document]:
         """Yields the document that has just ended, or was cut: by its type, the kind of its object, or its event."""
-        text, cut, too_much = bytes(self.text).strip(b" \t\r\n,"), bool(self.open), self.too_much
+        text, cut, too_much = bytes(self.text), bool(self.open), self.too_much
+        closers = bytes(text[at] + 2 for at in reversed(self.open))  # } and ] stand two behind { and [ in ASCII
+        text = (text[: self.string_at] if self.quoted else text).strip(b" \t\r\n,")
         self.reset()
         self.too_much = False
         if too_much or not text:
             return
-        value = parse_json(closed_early(text) if cut else text)
+        value = parse_cut(text, closers) if cut else parse_json(text)
         if isinstance(value, dict):
             names = ("reply", self.event, value.get("object"), value.get("type"))
             name = next(name for name in reversed(names) if name and isinstance(name, str))
@@ -3987,10 +3981,9 @@ class Call:
         reply.close()
         late = self._safely(self._last_documents())
         failure = failure or late
-        smaller, self.kept = sorted(
-            (self.kept, kept), key=lambda found: found.size
-        )  # of many polls, the one that says most
-        smaller.close()
+        if kept.size > self.kept.size:  # of many polls, the reply that says most is kept
+            kept, self.kept = self.kept, kept
+        kept.close()
         return self._how_it_ended(reply, failure)
 
     def _how_it_ended(self, reply: Reply, failure: Failure | None) -> Failure | None:
@@ -4268,27 +4261,18 @@ class Call:
         stored = background or cut and self.settings.get("store") is not False
         if not isinstance(facts.get("id"), str) or not stored:
             return failure
-        later = f"collect it later: {self.resume_command()}"
         try:
             ended = self._wait(failure, cut, whole=bool(doubted))
         except Failure as error:
-            if not background:
-                return failure
-            if error.exit == REFUSED:  # it is no longer there
-                return error
             words = f"the response is still running, or cannot be reached ({error.message})"
-            return Failure(RUNNING, words, later, may_be_billed=True)
+            ended = Failure(RUNNING, words, may_be_billed=True)
         except KeyboardInterrupt:
-            return Failure(INTERRUPTED, "interrupted while waiting", later, may_be_billed=True)
-        if ended and ended.exit == RUNNING:
-            ended.hint = later
-        if ended and ended.exit == INTERRUPTED and facts.get("status") not in ENDED:
-            ended.hint = later
-        if not background and ended and ended.exit in (NETWORK, RUNNING):
-            return failure
+            ended = Failure(INTERRUPTED, "interrupted while waiting", may_be_billed=True)
+        if ended and ended.exit in (RUNNING, INTERRUPTED) and facts.get("status") not in ENDED:
+            ended.hint = f"collect it later: {self.resume_command()}"
         if background and not ended:
             self.forget_session()
-        return ended
+        return ended if background or not ended or ended.exit == INTERRUPTED else failure
 
     def _wait(self, failure: Failure | None, cut: bool, whole: bool) -> Failure | None:
         """Asks for a response until it has ended, or for as long as is sensible."""

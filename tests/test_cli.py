@@ -586,7 +586,7 @@ class ProgressIsShown(CommandTest):
             self.assertEqual(list(dict.fromkeys(row["phase"] for row in rows)),
                              ["connecting", "uploading", "waiting", "receiving", "preview", "saved"])  # fmt: skip
             self.assertTrue(all(isinstance(row["seconds"], float) for row in rows))
-            self.assertEqual(rows[-1]["path"], "o.png")
+            self.assertEqual([row["path"] for row in rows if row["phase"] == "saved"], ["o.png"])
 
     def test_none_is_silence(self) -> None:
         self.assertEqual(self.call("--progress", "none").err, "")

@@ -95,7 +95,7 @@ ROWS = (
         "three": "1 3 R", "live": "a b R", "edit": "R", "talk": "1 3 R", "talk-live": "a b R", "chat": "R"}, True, routes=(*MAIN, "chat")),
     Row("base64-truncated", 6, "R", True, routes=(*MAIN, "chat")),
     # -- pictures
-    Row("picture-truncated"),
+    Row("picture-truncated", 6, {name: f"{WHOLE[name]} R" for name in MAIN}, True),
     Row("not-a-picture", 6, "R", True, routes=(*MAIN, "chat")),
     *(Row(name, routes=("live", "talk")) for name in ("wrong-format", "wrong-size", "usage-missing", "path-trick", "long-ids")),
     Row("no-picture", 6, {"three": "R", "live": "a b R", "edit": "R", "talk": "R", "talk-live": "R", **on(CHATS, "R")}, True,
