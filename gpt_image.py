@@ -104,13 +104,11 @@ class Interrupted(KeyboardInterrupt):
 class Secret:
     """A value that shows as `***` wherever it is printed; only the transport asks for it with `reveal`."""
 
-    __slots__ = ("_value", "_forms")
+    __slots__ = ("_value",)
     SHORTEST = 6  # what is shorter stands in ordinary words, and no real key is
 
     def __init__(self, value: str) -> None:
         self._value = value
-        forms = {value, json.dumps(value)[1:-1], value.replace("/", "\\/")} if len(value) >= self.SHORTEST else set()
-        self._forms = sorted(forms, key=len, reverse=True)
 
     def __repr__(self) -> str:
         return "***"
@@ -121,24 +119,26 @@ class Secret:
     def reveal(self) -> str:
         return self._value
 
+    def forms(self) -> set[str]:
+        """Returns the ways the value may be written: plain, as JSON, and as JSON the way PHP writes it."""
+        if len(self._value) < self.SHORTEST:
+            return set()
+        return {self._value, json.dumps(self._value)[1:-1], self._value.replace("/", "\\/")}
+
     def scrub(self, text: str) -> str:
         """Returns the text with every form of the value replaced by `***`."""
-        for form in self._forms:
+        for form in self.forms():
             text = text.replace(form, "***")
         return text
 
     def fits_header(self) -> bool:
         """Tells whether the value is one word of printable ASCII without quotes, as every key is."""
-        return bool(re.fullmatch(r"[\x21\x23-\x26\x28-\x7e]+", self._value))  # no blanks, and no quotes
-
-    def needles(self) -> list[bytes]:
-        """Returns the bytes to look for in a reply that is kept."""
-        return [form.encode("utf-8", "surrogateescape") for form in self._forms]
+        return bool(re.fullmatch(r"[\x21\x23-\x26\x28-\x7e]+", self._value))
 
 
 # A server's words go to a terminal: escape sequences in them must not.
-CONTROL_CODES = re.compile("[\x7f-\x9f]")  # those that JSON leaves as they are
-CONTROL = {code: None for code in [*range(9), *range(11, 32), *range(127, 160)]}
+CONTROL = dict.fromkeys([*range(9), *range(11, 32), *range(127, 160)])
+UNPRINTABLE = re.compile("[\x7f-\x9f\ud800-\udfff]")  # what JSON leaves as it is, and a stream may not take
 STYLES = {"error": "\x1b[1;31m", "warning": "\x1b[33m", "hint": "\x1b[36m"}
 
 
@@ -164,45 +164,78 @@ def fitted(text: str, width: int) -> str:
 
     lines = []
     for line in text.split("\n"):
-        indent = " " * (len(line) - len(line.lstrip()) + 2)
-        whole = len(line) <= width or width < 12 or re.search(r": (python3?|gpt-image|gpt_image\.py) ", line)
-        lines += [line] if whole else textwrap.wrap(
-            line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
-        )  # fmt: skip
+        if len(line) > width >= 12 and not re.search(r": (python3?|gpt-image|gpt_image\.py) ", line):
+            indent = " " * (len(line) - len(line.lstrip()) + 2)
+            line = textwrap.fill(
+                line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+            )
+        lines.append(line)
     return "\n".join(lines)
 
 
 class Console:
-    """The two streams of a run, the secrets to hide on them, and the warnings given so far."""
+    """The two streams of the program, the secrets to hide on them, and the warnings given so far.
+
+    Threads may share it: what one of them prints stays together.
+    """
 
     def __init__(self, stdout: IO[str], stderr: IO[str], environ: Mapping[str, str]) -> None:
-        self.stdout, self.stderr = stdout, stderr
+        from _thread import allocate_lock  # `threading` costs a start-up more than it gives here
+
+        self.stdout, self.stderr, self.lock = stdout, stderr, allocate_lock()
+        self.hidden: set[str] = set()  # every form of every secret
         self.secrets: list[Secret] = []
         self.warnings: list[str] = []
         self.quiet, self.lost = False, ""
         self.tells = True  # False where stderr holds a JSON object a line
-        self.before_line: Callable[[], None] = lambda: None
+        self.line = ""  # the live line, as it stands on the screen
         self.live = is_terminal(stderr) and environ.get("TERM") != "dumb"
         self.colour = self.live and not environ.get("NO_COLOR")
 
+    def hide(self, *secrets: Secret) -> None:
+        """Keeps secrets out of all that is printed or kept from now on."""
+        self.hidden.update(form for secret in secrets for form in secret.forms())
+
+    def forms(self) -> list[str]:
+        """Returns all that must not be shown, the longest first, since one may hold another."""
+        self.hide(*self.secrets)
+        return sorted(self.hidden, key=len, reverse=True)
+
     def clean(self, text: str) -> str:
         """Returns the text without any secret."""
-        for secret in self.secrets:
-            text = secret.scrub(text)
+        for form in self.forms():
+            text = text.replace(form, "***")
         return text
+
+    def cleaned(self, blocks: Iterable[bytes]) -> Iterator[bytes]:
+        """Yields the bytes of a reply without any secret, as long as they were, wherever the blocks end."""
+        needles = [form.encode("utf-8", "surrogateescape") for form in self.forms()]
+        most = max(map(len, needles), default=1)
+        # Searched in what came and blotted out in a copy, since secrets may overlap.
+        came, shown = bytearray(), bytearray()
+        for block in blocks:
+            came += block
+            shown += block
+            for needle in needles:
+                at = came.find(needle)
+                while at >= 0:
+                    shown[at : at + len(needle)] = b"*" * len(needle)
+                    at = came.find(needle, at + 1)
+            whole = max(len(came) - most + 1, 0)  # a secret that begins behind it may go on in the next block
+            yield bytes(shown[:whole])
+            del came[:whole], shown[:whole]
+        yield bytes(shown)
 
     def clean_bytes(self, data: bytes) -> bytes:
         """Returns bytes of a reply without any secret, as long as they were."""
-        for needle in (needle for secret in self.secrets for needle in secret.needles()):
-            data = data.replace(needle, b"*" * len(needle))
-        return data
+        return b"".join(self.cleaned([data]))
 
     def held_back(self, data: bytes) -> int:
         """Returns how many bytes at the end of some data may be the start of a secret that goes on."""
-        needles = [needle for secret in self.secrets for needle in secret.needles()]
+        needles = [form.encode("utf-8", "surrogateescape") for form in self.forms()]
         return max((n for needle in needles for n in range(1, len(needle)) if data.endswith(needle[:n])), default=0)
 
-    def _write(self, stream: IO[str], text: str) -> None:
+    def _put(self, stream: IO[str], text: str) -> None:
         try:
             print(self.clean(text), end="", file=stream, flush=True)
         except BrokenPipeError:
@@ -220,6 +253,26 @@ class Console:
         except (OSError, ValueError):
             pass
 
+    def _write(self, stream: IO[str], texts: Iterable[str], line: str = "") -> None:
+        """Writes texts in one go, where the live line stood; `line` is what stands there afterwards."""
+        with self.lock:
+            if self.line and not line:
+                self._put(self.stderr, "\r\x1b[K")
+            self.line = line
+            for text in texts:
+                self._put(stream, text)
+
+    def redraw(self, line: str) -> None:
+        """Writes the live line anew if it has changed, so that it does not flicker; an empty one is taken away."""
+        width = columns(self.stderr) or 80
+        line = line if len(line) < width else line[: max(width - 2, 0)] + "…"
+        if line != self.line:
+            self._write(self.stderr, [f"\r{line}\x1b[K"] if line else [], line)
+
+    def draw(self, texts: Iterable[str]) -> None:
+        """Writes raw texts to stderr, such as escape sequences of our own."""
+        self._write(self.stderr, texts)
+
     def say(self, text: str, style: str = "") -> None:
         """Prints one line to stderr, with its first word coloured if the terminal wants that."""
         text = text.translate(CONTROL)
@@ -228,8 +281,7 @@ class Console:
             text = ("  " if style == "hint" else "gpt_image.py: ") + f"{label} {text}"
         if self.live and columns(self.stderr):
             text = fitted(text, columns(self.stderr))
-        self.before_line()
-        self._write(self.stderr, text + "\n")
+        self.draw([text + "\n"])
 
     def tell(self, text: str) -> None:
         """Says something that --quiet silences."""
@@ -244,24 +296,14 @@ class Console:
             if not self.quiet:
                 self.say(text, "warning")
 
-    def draw(self, text: str) -> None:
-        """Writes raw text to stderr, such as a redrawn line or an escape sequence of our own."""
-        self._write(self.stderr, text)
-
     def print(self, text: str) -> None:
         """Prints the result to stdout."""
-        self.before_line()
-        self._write(self.stdout, text + "\n")
+        self._write(self.stdout, [text + "\n"])
 
     def print_json(self, value: Any) -> None:
-        """Prints one JSON object to stdout, in ASCII if a file name in it is not valid Unicode."""
+        """Prints one JSON object to stdout; what is not valid Unicode in a file name is escaped."""
         text = self.clean(json.dumps(value, indent=2, ensure_ascii=False))
-        text = CONTROL_CODES.sub(lambda match: f"\\u{ord(match.group()):04x}", text)
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError:
-            text = self.clean(json.dumps(value, indent=2))
-        self.print(text)
+        self.print(UNPRINTABLE.sub(lambda match: f"\\u{ord(match.group()):04x}", text))
 
 
 def amount(size: float) -> str:
@@ -278,20 +320,26 @@ def plural(count: int, noun: str) -> str:
     return f"{count} {noun}" + ("" if count == 1 else "s")
 
 
+class Phase(NamedTuple):
+    """A row of PHASES: the words of a phase, and those for a line that stays where the phase itself moves on."""
+
+    words: str
+    first: str = ""
+    lasting: bool = False  # it is over when it is told, and stays on the screen as a line of its own
+
+
 PHASES = {
-    "connecting": "connecting to {host}",
-    "uploading": "uploading {percent} % of {size}",
-    "waiting": "waiting for the reply",
-    "polling": "{status} in the background",
-    "receiving": "receiving, {size}",
-    "converting": "converting {path}",
-    "fetching": "fetching picture {index}",
-    "preview": "preview {partial} of {asked} for picture {index}: {path}",
-    "saved": "saved {path} ({kind}, {size})",
-    "retrying": "{reason}; try {attempt} in {wait} s",
+    "connecting": Phase("connecting to {host}"),
+    "uploading": Phase("uploading {percent} % of {size}", "uploading {size}"),
+    "waiting": Phase("waiting for the reply"),
+    "polling": Phase("{status} in the background"),
+    "receiving": Phase("receiving, {size}", "receiving the reply"),
+    "converting": Phase("converting {path}", lasting=True),
+    "fetching": Phase("fetching picture {index}"),
+    "preview": Phase("preview {partial} of {asked} for picture {index}: {path}", lasting=True),
+    "saved": Phase("saved {path} ({kind}, {size})", lasting=True),
+    "retrying": Phase("{reason}; try {attempt} in {wait} s", lasting=True),
 }
-FIRST_WORDS = {"uploading": "uploading {size}", "receiving": "receiving the reply"}  # for a line that stays
-LASTING = ("preview", "saved", "retrying", "converting")  # what stays on the screen as a line of its own
 
 
 class Progress:
@@ -301,6 +349,7 @@ class Progress:
     """
 
     HEARTBEAT = 30.0  # seconds
+    TICKS = {"live": 0.1, "plain": 1.0}  # seconds
 
     def __init__(self, console: Console, mode: str, clock: Callable[[], float]) -> None:
         self.console, self.clock = console, clock
@@ -309,77 +358,128 @@ class Progress:
             self.mode = "none"
         console.tells = self.mode != "json"
         self.started = self.shown = clock()
-        self.name, self.text, self.drawn = "", "", ""
-        self.lock: Any = None
+        self.name = self.text = ""
+        self.thread: Any = None
 
     def __enter__(self) -> Progress:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.lock:
-            self.stop.set()
+        if self.thread:
+            self.ended.set()
             self.thread.join()
-            self.erase()
-            self.console.before_line = lambda: None
+            self.console.redraw("")
+
+    def phase(self, name: str, **facts: Any) -> None:
+        """Tells that a phase has begun or moved on; the facts fill its row of PHASES."""
+        if self.mode == "json":
+            self._tell_json(name, facts)
+        elif self.mode != "none":
+            if not self.thread:
+                self._start()
+            self._tell(name, facts)
+
+    def _tell_json(self, name: str, facts: Json) -> None:
+        # A 200 MB reply has thousands of chunks: what only moves on is told once a second.
+        now = self.clock()
+        if name != self.name or not PHASES[name].first or now - self.shown >= 1:
+            self.name, self.shown = name, now
+            self.console.draw([json.dumps({"phase": name, "seconds": round(now - self.started, 1), **facts}) + "\n"])
+
+    def _tell(self, name: str, facts: Json) -> None:
+        row = PHASES[name]
+        text = row.words.format(**facts)
+        if row.lasting:
+            return self.console.say(text)
+        if self.mode == "plain" and name != self.name:
+            self.console.say(row.first.format(**facts) or text)
+            self.shown = self.clock()
+        self.name, self.text = name, text
 
     def _start(self) -> None:
         """Starts the thread with the first phase: checks alone need none."""
         import threading
 
-        self.lock, self.stop = threading.RLock(), threading.Event()
+        self.ended = threading.Event()
         self.thread = threading.Thread(target=self._tick, daemon=True)
-        self.console.before_line = self.erase
         self.thread.start()
 
-    def phase(self, name: str, **facts: Any) -> None:
-        """Tells that a phase has begun or moved on; the facts fill its row of PHASES."""
-        if self.mode == "none":
-            return
-        if self.mode == "json":
-            return self._json(name, facts)
-        if not self.lock:
-            self._start()
-        with self.lock:
-            text = PHASES[name].format(**facts)
-            if name in LASTING:
-                self.console.say(text)
-            elif self.mode == "plain" and name != self.name:
-                self.console.say(FIRST_WORDS.get(name, PHASES[name]).format(**facts))
-                self.shown = self.clock()
-            self.name, self.text = (self.name, self.text) if name in LASTING else (name, text)
-
-    def _json(self, name: str, facts: Json) -> None:
-        # A 200 MB reply has thousands of chunks: what only moves on is told once a second.
-        now = self.clock()
-        if name == self.name and name in ("uploading", "receiving") and now - self.shown < 1:
-            return
-        self.name, self.shown = name, now
-        line = {"phase": name, "seconds": round(now - self.started, 1), **facts}
-        self.console.draw(json.dumps(line, ensure_ascii=True) + "\n")
-
     def _tick(self) -> None:
-        while not self.stop.wait(0.1 if self.mode == "live" else 1):
-            with self.lock:
-                elapsed = self.clock() - self.started
-                if self.mode == "live" and self.text:
-                    self._redraw(f"{self.text} · {elapsed:.0f} s")
-                elif self.mode == "plain" and self.clock() - self.shown >= self.HEARTBEAT:
-                    self.console.say(f"{self.text or 'working'}, {elapsed:.0f} s so far")
-                    self.shown = self.clock()
+        while not self.ended.wait(self.TICKS[self.mode]):
+            self.beat()
 
-    def _redraw(self, line: str) -> None:
-        width = columns(self.console.stderr) or 80
-        line = line if len(line) < width else line[: max(width - 2, 0)] + "…"
-        if line != self.drawn:  # an unchanged line is not written again: no flicker
-            self.console.draw(f"\r{line}\x1b[K")
-            self.drawn = line
+    def beat(self) -> None:
+        """Redraws the live line; in plain progress, says now and then that the call still goes on."""
+        now = self.clock()
+        if self.mode == "live" and self.text:
+            self.console.redraw(f"{self.text} · {now - self.started:.0f} s")
+        elif self.mode == "plain" and now - self.shown >= self.HEARTBEAT:
+            self.shown = now
+            self.console.say(f"{self.text or 'working'}, {now - self.started:.0f} s so far")
 
-    def erase(self) -> None:
-        """Takes the live line off the screen, so that another line can stand there."""
-        with self.lock:
-            if self.drawn:
-                self.console.draw("\r\x1b[K")
-                self.drawn = ""
+
+class Terminal(NamedTuple):
+    """A row of TERMINALS: a variable a terminal sets, what it looks like there, and the way it shows pictures."""
+
+    variable: str
+    pattern: str
+    protocol: str
+
+
+# Variables that a terminal passes on through tmux come first: TERM_PROGRAM says `tmux` there.
+TERMINALS = (
+    Terminal("KITTY_WINDOW_ID", r".+", "kitty"),
+    Terminal("GHOSTTY_RESOURCES_DIR", r".+", "kitty"),
+    Terminal("TERM", r"xterm-(kitty|ghostty)", "kitty"),
+    Terminal("WEZTERM_PANE", r".+", "iterm"),
+    Terminal("LC_TERMINAL", r"iTerm2", "iterm"),
+    Terminal("TERM_PROGRAM", r"iTerm\.app|WezTerm|vscode", "iterm"),
+    Terminal("TERM_PROGRAM", r"ghostty", "kitty"),
+)
+SHOWS = {"": (), "kitty": (".png",), "iterm": (".png", ".jpg", ".jpeg", ".gif", ".webp")}
+
+
+def base64_blocks(path: str, size: int) -> Iterator[str]:
+    """Yields a file in base64, `size` bytes (a multiple of three) at a time."""
+    with open(path, "rb") as file:
+        while block := file.read(size):
+            yield binascii.b2a_base64(block, newline=False).decode()
+
+
+class Preview:
+    """Shows pictures in the terminal itself, where its variables say that it can."""
+
+    def __init__(self, console: Console, environ: Mapping[str, str]) -> None:
+        self.console, self.tmux, self.told = console, bool(environ.get("TMUX")), False
+        rows = [row for row in TERMINALS if re.fullmatch(row.pattern, environ.get(row.variable, ""))]
+        self.protocol = rows[0].protocol if rows and console.live else ""
+
+    def show(self, path: str) -> None:
+        """Shows a saved picture, whose suffix tells the truth, or says once why not."""
+        if path.lower().endswith(SHOWS[self.protocol]):
+            sequences = self._kitty(path) if self.protocol == "kitty" else self._iterm(path)
+            self.console.draw(itertools.chain(map(self._wrapped, sequences), ["\n"]))
+        elif not self.told:
+            self.told = True
+            why = "cannot show this format" if self.protocol else "shows no pictures, or does not say that it does"
+            self.console.tell(f"--preview: this terminal {why}")
+
+    def _wrapped(self, sequence: str) -> str:
+        # https://github.com/tmux/tmux/wiki/FAQ: tmux hands on what is wrapped so, with allow-passthrough on
+        return "\x1bPtmux;" + sequence.replace("\x1b", "\x1b\x1b") + "\x1b\\" if self.tmux else sequence
+
+    def _kitty(self, path: str) -> Iterator[str]:
+        # https://sw.kovidgoyal.net/kitty/graphics-protocol/: chunks of 4096 characters, m=1 until the last
+        control = "a=T,f=100,q=2,"
+        for text in base64_blocks(path, 3072):
+            yield f"\x1b_G{control}m=1;{text}\x1b\\"
+            control = ""
+        yield "\x1b_Gm=0;\x1b\\"
+
+    def _iterm(self, path: str) -> Iterator[str]:
+        # https://iterm2.com/documentation-images.html: one sequence, since tmux would not put pieces together
+        text = "".join(base64_blocks(path, 3 * 64 * 1024))
+        yield f"\x1b]1337;File=inline=1;preserveAspectRatio=1;size={os.path.getsize(path)}:{text}\x07"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -3889,75 +3989,6 @@ class Collector:
         size, got = self.settings.get("size"), f"{row['width']}x{row['height']}"
         if size and size != "auto" and row["width"] and got != size:
             self.console.warn(f"{row['path']}: {size} was asked for, {got} came")
-
-
-class Terminal(NamedTuple):
-    """A row of TERMINALS: a variable a terminal sets, what it looks like there, and the way it shows pictures."""
-
-    variable: str
-    pattern: str
-    protocol: str
-
-
-# Variables that a terminal passes on through tmux come first: TERM_PROGRAM says `tmux` there.
-TERMINALS = (
-    Terminal("KITTY_WINDOW_ID", r".+", "kitty"),
-    Terminal("GHOSTTY_RESOURCES_DIR", r".+", "kitty"),
-    Terminal("TERM", r"xterm-(kitty|ghostty)", "kitty"),
-    Terminal("WEZTERM_PANE", r".+", "iterm"),
-    Terminal("LC_TERMINAL", r"iTerm2", "iterm"),
-    Terminal("TERM_PROGRAM", r"iTerm\.app|WezTerm|vscode", "iterm"),
-    Terminal("TERM_PROGRAM", r"ghostty", "kitty"),
-)
-SHOWS = {"kitty": ("png",), "iterm": ("png", "jpeg", "gif", "webp")}
-
-
-def base64_blocks(path: str, size: int) -> Iterator[tuple[bool, bool, str]]:
-    """Yields (first, last, base64) of each block of a file."""
-    left = os.path.getsize(path)
-    with open(path, "rb") as file:
-        first = True
-        for block in iter(lambda: file.read(size), b""):
-            left -= len(block)
-            yield first, left <= 0, binascii.b2a_base64(block, newline=False).decode()
-            first = False
-
-
-class Preview:
-    """Shows pictures in the terminal itself, where its variables say that it can."""
-
-    def __init__(self, console: Console, environ: Mapping[str, str]) -> None:
-        self.console, self.tmux, self.told = console, bool(environ.get("TMUX")), False
-        rows = [row for row in TERMINALS if re.fullmatch(row.pattern, environ.get(row.variable, ""))]
-        self.protocol = rows[0].protocol if rows and console.live else ""
-
-    def show(self, path: str) -> None:
-        """Shows a picture, or says once why not."""
-        picture = identify(path)
-        if picture and picture.format in SHOWS.get(self.protocol, ()):
-            self.console.before_line()
-            for sequence in self._kitty(path) if self.protocol == "kitty" else self._iterm(path):
-                self.console.draw(self._wrapped(sequence))
-            self.console.draw("\n")
-        elif not self.told:
-            self.told = True
-            why = "cannot show this format" if self.protocol else "shows no pictures, or does not say that it does"
-            self.console.tell(f"--preview: this terminal {why}")
-
-    def _wrapped(self, sequence: str) -> str:
-        # https://github.com/tmux/tmux/wiki/FAQ: tmux hands on what is wrapped so, with allow-passthrough on
-        return "\x1bPtmux;" + sequence.replace("\x1b", "\x1b\x1b") + "\x1b\\" if self.tmux else sequence
-
-    def _kitty(self, path: str) -> Iterator[str]:
-        # https://sw.kovidgoyal.net/kitty/graphics-protocol/: chunks of 4096 characters, m=1 until the last
-        for first, last, text in base64_blocks(path, 3072):
-            control = ("a=T,f=100,q=2," if first else "") + f"m={int(not last)}"
-            yield f"\x1b_G{control};{text}\x1b\\"
-
-    def _iterm(self, path: str) -> Iterator[str]:
-        # https://iterm2.com/documentation-images.html: one sequence, since tmux would not put pieces together
-        text = "".join(block for _, _, block in base64_blocks(path, 3 * BLOCK))
-        yield f"\x1b]1337;File=inline=1;preserveAspectRatio=1;size={os.path.getsize(path)}:{text}\x07"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
