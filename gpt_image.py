@@ -32,6 +32,7 @@ from __future__ import annotations
 
 import argparse
 import binascii
+import functools
 import io
 import itertools
 import json
@@ -166,9 +167,7 @@ def fitted(text: str, width: int) -> str:
     for line in text.split("\n"):
         if len(line) > width >= 12 and not re.search(r": (python3?|gpt-image|gpt_image\.py) ", line):
             indent = " " * (len(line) - len(line.lstrip()) + 2)
-            line = textwrap.fill(
-                line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
-            )
+            line = textwrap.fill(line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
         lines.append(line)
     return "\n".join(lines)
 
@@ -4802,53 +4801,6 @@ def spellings(row: Option) -> list[str]:
     return names + ([f"--{row.negative}"] if row.negative else [])
 
 
-def option_facts(row: Option) -> Json:
-    """Returns an option's row for programs."""
-    return {
-        "option": spellings(row), "value": row.kind.metavar, "choices": row.kind.choices, "help": row.help,
-        "group": row.group, "commands": row.commands, "field": ".".join(row.path) if row.sends else None,
-        "env": row.env, "default": row.default, "repeat": row.kind.repeat,
-    }  # fmt: skip
-
-
-def reference_json() -> str:
-    """Returns every option's row as JSON."""
-    return json.dumps([option_facts(row) for row in OPTIONS], indent=2)
-
-
-def code(*words: str) -> str:
-    """Returns words as code in Markdown."""
-    return " ".join(f"`{word}`" for word in words if word)
-
-
-def reference_markdown() -> str:
-    """Returns references/options.md."""
-    lines = ["# Options", "", "Written by `gpt_image.py config --reference markdown` from the program's own table.", ""]
-    for group in dict.fromkeys(row.group for row in OPTIONS):
-        lines += [f"## {group}", "", "| option | value | commands | API field | environment | default | meaning |"]
-        lines += ["|" + " --- |" * 7]
-        for row in (row for row in OPTIONS if row.group == group):
-            commands = "all routes" if row.commands == ALL else ", ".join(row.commands)
-            field = ".".join(row.path) if row.sends else ""
-            cells = [code(*spellings(row)), code(row.kind.metavar), commands, code(field), code(*row.env)]
-            cells += [row.default or "", row.help]
-            lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-        lines.append("")
-    return "\n".join(lines).rstrip()
-
-
-def reference_env() -> str:
-    """Returns .env.example: every variable with its meaning, commented out but for the key."""
-    lines = ["# Settings of gpt_image.py. The command line and the environment stand above this file.",
-             "# Keep the key to yourself: chmod 600 .env, and never commit it."]  # fmt: skip
-    for row in sorted((row for row in OPTIONS if row.env), key=lambda row: not row.secret):
-        facts = [row.help, *[f"one of {', '.join(row.kind.choices)}"] * bool(row.kind.choices)]
-        facts += [f"default {row.default}"] * bool(row.default)
-        lines += ["", "# " + "; ".join(facts)]
-        lines += [("" if row.secret and name == row.env[0] else "# ") + f"{name}=" for name in row.env]
-    return "\n".join(lines)
-
-
 def long_spellings(row: Option) -> list[str]:
     """Returns the spellings of an option that begin with two dashes."""
     return [word for word in spellings(row) if word.startswith("--")]
@@ -4859,42 +4811,75 @@ def completion_words(command: str) -> list[str]:
     return sorted({word for row in options_of(command).values() for word in long_spellings(row)})
 
 
-BASH_COMPLETION = """_gpt_image() {
-  local words current=${COMP_WORDS[COMP_CWORD]} previous=${COMP_WORDS[COMP_CWORD-1]}
+class Shell(NamedTuple):
+    """A row of SHELLS: a completion script with places for its cases, and the form of a case."""
+
+    script: str
+    case: str
+    either: str  # stands between the words of a case
+
+
+BASH = Shell(
+    """_gpt_image() {
+  local fitting=
   case ${COMP_WORDS[1]} in
-%s
+%(options)s
   esac
-  [ "$COMP_CWORD" -eq 1 ] && words='%s'
-  case $previous in
-%s
+  [ "$COMP_CWORD" -eq 1 ] && fitting='%(commands)s'
+  case ${COMP_WORDS[COMP_CWORD-1]} in
+%(values)s
   esac
-  COMPREPLY=($(compgen -W "$words" -- "$current"))
+  COMPREPLY=($(compgen -W "$fitting" -- "${COMP_WORDS[COMP_CWORD]}"))
 }
-complete -o default -F _gpt_image gpt-image gpt_image.py"""
-
-
-def fish_lines(program: str) -> Iterator[str]:
-    """Yields the completions of one program name for fish."""
-    for name, command in COMMANDS.items():
-        yield f"complete -c {program} -n __fish_use_subcommand -f -a {name} -d {shell_quoted(command.summary)}"
-    for row in OPTIONS:
-        values = "" if row.kind.flag else "-r "
-        if row.kind.choices:
-            values = f"-x -a {shell_quoted(' '.join(row.kind.choices))} "
-        for word in long_spellings(row):
-            seen = f"'__fish_seen_subcommand_from {' '.join(row.commands)}'"
-            yield f"complete -c {program} -n {seen} -l {word[2:]} {values}-d {shell_quoted(row.help)}"
+complete -o default -F _gpt_image gpt-image gpt_image.py""",
+    "    %s) fitting='%s' ;;",
+    "|",
+)
+FISH = Shell(
+    """function _gpt_image
+  set -l typed (commandline -opc)
+  set -l fitting %(commands)s
+  switch "$typed[2]"
+%(options)s
+  end
+  switch "$typed[-1]"
+%(values)s
+  end
+  string join \\n -- $fitting
+end
+complete -c gpt-image -a '(_gpt_image)'
+complete -c gpt_image.py -a '(_gpt_image)'""",
+    "    case %s; set fitting %s",
+    " ",
+)
+SHELLS = {
+    "bash": BASH,
+    "zsh": BASH._replace(script="autoload -U +X bashcompinit && bashcompinit\n" + BASH.script),
+    "fish": FISH,
+}
 
 
 def completion_script(shell: str) -> str:
-    """Returns a completion script, from the table."""
-    if shell == "fish":
-        return "\n".join(line for program in ("gpt-image", "gpt_image.py") for line in fish_lines(program))
-    commands = "\n".join(f"    {name}) words='{' '.join(completion_words(name))}' ;;" for name in COMMANDS)
-    listed = [("|".join(long_spellings(row)), " ".join(row.kind.choices)) for row in OPTIONS if row.kind.choices]
-    values = "\n".join(f"    {names}) words='{words}' ;;" for names, words in listed)
-    script = BASH_COMPLETION % (commands, " ".join(COMMANDS), values)
-    return "autoload -U +X bashcompinit && bashcompinit\n" + script if shell == "zsh" else script
+    """Returns a completion script: subcommands, the options of each, and the values of those that have a choice."""
+    script, case, either = SHELLS[shell]
+    options = [case % (name, " ".join(completion_words(name))) for name in EVERY]
+    chosen = {either.join(long_spellings(row)): " ".join(row.kind.choices) for row in OPTIONS if row.kind.choices}
+    values = [case % (words, choices) for words, choices in chosen.items()]
+    return script % {"commands": " ".join(EVERY), "options": "\n".join(options), "values": "\n".join(values)}
+
+
+def example_dotenv() -> str:
+    """Returns a .env with every variable and its meaning, commented out but for the key."""
+    lines = [
+        "# Settings of gpt_image.py. The command line and the environment stand above this file.",
+        "# Keep the key to yourself: chmod 600 .env, and never commit it.",
+    ]
+    for row in sorted((row for row in OPTIONS if row.env), key=lambda row: not row.secret):
+        choices = f"; one of {', '.join(row.kind.choices)}" if row.kind.choices else ""
+        default = f"; default {row.default}" if row.default else ""
+        names = [f"{name}=" if row.secret and name == row.env[0] else f"# {name}=" for name in row.env]
+        lines += ["", f"# {row.help}{choices}{default}", *names]
+    return "\n".join(lines) + "\n"
 
 
 def init_env(context: Context) -> int:
@@ -4904,7 +4889,7 @@ def init_env(context: Context) -> int:
     except OSError as error:
         raise Failure(OUTPUT, f".env: {error.strerror}", "edit it, or remove it first", rule="env-exists") from error
     with file:
-        file.write(reference_env() + "\n")
+        file.write(example_dotenv())
     context.console.tell("wrote .env; put the key behind OPENAI_API_KEY= and keep it out of version control")
     context.console.print(".env")
     return OK
@@ -4928,39 +4913,40 @@ def check_endpoint(context: Context, settings: Settings) -> int:
 
 def settings_lines(commands: Mapping[str, Json], dotenv: Dotenv) -> list[str]:
     """Returns the settings in force as lines for a terminal, each once."""
-    rows: dict[tuple[str, str, str], list[str]] = {}
+    found: dict[tuple[str, str, str], list[str]] = {}
     for command, settings in commands.items():
         for name, row in settings.items():
             value = row["value"] if isinstance(row["value"], str) else json.dumps(row["value"], default=str)
-            rows.setdefault((name, value, row["source"]), []).append(command)
+            found.setdefault((name, value, row["source"]), []).append(command)
     lines = [f".env in force: {dotenv.path or 'none'}"]
-    for (name, value, source), where in sorted(rows.items()):
+    for (name, value, source), where in sorted(found.items()):
         only = "" if "config" in where or set(ALL) <= set(where) else f"  ({', '.join(where)})"
         lines.append(f"--{name:<18} {value:<28} {source}{only}")
     return lines
 
 
-def config(context: Context, settings: Settings, problems: list[Problem], _: str | None, run: Result) -> int:
-    """Shows the settings in force with their sources; or writes a .env, asks the endpoint, or prints a reference."""
-    run.reported = True
-    console, printed = context.console, {"markdown": reference_markdown, "env": reference_env, "json": reference_json}
-    enforce(problems + settings_problems(settings), False, console)
-    if settings.get("init"):
-        return init_env(context)
-    if settings.get("reference") or settings.get("completion"):
-        reference, shell = settings.get("reference"), settings.get("completion")
-        console.print(printed[reference]() if reference else completion_script(shell))
-        return OK
-    refuse_stolen_key(settings, context.dotenv)
-    if settings.get("check"):
-        return check_endpoint(context, settings)
+def show_settings(context: Context, settings: Settings) -> int:
+    """Shows the settings in force of each command, with their sources."""
     commands = {name: shown_settings(resolve(name, {}, context.environ, context.dotenv)[0]) for name in ALL}
     commands["config"] = shown_settings(settings)
-    if is_terminal(console.stdout) and not settings.get("json"):
-        console.print("\n".join(settings_lines(commands, context.dotenv)))
+    if is_terminal(context.console.stdout) and not settings.get("json"):
+        context.console.print("\n".join(settings_lines(commands, context.dotenv)))
     else:
-        console.print_json({"ok": True, "env_file": context.dotenv.path or None, "settings": commands})
+        context.console.print_json({"ok": True, "env_file": context.dotenv.path or None, "settings": commands})
     return OK
+
+
+def config(context: Context, settings: Settings, problems: list[Problem], _: str | None, run: Result) -> int:
+    """Shows the settings in force; or writes a .env, prints a completion script, or asks the endpoint."""
+    run.reported = True
+    enforce(problems + settings_problems(settings), False, context.console)
+    if settings.get("init"):
+        return init_env(context)
+    if settings.get("completion"):
+        context.console.print(completion_script(settings.get("completion")))
+        return OK
+    refuse_stolen_key(settings, context.dotenv)
+    return check_endpoint(context, settings) if settings.get("check") else show_settings(context, settings)
 
 
 class Command(NamedTuple):
@@ -5009,14 +4995,14 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
 def add_option(group: Any, row: Option) -> None:
     """Adds an option to its group of the parser; a flag stores the text that says yes or no."""
     note = f" (default: {row.default})" if row.default else ""
-    facts: Json = {"dest": row.name, "default": None, "help": (row.help + note).replace("%", "%%")}
+    facts: Json = {"dest": row.name, "help": (row.help + note).replace("%", "%%")}
     words = spellings(row)
     if not row.kind.flag:
         group.add_argument(*words, action="append" if row.kind.repeat else "store", metavar=row.kind.metavar, **facts)
         return
-    group.add_argument(*words[: -1 if row.negative else None], action="store_const", const="true", **facts)
     if row.negative:
-        group.add_argument(words[-1], action="store_const", const="false", **{**facts, "help": "the opposite"})
+        group.add_argument(words.pop(), action="store_const", const="false", dest=row.name, help="the opposite")
+    group.add_argument(*words, action="store_const", const="true", **facts)
 
 
 def exit_lines() -> str:
@@ -5030,40 +5016,60 @@ ARGUMENTS = {
 }  # fmt: skip
 
 
-def build_parser(command: str) -> Parser:
-    """Returns the parser of a subcommand, from the table; every value stays text."""
+@functools.lru_cache(maxsize=None)
+def build_parser(command: str, options: tuple[Option, ...]) -> Parser:
+    """Returns the parser of a subcommand, from its rows of the table; every value stays text."""
     row = COMMANDS[command]
-    words = ["gpt_image.py", command, *[f"[{row.argument}]"] * bool(row.argument), "[options]"]
+    argument = f" [{row.argument}]" if row.argument else ""
     parser = Parser(
-        usage=" ".join(words), description=row.summary + ".",
+        usage=f"gpt_image.py {command}{argument} [options]",
+        description=row.summary + ".",
         epilog=f"example:\n  gpt_image.py {row.example}\n\n{exit_lines()}",
-        add_help=False, allow_abbrev=False, formatter_class=HelpFormatter,
-    )  # fmt: skip
-    groups: dict[str, Any] = {}
+        add_help=False,
+        allow_abbrev=False,
+        formatter_class=HelpFormatter,
+    )
     if row.argument:
         parser.add_argument("positional", nargs="?", metavar=row.argument, help=ARGUMENTS[row.argument])
-    for option in options_of(command).values():
-        if option.group not in groups:
-            groups[option.group] = parser.add_argument_group(option.group.lower())
-        add_option(groups[option.group], option)
+    for name in dict.fromkeys(option.group for option in options):
+        group = parser.add_argument_group(name.lower())
+        for option in options:
+            if option.group == name:
+                add_option(group, option)
     return parser
+
+
+def parser_of(command: str) -> Parser:
+    """Returns the parser of a subcommand, which is built once."""
+    return build_parser(command, tuple(options_of(command).values()))
 
 
 def overview() -> str:
     """Returns the help of the program as a whole."""
-    lines = ["usage: gpt_image.py COMMAND [options]", "", (__doc__ or "").strip().splitlines()[0], ""]
-    lines += [f"  {name:<12} {row.summary}" for name, row in COMMANDS.items()]
-    lines += ["", "examples:", *(f"  gpt_image.py {row.example}" for row in COMMANDS.values()), ""]
-    lines += ["Add --dry-run to see what would be sent: it needs no key.", "COMMAND --help lists the options.", ""]
-    return "\n".join([*lines, exit_lines()])
+    title = (__doc__ or "").partition("\n")[0]
+    commands = "\n".join(f"  {name:<12} {row.summary}" for name, row in COMMANDS.items())
+    examples = "\n".join(f"  gpt_image.py {row.example}" for row in COMMANDS.values())
+    return f"""usage: gpt_image.py COMMAND [options]
+
+{title}
+
+{commands}
+
+examples:
+{examples}
+
+Add --dry-run to see what would be sent: it needs no key.
+COMMAND --help lists the options.
+
+{exit_lines()}"""
 
 
 # What other programs call things.
 MEANT = {
-    "--image": ("--input-image",), "--input": ("--input-image",), "--input-image": ("--image",), "--width": ("--size",),
-    "--height": ("--size",), "--aspect-ratio": ("--size",), "--resolution": ("--size",), "--count": ("--n",),
-    "--num": ("--n",), "--number": ("--n",), "--transparent": ("--background transparent",), "--out": ("--output",),
-    "--token": ("--api-key",), "--key": ("--api-key",), "--url": ("--base-url",), "--api-base": ("--base-url",),
+    "--image": "--input-image", "--input": "--input-image", "--input-image": "--image", "--width": "--size",
+    "--height": "--size", "--aspect-ratio": "--size", "--resolution": "--size", "--count": "--n", "--num": "--n",
+    "--number": "--n", "--transparent": "--background transparent", "--out": "--output", "--token": "--api-key",
+    "--key": "--api-key", "--url": "--base-url", "--api-base": "--base-url",
 }  # fmt: skip
 
 
@@ -5072,34 +5078,44 @@ def refuse_argument(command: str, word: str) -> None:
     hint = "put the prompt into quotes" if COMMANDS[command].argument == "PROMPT" else f"see {command} --help"
     if output_suffix(word) or os.path.exists(word):
         hint = "write the option before each file, and quote names with blanks"
-    hint = "a switch such as --stream takes no value" if word in ("true", "false") else hint
+    if word in ("true", "false"):
+        hint = "a switch such as --stream takes no value"
     shown = "sk-…" if word.startswith("sk-") else word  # a key in the wrong place
     raise Failure(USAGE, f"{shown!r} is one word too many", hint, rule="usage")
 
 
-def refuse_word(command: str, word: str) -> None:
-    """Refuses a word that is no option of a subcommand, with the option that was probably meant."""
-    if not word.startswith("-"):
-        refuse_argument(command, word)
-    name = word.split("=")[0]
-    others = [other for other in COMMANDS if name in completion_words(other)]
-    near = nearest_word(name, completion_words(command))
-    hint = f"did you mean {near}?" if near else f"see {command} --help"
-    hint = f"it belongs to {', '.join(others)}" if others else hint
-    meant = [option for option in MEANT.get(name, ()) if option.split()[0] in completion_words(command)]
-    hint = f"did you mean {meant[0]}?" if meant else hint
+def refuse_option(command: str, name: str) -> None:
+    """Refuses what is no option of a subcommand, with the option that was probably meant."""
+    known = completion_words(command)
+    meant, others = MEANT.get(name, ""), [other for other in COMMANDS if name in completion_words(other)]
+    if meant.split(" ")[0] not in known:
+        meant = "" if others else nearest_word(name, known)
+    hint = f"it belongs to {', '.join(others)}" if others else f"see {command} --help"
+    hint = f"did you mean {meant}?" if meant else hint
     raise Failure(USAGE, f"{name} is no option of {command}", hint, rule="unknown-option")
+
+
+def refuse_command(argv: list[str]) -> None:
+    """Refuses a command line that does not begin with a command."""
+    command = argv[0] if argv else ""
+    near, later = nearest_word(command, COMMANDS), next((word for word in argv if word in COMMANDS), "")
+    hint = f"did you mean {near}?" if near else f"one of {', '.join(COMMANDS)}; see --help"
+    if later:
+        hint = f"the command comes first: gpt_image.py {later} …"
+    elif " " in command:
+        hint = f'make a picture with: gpt_image.py generations "{command}"'
+    words = f"{command!r} is no command" if command else "no command is given"
+    raise Failure(USAGE, words, hint, rule="command")
 
 
 def joined(command: str, argv: list[str]) -> list[str]:
     """Returns the words with `--option -value` as `--option=-value`, unless the second is an option of its own."""
-    rows = options_of(command).values()
-    takes = {word: f"--{row.name}" for row in rows if not row.kind.flag for word in spellings(row)}
-    options = {word for row in rows for word in spellings(row)}
+    options = {word: row for row in options_of(command).values() for word in spellings(row)}
     words: list[str] = []
     for word in argv:
-        if words and words[-1] in takes and word.startswith("-") and word.partition("=")[0] not in options:
-            words[-1] = f"{takes[words[-1]]}={word}"
+        row = options.get(words[-1]) if words else None
+        if row and not row.kind.flag and word.startswith("-") and word.partition("=")[0] not in options:
+            words[-1] = f"--{row.name}={word}"
         else:
             words.append(word)
     return words
@@ -5107,20 +5123,17 @@ def joined(command: str, argv: list[str]) -> list[str]:
 
 def parse(argv: list[str]) -> tuple[str, dict[str, Any], str | None]:
     """Returns the subcommand, the typed options and the argument; every mistake of spelling is a Failure."""
-    command = argv[0] if argv else ""
-    if command not in COMMANDS:
-        near, later = nearest_word(command, COMMANDS), next((word for word in argv if word in COMMANDS), "")
-        hint = f"did you mean {near}?" if near else f"one of {', '.join(COMMANDS)}; see --help"
-        hint = f'make a picture with: gpt_image.py generations "{command}"' if " " in command else hint
-        hint = f"the command comes first: gpt_image.py {later} …" if later else hint
-        words = f"{command!r} is no command" if command else "no command is given"
-        raise Failure(USAGE, words, hint, rule="command")
+    if not argv or argv[0] not in COMMANDS:
+        refuse_command(argv)
+    command = argv[0]
     end = argv.index("--") if "--" in argv else len(argv)
-    known, extra = build_parser(command).parse_known_args(joined(command, argv[1:end]))
-    typed = dict(vars(known))
+    known, extra = parser_of(command).parse_known_args(joined(command, argv[1:end]))
+    typed = vars(known)
     arguments = [word for word in [typed.pop("positional", None), *argv[end + 1 :]] if word is not None]
     for word in extra:
-        refuse_word(command, word)
+        if word.startswith("-"):
+            refuse_option(command, word.partition("=")[0])
+        refuse_argument(command, word)
     if len(arguments) > 1:
         refuse_argument(command, arguments[1])
     return command, typed, arguments[0] if arguments else None
@@ -5173,25 +5186,25 @@ def report(run: Result, failure: Failure | None, console: Console, seconds: floa
 
 def as_interruptible(work: Callable[[], int]) -> int:
     """Runs something with termination signals turned into exceptions, so that finished pictures are kept."""
+    before: dict[int, Any] = {}
 
     def interrupt(*_: object) -> None:
-        for number, _ in old:  # an impatient second one must not stop what saves the pictures
+        for number in before:  # an impatient second one must not stop what saves the pictures
             signal.signal(number, signal.SIG_IGN)
         raise Interrupted
 
-    old: list[tuple[Any, Any]] = []
     try:
         for name in ("SIGINT", "SIGTERM", "SIGHUP"):
             number = getattr(signal, name, None)
             if number and signal.getsignal(number) != signal.SIG_IGN:  # nohup, and & in a script, have it ignored
-                old.append((number, signal.signal(number, interrupt)))
+                before[number] = signal.signal(number, interrupt)
     except ValueError:
         pass  # not the main thread: whoever imported us sees to signals
     try:
         return work()
     finally:
-        for number, handler in old:
-            signal.signal(number, handler or signal.SIG_DFL)
+        for number, action in before.items():
+            signal.signal(number, action or signal.SIG_DFL)
 
 
 PROGRESS = ("auto", "plain", "json", "none")
@@ -5223,6 +5236,25 @@ def wants_json(argv: list[str], stdout: IO[str]) -> bool:
     return "--json" in argv or not is_terminal(stdout)
 
 
+def help_text(argv: list[str]) -> str:
+    """Returns what --version and --help print, or nothing for a command that is to run."""
+    options = argv[: argv.index("--")] if "--" in argv else argv
+    if argv[:1] in (["--version"], ["-V"]):
+        return f"gpt_image.py {__version__}"
+    if "--help" in options or "-h" in options or argv[:1] == ["help"]:
+        text = parser_of(argv[0]).format_help().rstrip() if argv[0] in COMMANDS else overview()
+        return fitted(text, help_width())
+    return ""
+
+
+def standard(name: str, errors: str = "backslashreplace") -> IO[str]:
+    """Returns a stream of this process, in UTF-8 whatever the code page, or an empty one if it was closed."""
+    stream = getattr(sys, name) or io.StringIO()
+    if hasattr(stream, "reconfigure"):
+        stream.reconfigure(encoding="utf-8", errors=errors)
+    return stream
+
+
 def main(
     argv: list[str] | None = None, *, transport: Transport = send, environ: Mapping[str, str] | None = None,
     stdin: IO[str] | None = None, stdout: IO[str] | None = None, stderr: IO[str] | None = None,
@@ -5230,27 +5262,16 @@ def main(
 ) -> int:  # fmt: skip
     """Runs the program with the given arguments and returns its exit code; all it touches can be handed in."""
     argv = sys.argv[1:] if argv is None else argv
-    for stream in (sys.stdout, sys.stderr) if stdout is None else ():
-        if hasattr(stream, "reconfigure"):  # UTF-8 whatever the code page
-            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
-    if stdin is None and hasattr(sys.stdin, "reconfigure"):
-        sys.stdin.reconfigure(encoding="utf-8", errors="strict")
     environ = os.environ if environ is None else environ
-    nowhere = io.StringIO()  # in place of a stream that was closed before we began
-    console = Console(stdout or sys.stdout or nowhere, stderr or sys.stderr or nowhere, environ)
-    options = argv[: argv.index("--")] if "--" in argv else argv
-    if argv[:1] in (["--version"], ["-V"]):
-        console.print(f"gpt_image.py {__version__}")
-        return OK
-    if "--help" in options or "-h" in options or argv[:1] == ["help"]:
-        text = build_parser(argv[0]).format_help().rstrip() if argv[0] in COMMANDS else overview()
-        console.print(fitted(text, help_width()))
+    stdin = stdin or standard("stdin", "strict")
+    console = Console(stdout or standard("stdout"), stderr or standard("stderr"), environ)
+    text = help_text(argv)
+    if text:
+        console.print(text)
         return OK
     started, failure, run = clock(), None, Result(argv[0] if argv else "", None)
     try:
-        code = as_interruptible(
-            lambda: run_command(argv, run, console, environ, stdin or sys.stdin or nowhere, transport, clock, sleep)
-        )
+        code = as_interruptible(lambda: run_command(argv, run, console, environ, stdin, transport, clock, sleep))
     except Failure as error:
         failure, code = error, error.exit
     except KeyboardInterrupt:

@@ -681,7 +681,7 @@ class ProgressIsShown(CommandTest):
 
 
 class ConfigShowsAndWrites(CommandTest):
-    """config: settings in force, --init, --check, --reference, --completion."""
+    """config: settings in force, --init, --check, --completion."""
 
     def test_it_shows_each_setting_with_its_source_and_no_key(self) -> None:
         Path(".env").write_text("OPENAI_IMAGE_SIZE=auto\n")
@@ -749,27 +749,32 @@ class ConfigShowsAndWrites(CommandTest):
                     done = subprocess.run([program, "-n", "script"], capture_output=True, text=True)
                     self.assertEqual((done.returncode, done.stderr), (0, ""))
 
-    def test_fish_is_given_one_command_a_line_with_balanced_quotes(self) -> None:
-        for line in self.completion("fish").splitlines():
-            with self.subTest(line):
-                words = shlex.split(line)
-                self.assertEqual(words[:2], ["complete", "-c"])
+    # What is typed, and what completes its last word.
+    TYPED: Tuple[Tuple[List[str], str], ...] = (
+        (["gen"], "generations"), (["generations", "--qual"], "--quality"), (["config", "--ini"], "--init"),
+        (["generations", "--quality", "x"], "xhigh"), (["edits", "--mask-"], "--mask-box"),
+        (["generations", "x", "--output-format", "j"], "jpeg"), (["resume", "--max"], "--max-retries"),
+    )  # fmt: skip
+
+    def ask(self, shell: str, lines: List[str]) -> List[str]:
+        """Returns what a shell prints that has read its completion script, line by line."""
+        script = self.completion(shell)
+        done = subprocess.run([shell, "-c", "\n".join([script, *lines])], capture_output=True, text=True)
+        self.assertEqual(done.stderr, "")
+        return done.stdout.splitlines()
 
     @unittest.skipUnless(shutil.which("bash"), "needs bash")
     def test_completion_completes_in_bash(self) -> None:
-        Path("script").write_text(self.completion("bash"), encoding="utf-8")
-        cases: Tuple[Tuple[List[str], List[str]], ...] = (
-            (["gen"], ["generations"]), (["generations", "--qual"], ["--quality"]), (["config", "--ini"], ["--init"]),
-            (["generations", "--quality", "x"], ["xhigh"]), (["edits", "--mask-"], ["--mask-box"]),
-        )  # fmt: skip
-        lines = ["source ./script"]
-        for words, _ in cases:
-            quoted = " ".join(shlex.quote(word) for word in ("gpt_image.py", *words))
-            lines.append(f"COMP_WORDS=({quoted}); COMP_CWORD={len(words)}; COMPREPLY=()")
+        lines = []
+        for words, _ in self.TYPED:
+            lines.append(f"COMP_WORDS=({shlex.join(['gpt_image.py', *words])}); COMP_CWORD={len(words)}; COMPREPLY=()")
             lines.append('_gpt_image; echo "${COMPREPLY[*]}"')
-        done = subprocess.run(["bash", "-c", "\n".join(lines)], capture_output=True, text=True)
-        self.assertEqual(done.stderr, "")
-        self.assertEqual([line.split() for line in done.stdout.splitlines()], [wanted for _, wanted in cases])
+        self.assertEqual(self.ask("bash", lines), [wanted for _, wanted in self.TYPED])
+
+    @unittest.skipUnless(shutil.which("fish"), "needs fish")
+    def test_completion_completes_in_fish(self) -> None:
+        lines = [f"complete -C {shlex.quote(shlex.join(['gpt-image', *words]))}" for words, _ in self.TYPED]
+        self.assertEqual(self.ask("fish", lines), [wanted for _, wanted in self.TYPED])
 
 
 @unittest.skipUnless(POSIX, "file descriptors are POSIX here")
