@@ -4801,14 +4801,9 @@ def spellings(row: Option) -> list[str]:
     return names + ([f"--{row.negative}"] if row.negative else [])
 
 
-def long_spellings(row: Option) -> list[str]:
-    """Returns the spellings of an option that begin with two dashes."""
-    return [word for word in spellings(row) if word.startswith("--")]
-
-
-def completion_words(command: str) -> list[str]:
-    """Returns what can be typed after a subcommand."""
-    return sorted({word for row in options_of(command).values() for word in long_spellings(row)})
+def words_of(command: str) -> list[str]:
+    """Returns every option that can be typed after a subcommand."""
+    return [word for row in options_of(command).values() for word in spellings(row)]
 
 
 class Shell(NamedTuple):
@@ -4862,9 +4857,9 @@ SHELLS = {
 def completion_script(shell: str) -> str:
     """Returns a completion script: subcommands, the options of each, and the values of those that have a choice."""
     script, case, either = SHELLS[shell]
-    options = [case % (name, " ".join(completion_words(name))) for name in EVERY]
-    chosen = {either.join(long_spellings(row)): " ".join(row.kind.choices) for row in OPTIONS if row.kind.choices}
-    values = [case % (words, choices) for words, choices in chosen.items()]
+    options = [case % (name, " ".join(words_of(name))) for name in EVERY]
+    choices = [(either.join(spellings(row)), " ".join(row.kind.choices)) for row in OPTIONS if row.kind.choices]
+    values = [case % row for row in choices]
     return script % {"commands": " ".join(EVERY), "options": "\n".join(options), "values": "\n".join(values)}
 
 
@@ -4911,28 +4906,27 @@ def check_endpoint(context: Context, settings: Settings) -> int:
     return OK
 
 
-def settings_lines(commands: Mapping[str, Json], dotenv: Dotenv) -> list[str]:
-    """Returns the settings in force as lines for a terminal, each once."""
-    found: dict[tuple[str, str, str], list[str]] = {}
+def settings_lines(commands: Mapping[str, Json]) -> Iterator[str]:
+    """Yields the settings in force as lines for a terminal, each once, with the commands it is for if not for all."""
+    found: dict[str, list[str]] = {}
     for command, settings in commands.items():
         for name, row in settings.items():
             value = row["value"] if isinstance(row["value"], str) else json.dumps(row["value"], default=str)
-            found.setdefault((name, value, row["source"]), []).append(command)
-    lines = [f".env in force: {dotenv.path or 'none'}"]
-    for (name, value, source), where in sorted(found.items()):
-        only = "" if "config" in where or set(ALL) <= set(where) else f"  ({', '.join(where)})"
-        lines.append(f"--{name:<18} {value:<28} {source}{only}")
-    return lines
+            found.setdefault(f"--{name:<18} {value:<28} {row['source']}", []).append(command)
+    for line, where in sorted(found.items()):
+        everywhere = "config" in where or set(ALL) <= set(where)
+        yield line if everywhere else f"{line}  ({', '.join(where)})"
 
 
 def show_settings(context: Context, settings: Settings) -> int:
     """Shows the settings in force of each command, with their sources."""
-    commands = {name: shown_settings(resolve(name, {}, context.environ, context.dotenv)[0]) for name in ALL}
+    console, dotenv = context.console, context.dotenv
+    commands = {name: shown_settings(resolve(name, {}, context.environ, dotenv)[0]) for name in ALL}
     commands["config"] = shown_settings(settings)
-    if is_terminal(context.console.stdout) and not settings.get("json"):
-        context.console.print("\n".join(settings_lines(commands, context.dotenv)))
+    if is_terminal(console.stdout) and not settings.get("json"):
+        console.print("\n".join([f".env in force: {dotenv.path or 'none'}", *settings_lines(commands)]))
     else:
-        context.console.print_json({"ok": True, "env_file": context.dotenv.path or None, "settings": commands})
+        console.print_json({"ok": True, "env_file": dotenv.path or None, "settings": commands})
     return OK
 
 
@@ -5086,26 +5080,26 @@ def refuse_argument(command: str, word: str) -> None:
 
 def refuse_option(command: str, name: str) -> None:
     """Refuses what is no option of a subcommand, with the option that was probably meant."""
-    known = completion_words(command)
-    meant, others = MEANT.get(name, ""), [other for other in COMMANDS if name in completion_words(other)]
+    known, others = words_of(command), [other for other in COMMANDS if name in words_of(other)]
+    meant = MEANT.get(name, "")
     if meant.split(" ")[0] not in known:
         meant = "" if others else nearest_word(name, known)
     hint = f"it belongs to {', '.join(others)}" if others else f"see {command} --help"
-    hint = f"did you mean {meant}?" if meant else hint
-    raise Failure(USAGE, f"{name} is no option of {command}", hint, rule="unknown-option")
+    raise Failure(
+        USAGE, f"{name} is no option of {command}", f"did you mean {meant}?" if meant else hint, rule="unknown-option"
+    )
 
 
 def refuse_command(argv: list[str]) -> None:
     """Refuses a command line that does not begin with a command."""
-    command = argv[0] if argv else ""
-    near, later = nearest_word(command, COMMANDS), next((word for word in argv if word in COMMANDS), "")
+    word, later = argv[0] if argv else "", [word for word in argv if word in COMMANDS]
+    near = nearest_word(word, COMMANDS)
     hint = f"did you mean {near}?" if near else f"one of {', '.join(COMMANDS)}; see --help"
     if later:
-        hint = f"the command comes first: gpt_image.py {later} …"
-    elif " " in command:
-        hint = f'make a picture with: gpt_image.py generations "{command}"'
-    words = f"{command!r} is no command" if command else "no command is given"
-    raise Failure(USAGE, words, hint, rule="command")
+        hint = f"the command comes first: gpt_image.py {later[0]} …"
+    elif " " in word:
+        hint = f'make a picture with: gpt_image.py generations "{word}"'
+    raise Failure(USAGE, f"{word!r} is no command" if word else "no command is given", hint, rule="command")
 
 
 def joined(command: str, argv: list[str]) -> list[str]:
@@ -5269,16 +5263,19 @@ def main(
     if text:
         console.print(text)
         return OK
-    started, failure, run = clock(), None, Result(argv[0] if argv else "", None)
+    run = Result(argv[0] if argv else "", None)
+    started, code = clock(), OK
+    failure: Failure | None = None
     try:
         code = as_interruptible(lambda: run_command(argv, run, console, environ, stdin, transport, clock, sleep))
     except Failure as error:
-        failure, code = error, error.exit
+        failure = error
     except KeyboardInterrupt:
-        failure, code = Failure(INTERRUPTED, "interrupted", may_be_billed=run.attempts > 0), INTERRUPTED
+        failure = Failure(INTERRUPTED, "interrupted", may_be_billed=run.attempts > 0)
     except Exception:
-        failure, code = bug_failure(), BUG
-    run.reported = run.reported and failure is None
+        failure = bug_failure()
+    if failure:
+        code, run.reported = failure.exit, False
     report(run, failure, console, clock() - started, wants_json(argv, console.stdout))
     if console.lost and code == OK:
         console.say(f"the result cannot be written to standard output: {console.lost}", "error")
