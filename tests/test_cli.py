@@ -280,7 +280,21 @@ class ThePromptIsGivenInManyWays(CommandTest):
     def test_a_prompt_may_begin_with_a_dash(self) -> None:
         self.assertEqual(self.prompt("generations", "-5 degrees and snow"), "-5 degrees and snow")
         self.assertEqual(self.prompt("generations", "--prompt=-x"), "-x")
+        self.assertEqual(self.prompt("generations", "--prompt", "-nice"), "-nice")
         self.assertEqual(self.run_main("generations", "--dry-run", "--", "-x").json["body"]["prompt"], "-x")
+
+    def test_an_option_is_no_value_of_the_one_before_it(self) -> None:
+        for argv, words in (
+            (("--prompt", "--quiet"), "--prompt: expected one argument"), (("--stream", "-x"), "-x is no option"),
+            (("--prompt", "--size=1024x1024"), "--prompt: expected one argument"),
+        ):  # fmt: skip
+            with self.subTest(argv):
+                self.assertIn(words, self.refused("generations", *argv)["message"])
+
+    def test_the_spelling_that_says_no_beats_the_environment(self) -> None:
+        for argv, stream in (((), True), (("--no-stream",), False), (("--no-stream", "--stream"), True)):
+            ran = self.run_main("generations", "x", *argv, "--dry-run", env={"OPENAI_IMAGE_STREAM": "true"})
+            self.assertEqual((ran.code, ran.json["body"].get("stream", False)), (0, stream), argv)
 
 
 class ResultsAreOneObject(CommandTest):
