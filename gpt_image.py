@@ -4858,8 +4858,8 @@ def completion_script(shell: str) -> str:
     """Returns a completion script: subcommands, the options of each, and the values of those that have a choice."""
     script, case, either = SHELLS[shell]
     options = [case % (name, " ".join(words_of(name))) for name in EVERY]
-    choices = [(either.join(spellings(row)), " ".join(row.kind.choices)) for row in OPTIONS if row.kind.choices]
-    values = [case % row for row in choices]
+    chosen = [row for row in OPTIONS if row.kind.choices]
+    values = [case % (either.join(spellings(row)), " ".join(row.kind.choices)) for row in chosen]
     return script % {"commands": " ".join(EVERY), "options": "\n".join(options), "values": "\n".join(values)}
 
 
@@ -4988,15 +4988,14 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
 
 def add_option(group: Any, row: Option) -> None:
     """Adds an option to its group of the parser; a flag stores the text that says yes or no."""
-    note = f" (default: {row.default})" if row.default else ""
-    facts: Json = {"dest": row.name, "help": (row.help + note).replace("%", "%%")}
-    words = spellings(row)
-    if not row.kind.flag:
-        group.add_argument(*words, action="append" if row.kind.repeat else "store", metavar=row.kind.metavar, **facts)
-        return
+    note, no = f" (default: {row.default})" if row.default else "", f"--{row.negative}"
+    words = [word for word in spellings(row) if word != no]
+    facts: Json = {"action": "append" if row.kind.repeat else "store", "metavar": row.kind.metavar}
+    if row.kind.flag:
+        facts = {"action": "store_const", "const": "true"}
+    group.add_argument(*words, dest=row.name, help=(row.help + note).replace("%", "%%"), **facts)
     if row.negative:
-        group.add_argument(words.pop(), action="store_const", const="false", dest=row.name, help="the opposite")
-    group.add_argument(*words, action="store_const", const="true", **facts)
+        group.add_argument(no, dest=row.name, help="the opposite", action="store_const", const="false")
 
 
 def exit_lines() -> str:
@@ -5085,9 +5084,8 @@ def refuse_option(command: str, name: str) -> None:
     if meant.split(" ")[0] not in known:
         meant = "" if others else nearest_word(name, known)
     hint = f"it belongs to {', '.join(others)}" if others else f"see {command} --help"
-    raise Failure(
-        USAGE, f"{name} is no option of {command}", f"did you mean {meant}?" if meant else hint, rule="unknown-option"
-    )
+    hint = f"did you mean {meant}?" if meant else hint
+    raise Failure(USAGE, f"{name} is no option of {command}", hint, rule="unknown-option")
 
 
 def refuse_command(argv: list[str]) -> None:

@@ -1,7 +1,4 @@
-"""The pages that are written from the program's own tables: references/options.md and .env.example.
-
-    python3 -m tests.reference   writes them anew
-"""
+"""The pages written from the program's own tables; `python3 -m tests.reference` writes options.md and .env.example."""
 
 from __future__ import annotations
 

@@ -749,6 +749,9 @@ class ConfigShowsAndWrites(CommandTest):
         self.assertEqual(ran.code, 0, ran.err)
         return ran.out
 
+    def test_completion_knows_every_command_in_its_order(self) -> None:
+        self.assertEqual(gpt_image.EVERY, tuple(gpt_image.COMMANDS))
+
     def test_completion_is_valid_for_each_shell(self) -> None:
         for shell in ("bash", "zsh", "fish"):
             with self.subTest(shell):
