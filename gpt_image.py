@@ -140,7 +140,12 @@ class Secret:
 # A server's words go to a terminal: escape sequences in them must not.
 CONTROL = dict.fromkeys([*range(9), *range(11, 32), *range(127, 160)])
 UNPRINTABLE = re.compile("[\x7f-\x9f\ud800-\udfff]")  # what JSON leaves as it is, and a stream may not take
-STYLES = {"error": "\x1b[1;31m", "warning": "\x1b[33m", "hint": "\x1b[36m"}
+# What a styled line begins with, and the colour of its first word.
+STYLES = {
+    "error": ("gpt_image.py: ", "\x1b[1;31m"),
+    "warning": ("gpt_image.py: ", "\x1b[33m"),
+    "hint": ("  ", "\x1b[36m"),
+}
 
 
 def is_terminal(stream: IO[str]) -> bool:
@@ -276,8 +281,8 @@ class Console:
         """Prints one line to stderr, with its first word coloured if the terminal wants that."""
         text = text.translate(CONTROL)
         if style:
-            label = f"{STYLES[style]}{style}:\x1b[0m" if self.colour else f"{style}:"
-            text = ("  " if style == "hint" else "gpt_image.py: ") + f"{label} {text}"
+            start, colour = STYLES[style]
+            text = f"{start}{colour}{style}:\x1b[0m {text}" if self.colour else f"{start}{style}: {text}"
         if self.live and columns(self.stderr):
             text = fitted(text, columns(self.stderr))
         self.draw([text + "\n"])
@@ -374,9 +379,9 @@ class Progress:
         if self.mode == "json":
             self._tell_json(name, facts)
         elif self.mode != "none":
+            self._tell(name, facts)
             if not self.thread:
                 self._start()
-            self._tell(name, facts)
 
     def _tell_json(self, name: str, facts: Json) -> None:
         # A 200 MB reply has thousands of chunks: what only moves on is told once a second.
@@ -417,27 +422,6 @@ class Progress:
             self.console.say(f"{self.text or 'working'}, {now - self.started:.0f} s so far")
 
 
-class Terminal(NamedTuple):
-    """A row of TERMINALS: a variable a terminal sets, what it looks like there, and the way it shows pictures."""
-
-    variable: str
-    pattern: str
-    protocol: str
-
-
-# Variables that a terminal passes on through tmux come first: TERM_PROGRAM says `tmux` there.
-TERMINALS = (
-    Terminal("KITTY_WINDOW_ID", r".+", "kitty"),
-    Terminal("GHOSTTY_RESOURCES_DIR", r".+", "kitty"),
-    Terminal("TERM", r"xterm-(kitty|ghostty)", "kitty"),
-    Terminal("WEZTERM_PANE", r".+", "iterm"),
-    Terminal("LC_TERMINAL", r"iTerm2", "iterm"),
-    Terminal("TERM_PROGRAM", r"iTerm\.app|WezTerm|vscode", "iterm"),
-    Terminal("TERM_PROGRAM", r"ghostty", "kitty"),
-)
-SHOWS = {"": (), "kitty": (".png",), "iterm": (".png", ".jpg", ".jpeg", ".gif", ".webp")}
-
-
 def base64_blocks(path: str, size: int) -> Iterator[str]:
     """Yields a file in base64, `size` bytes (a multiple of three) at a time."""
     with open(path, "rb") as file:
@@ -445,40 +429,78 @@ def base64_blocks(path: str, size: int) -> Iterator[str]:
             yield binascii.b2a_base64(block, newline=False).decode()
 
 
+# https://sw.kovidgoyal.net/kitty/graphics-protocol/
+def kitty_sequences(path: str) -> Iterator[str]:
+    """Yields a picture for kitty: chunks of 4096 characters, with m=1 until the last."""
+    control = "a=T,f=100,q=2,"
+    for text in base64_blocks(path, 3072):
+        yield f"\x1b_G{control}m=1;{text}\x1b\\"
+        control = ""
+    yield "\x1b_Gm=0;\x1b\\"
+
+
+# https://iterm2.com/documentation-images.html
+def iterm_sequences(path: str) -> Iterator[str]:
+    """Yields a picture for iTerm2: one sequence, since tmux would not put pieces together."""
+    text = "".join(base64_blocks(path, 3 * 64 * 1024))
+    yield f"\x1b]1337;File=inline=1;preserveAspectRatio=1;size={os.path.getsize(path)}:{text}\x07"
+
+
+class Protocol(NamedTuple):
+    """How terminals show a picture: the suffixes of what they can, and the escape sequences of a file."""
+
+    suffixes: tuple[str, ...]
+    sequences: Callable[[str], Iterator[str]]
+
+
+KITTY = Protocol((".png",), kitty_sequences)
+ITERM = Protocol((".png", ".jpg", ".jpeg", ".gif", ".webp"), iterm_sequences)
+
+
+class Terminal(NamedTuple):
+    """A row of TERMINALS: a variable a terminal sets, what it looks like there, and the way it shows pictures."""
+
+    variable: str
+    pattern: str
+    protocol: Protocol
+
+
+# Variables that a terminal passes on through tmux come first: TERM_PROGRAM says `tmux` there.
+TERMINALS = (
+    Terminal("KITTY_WINDOW_ID", r".+", KITTY),
+    Terminal("GHOSTTY_RESOURCES_DIR", r".+", KITTY),
+    Terminal("TERM", r"xterm-(kitty|ghostty)", KITTY),
+    Terminal("WEZTERM_PANE", r".+", ITERM),
+    Terminal("LC_TERMINAL", r"iTerm2", ITERM),
+    Terminal("TERM_PROGRAM", r"iTerm\.app|WezTerm|vscode", ITERM),
+    Terminal("TERM_PROGRAM", r"ghostty", KITTY),
+)
+
+
+def passed_through_tmux(sequence: str) -> str:
+    """Returns an escape sequence as tmux hands it on, with allow-passthrough on."""
+    # https://github.com/tmux/tmux/wiki/FAQ
+    return "\x1bPtmux;" + sequence.replace("\x1b", "\x1b\x1b") + "\x1b\\"
+
+
 class Preview:
     """Shows pictures in the terminal itself, where its variables say that it can."""
 
     def __init__(self, console: Console, environ: Mapping[str, str]) -> None:
         self.console, self.tmux, self.told = console, bool(environ.get("TMUX")), False
-        rows = [row for row in TERMINALS if re.fullmatch(row.pattern, environ.get(row.variable, ""))]
-        self.protocol = rows[0].protocol if rows and console.live else ""
+        known = (row.protocol for row in TERMINALS if re.fullmatch(row.pattern, environ.get(row.variable, "")))
+        self.protocol = next(known, None) if console.live else None
 
     def show(self, path: str) -> None:
         """Shows a saved picture, whose suffix tells the truth, or says once why not."""
-        if path.lower().endswith(SHOWS[self.protocol]):
-            sequences = self._kitty(path) if self.protocol == "kitty" else self._iterm(path)
-            self.console.draw(itertools.chain(map(self._wrapped, sequences), ["\n"]))
+        if self.protocol and path.lower().endswith(self.protocol.suffixes):
+            sequences = self.protocol.sequences(path)
+            self.console.draw(map(passed_through_tmux, sequences) if self.tmux else sequences)
+            self.console.draw(["\n"])
         elif not self.told:
             self.told = True
             why = "cannot show this format" if self.protocol else "shows no pictures, or does not say that it does"
             self.console.tell(f"--preview: this terminal {why}")
-
-    def _wrapped(self, sequence: str) -> str:
-        # https://github.com/tmux/tmux/wiki/FAQ: tmux hands on what is wrapped so, with allow-passthrough on
-        return "\x1bPtmux;" + sequence.replace("\x1b", "\x1b\x1b") + "\x1b\\" if self.tmux else sequence
-
-    def _kitty(self, path: str) -> Iterator[str]:
-        # https://sw.kovidgoyal.net/kitty/graphics-protocol/: chunks of 4096 characters, m=1 until the last
-        control = "a=T,f=100,q=2,"
-        for text in base64_blocks(path, 3072):
-            yield f"\x1b_G{control}m=1;{text}\x1b\\"
-            control = ""
-        yield "\x1b_Gm=0;\x1b\\"
-
-    def _iterm(self, path: str) -> Iterator[str]:
-        # https://iterm2.com/documentation-images.html: one sequence, since tmux would not put pieces together
-        text = "".join(base64_blocks(path, 3 * 64 * 1024))
-        yield f"\x1b]1337;File=inline=1;preserveAspectRatio=1;size={os.path.getsize(path)}:{text}\x07"
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -200,7 +200,7 @@ class PhasesAreTold(unittest.TestCase):
             with mock.patch.object(gpt_image.Progress, "TICKS", {"plain": 0.001}), progress:
                 progress.phase("waiting")
                 for _ in range(2000):
-                    if "so far" in said(where):
+                    if "reply, 0 s so far" in said(where):
                         break
                     time.sleep(0.005)
         self.assertIn("waiting for the reply, 0 s so far", said(where))
