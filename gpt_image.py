@@ -394,7 +394,8 @@ class Progress:
         row = PHASES[name]
         text = row.words.format(**facts)
         if row.lasting:
-            return self.console.say(text)
+            self.console.say(text)
+            return
         if self.mode == "plain" and name != self.name:
             self.console.say(row.first.format(**facts) or text)
             self.shown = self.clock()
