@@ -32,6 +32,7 @@ from __future__ import annotations
 
 import argparse
 import binascii
+import functools
 import io
 import itertools
 import json
@@ -100,13 +101,11 @@ class Failure(Exception):
 class Secret:
     """A value that shows as `***` wherever it is printed; only the transport asks for it with `reveal`."""
 
-    __slots__ = ("_value", "_forms")
+    __slots__ = ("_value",)
     SHORTEST = 6  # what is shorter stands in ordinary words, and no real key is
 
     def __init__(self, value: str) -> None:
         self._value = value
-        forms = {value, json.dumps(value)[1:-1], value.replace("/", "\\/")} if len(value) >= self.SHORTEST else set()
-        self._forms = sorted(forms, key=len, reverse=True)
 
     def __repr__(self) -> str:
         return "***"
@@ -117,25 +116,26 @@ class Secret:
     def reveal(self) -> str:
         return self._value
 
-    def scrub(self, text: str) -> str:
-        """Returns the text with every form of the value replaced by `***`."""
-        for form in self._forms:
-            text = text.replace(form, "***")
-        return text
+    def forms(self) -> set[str]:
+        """Returns the ways the value may be written: plain, as JSON, and as JSON the way PHP writes it."""
+        if len(self._value) < self.SHORTEST:
+            return set()
+        return {self._value, json.dumps(self._value)[1:-1], self._value.replace("/", "\\/")}
 
     def fits_header(self) -> bool:
         """Tells whether the value is one word of printable ASCII without quotes, as every key is."""
-        return bool(re.fullmatch(r"[\x21\x23-\x26\x28-\x7e]+", self._value))  # no blanks, and no quotes
-
-    def needles(self) -> list[bytes]:
-        """Returns the bytes to look for in a reply that is kept."""
-        return [form.encode("utf-8", "surrogateescape") for form in self._forms]
+        return bool(re.fullmatch(r"[\x21\x23-\x26\x28-\x7e]+", self._value))
 
 
 # A server's words go to a terminal: escape sequences in them must not.
-CONTROL_CODES = re.compile("[\x7f-\x9f]")  # those that JSON leaves as they are
-CONTROL = {code: None for code in [*range(9), *range(11, 32), *range(127, 160)]}
-STYLES = {"error": "\x1b[1;31m", "warning": "\x1b[33m", "hint": "\x1b[36m"}
+CONTROL = dict.fromkeys([*range(9), *range(11, 32), *range(127, 160)])
+UNPRINTABLE = re.compile("[\x7f-\x9f\ud800-\udfff]")  # what JSON leaves as it is, and a stream may not take
+# What a styled line begins with, and the colour of its first word.
+STYLES = {
+    "error": ("gpt_image.py: ", "\x1b[1;31m"),
+    "warning": ("gpt_image.py: ", "\x1b[33m"),
+    "hint": ("  ", "\x1b[36m"),
+}
 
 
 def is_terminal(stream: IO[str]) -> bool:
@@ -160,47 +160,65 @@ def fitted(text: str, width: int) -> str:
 
     lines = []
     for line in text.split("\n"):
-        indent = " " * (len(line) - len(line.lstrip()) + 2)
-        whole = len(line) <= width or width < 12 or re.search(r": (python3?|gpt-image|gpt_image\.py) ", line)
-        lines += [line] if whole else textwrap.wrap(
-            line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
-        )  # fmt: skip
+        if len(line) > width >= 12 and not re.search(r": (python3?|gpt-image|gpt_image\.py) ", line):
+            indent = " " * (len(line) - len(line.lstrip()) + 2)
+            line = textwrap.fill(line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+        lines.append(line)
     return "\n".join(lines)
 
 
 class Console:
-    """The two streams of a run, the secrets to hide on them, and the warnings given so far."""
+    """The two streams of the program, the secrets to hide on them, and the warnings given so far.
+
+    Threads may share it: what one of them prints stays together.
+    """
 
     def __init__(self, stdout: IO[str], stderr: IO[str], environ: Mapping[str, str]) -> None:
-        self.stdout, self.stderr = stdout, stderr
-        self.secrets: list[Secret] = []
+        from _thread import allocate_lock  # `threading` costs a start-up more than it gives here
+
+        self.stdout, self.stderr, self.lock = stdout, stderr, allocate_lock()
+        self.hidden: set[str] = set()  # every form of every secret
         self.warnings: list[str] = []
         self.quiet, self.lost = False, ""
         self.tells = True  # False where stderr holds a JSON object a line
-        self.before_line: Callable[[], None] = lambda: None
+        self.line = ""  # the live line, as it stands on the screen
         self.live = is_terminal(stderr) and environ.get("TERM") != "dumb"
         self.colour = self.live and not environ.get("NO_COLOR")
 
+    def hide(self, *secrets: Secret) -> None:
+        """Keeps secrets out of all that is printed or kept from now on."""
+        self.hidden.update(form for secret in secrets for form in secret.forms())
+
+    def forms(self) -> list[str]:
+        """Returns all that must not be shown, the longest first, since one may hold another."""
+        return sorted(self.hidden, key=len, reverse=True)
+
     def clean(self, text: str) -> str:
         """Returns the text without any secret."""
-        for secret in self.secrets:
-            text = secret.scrub(text)
+        for form in self.forms():
+            text = text.replace(form, "***")
         return text
 
     def cleaned(self, blocks: Iterable[bytes]) -> Iterator[bytes]:
         """Yields the bytes of a reply without any secret, as long as they were, wherever the blocks end."""
-        needles = [needle for secret in self.secrets for needle in secret.needles()]
-        most, data = max(map(len, needles), default=1), b""
+        needles = [form.encode("utf-8", "surrogateescape") for form in self.forms()]
+        most = max(map(len, needles), default=1)
+        # Searched in what came and blotted out in a copy, since secrets may overlap.
+        came, shown = bytearray(), bytearray()
         for block in blocks:
-            data += block
+            came += block
+            shown += block
             for needle in needles:
-                data = data.replace(needle, b"*" * len(needle))
-            whole = max(len(data) - most + 1, 0)  # a secret may go on in the next block
-            yield data[:whole]
-            data = data[whole:]
-        yield data
+                at = came.find(needle)
+                while at >= 0:
+                    shown[at : at + len(needle)] = b"*" * len(needle)
+                    at = came.find(needle, at + 1)
+            whole = max(len(came) - most + 1, 0)  # a secret that begins behind it may go on in the next block
+            yield bytes(shown[:whole])
+            del came[:whole], shown[:whole]
+        yield bytes(shown)
 
-    def _write(self, stream: IO[str], text: str) -> None:
+    def _put(self, stream: IO[str], text: str) -> None:
         try:
             print(self.clean(text), end="", file=stream, flush=True)
         except BrokenPipeError:
@@ -218,16 +236,35 @@ class Console:
         except (OSError, ValueError):
             pass
 
+    def _write(self, stream: IO[str], texts: Iterable[str], line: str = "") -> None:
+        """Writes texts in one go, where the live line stood; `line` is what stands there afterwards."""
+        with self.lock:
+            if self.line and not line:
+                self._put(self.stderr, "\r\x1b[K")
+            self.line = line
+            for text in texts:
+                self._put(stream, text)
+
+    def redraw(self, line: str) -> None:
+        """Writes the live line anew if it has changed, so that it does not flicker; an empty one is taken away."""
+        width = columns(self.stderr) or 80
+        line = line if len(line) < width else line[: max(width - 2, 0)] + "…"
+        if line != self.line:
+            self._write(self.stderr, [f"\r{line}\x1b[K"] if line else [], line)
+
+    def draw(self, texts: Iterable[str]) -> None:
+        """Writes raw texts to stderr, such as escape sequences of our own."""
+        self._write(self.stderr, texts)
+
     def say(self, text: str, style: str = "") -> None:
         """Prints one line to stderr, with its first word coloured if the terminal wants that."""
         text = text.translate(CONTROL)
         if style:
-            label = f"{STYLES[style]}{style}:\x1b[0m" if self.colour else f"{style}:"
-            text = ("  " if style == "hint" else "gpt_image.py: ") + f"{label} {text}"
+            start, colour = STYLES[style]
+            text = f"{start}{colour}{style}:\x1b[0m {text}" if self.colour else f"{start}{style}: {text}"
         if self.live and columns(self.stderr):
             text = fitted(text, columns(self.stderr))
-        self.before_line()
-        self._write(self.stderr, text + "\n")
+        self.draw([text + "\n"])
 
     def tell(self, text: str) -> None:
         """Says something that --quiet silences."""
@@ -242,24 +279,14 @@ class Console:
             if not self.quiet:
                 self.say(text, "warning")
 
-    def draw(self, text: str) -> None:
-        """Writes raw text to stderr, such as a redrawn line or an escape sequence of our own."""
-        self._write(self.stderr, text)
-
     def print(self, text: str) -> None:
         """Prints the result to stdout."""
-        self.before_line()
-        self._write(self.stdout, text + "\n")
+        self._write(self.stdout, [text + "\n"])
 
     def print_json(self, value: Any) -> None:
-        """Prints one JSON object to stdout, in ASCII if a file name in it is not valid Unicode."""
+        """Prints one JSON object to stdout; what is not valid Unicode in a file name is escaped."""
         text = self.clean(json.dumps(value, indent=2, ensure_ascii=False))
-        text = CONTROL_CODES.sub(lambda match: f"\\u{ord(match.group()):04x}", text)
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError:
-            text = self.clean(json.dumps(value, indent=2))
-        self.print(text)
+        self.print(UNPRINTABLE.sub(lambda match: f"\\u{ord(match.group()):04x}", text))
 
 
 def amount(size: float) -> str:
@@ -276,20 +303,26 @@ def plural(count: int, noun: str) -> str:
     return f"{count} {noun}" + ("" if count == 1 else "s")
 
 
+class Phase(NamedTuple):
+    """A row of PHASES: the words of a phase, and those for a line that stays where the phase itself moves on."""
+
+    words: str
+    first: str = ""
+    lasting: bool = False  # it is over when it is told, and stays on the screen as a line of its own
+
+
 PHASES = {
-    "connecting": "connecting to {host}",
-    "uploading": "uploading {percent} % of {size}",
-    "waiting": "waiting for the reply",
-    "polling": "{status} in the background",
-    "receiving": "receiving, {size}",
-    "converting": "converting {path}",
-    "fetching": "fetching picture {index}",
-    "preview": "preview {partial} of {asked} for picture {index}: {path}",
-    "saved": "saved {path} ({kind}, {size})",
-    "retrying": "{reason}; try {attempt} in {wait} s",
+    "connecting": Phase("connecting to {host}"),
+    "uploading": Phase("uploading {percent} % of {size}", "uploading {size}"),
+    "waiting": Phase("waiting for the reply"),
+    "polling": Phase("{status} in the background"),
+    "receiving": Phase("receiving, {size}", "receiving the reply"),
+    "converting": Phase("converting {path}", lasting=True),
+    "fetching": Phase("fetching picture {index}"),
+    "preview": Phase("preview {partial} of {asked} for picture {index}: {path}", lasting=True),
+    "saved": Phase("saved {path} ({kind}, {size})", lasting=True),
+    "retrying": Phase("{reason}; try {attempt} in {wait} s", lasting=True),
 }
-FIRST_WORDS = {"uploading": "uploading {size}", "receiving": "receiving the reply"}  # for a line that stays
-LASTING = ("preview", "saved", "retrying", "converting")  # what stays on the screen as a line of its own
 
 
 class Progress:
@@ -299,6 +332,7 @@ class Progress:
     """
 
     HEARTBEAT = 30.0  # seconds
+    TICKS = {"live": 0.1, "plain": 1.0}  # seconds
 
     def __init__(self, console: Console, mode: str, clock: Callable[[], float]) -> None:
         self.console, self.clock = console, clock
@@ -307,77 +341,146 @@ class Progress:
             self.mode = "none"
         console.tells = self.mode != "json"
         self.started = self.shown = clock()
-        self.name, self.text, self.drawn = "", "", ""
-        self.lock: Any = None
+        self.name = self.text = ""
+        self.thread: Any = None
 
     def __enter__(self) -> Progress:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.lock:
-            self.stop.set()
+        if self.thread:
+            self.ended.set()
             self.thread.join()
-            self.erase()
-            self.console.before_line = lambda: None
+            self.console.redraw("")
+
+    def phase(self, name: str, **facts: Any) -> None:
+        """Tells that a phase has begun or moved on; the facts fill its row of PHASES."""
+        if self.mode == "json":
+            self._tell_json(name, facts)
+        elif self.mode != "none":
+            self._tell(name, facts)
+            if not self.thread:
+                self._start()
+
+    def _tell_json(self, name: str, facts: Json) -> None:
+        # A 200 MB reply has thousands of chunks: what only moves on is told once a second.
+        now = self.clock()
+        if name != self.name or not PHASES[name].first or now - self.shown >= 1:
+            self.name, self.shown = name, now
+            self.console.draw([json.dumps({"phase": name, "seconds": round(now - self.started, 1), **facts}) + "\n"])
+
+    def _tell(self, name: str, facts: Json) -> None:
+        row = PHASES[name]
+        text = row.words.format(**facts)
+        if row.lasting:
+            self.console.say(text)
+            return
+        if self.mode == "plain" and name != self.name:
+            self.console.say(row.first.format(**facts) or text)
+            self.shown = self.clock()
+        self.name, self.text = name, text
 
     def _start(self) -> None:
         """Starts the thread with the first phase: checks alone need none."""
         import threading
 
-        self.lock, self.stop = threading.RLock(), threading.Event()
+        self.ended = threading.Event()
         self.thread = threading.Thread(target=self._tick, daemon=True)
-        self.console.before_line = self.erase
         self.thread.start()
 
-    def phase(self, name: str, **facts: Any) -> None:
-        """Tells that a phase has begun or moved on; the facts fill its row of PHASES."""
-        if self.mode == "none":
-            return
-        if self.mode == "json":
-            return self._json(name, facts)
-        if not self.lock:
-            self._start()
-        with self.lock:
-            text = PHASES[name].format(**facts)
-            if name in LASTING:
-                self.console.say(text)
-            elif self.mode == "plain" and name != self.name:
-                self.console.say(FIRST_WORDS.get(name, PHASES[name]).format(**facts))
-                self.shown = self.clock()
-            self.name, self.text = (self.name, self.text) if name in LASTING else (name, text)
-
-    def _json(self, name: str, facts: Json) -> None:
-        # A 200 MB reply has thousands of chunks: what only moves on is told once a second.
-        now = self.clock()
-        if name == self.name and name in ("uploading", "receiving") and now - self.shown < 1:
-            return
-        self.name, self.shown = name, now
-        line = {"phase": name, "seconds": round(now - self.started, 1), **facts}
-        self.console.draw(json.dumps(line, ensure_ascii=True) + "\n")
-
     def _tick(self) -> None:
-        while not self.stop.wait(0.1 if self.mode == "live" else 1):
-            with self.lock:
-                elapsed = self.clock() - self.started
-                if self.mode == "live" and self.text:
-                    self._redraw(f"{self.text} · {elapsed:.0f} s")
-                elif self.mode == "plain" and self.clock() - self.shown >= self.HEARTBEAT:
-                    self.console.say(f"{self.text or 'working'}, {elapsed:.0f} s so far")
-                    self.shown = self.clock()
+        while not self.ended.wait(self.TICKS[self.mode]):
+            self.beat()
 
-    def _redraw(self, line: str) -> None:
-        width = columns(self.console.stderr) or 80
-        line = line if len(line) < width else line[: max(width - 2, 0)] + "…"
-        if line != self.drawn:  # an unchanged line is not written again: no flicker
-            self.console.draw(f"\r{line}\x1b[K")
-            self.drawn = line
+    def beat(self) -> None:
+        """Redraws the live line; in plain progress, says now and then that the call still goes on."""
+        now = self.clock()
+        if self.mode == "live" and self.text:
+            self.console.redraw(f"{self.text} · {now - self.started:.0f} s")
+        elif self.mode == "plain" and now - self.shown >= self.HEARTBEAT:
+            self.shown = now
+            self.console.say(f"{self.text or 'working'}, {now - self.started:.0f} s so far")
 
-    def erase(self) -> None:
-        """Takes the live line off the screen, so that another line can stand there."""
-        with self.lock:
-            if self.drawn:
-                self.console.draw("\r\x1b[K")
-                self.drawn = ""
+
+def base64_blocks(path: str, size: int) -> Iterator[str]:
+    """Yields a file in base64, `size` bytes (a multiple of three) at a time."""
+    with open(path, "rb") as file:
+        while block := file.read(size):
+            yield binascii.b2a_base64(block, newline=False).decode()
+
+
+# https://sw.kovidgoyal.net/kitty/graphics-protocol/
+def kitty_sequences(path: str) -> Iterator[str]:
+    """Yields a picture for kitty: chunks of 4096 characters, with m=1 until the last."""
+    control = "a=T,f=100,q=2,"
+    for text in base64_blocks(path, 3072):
+        yield f"\x1b_G{control}m=1;{text}\x1b\\"
+        control = ""
+    yield "\x1b_Gm=0;\x1b\\"
+
+
+# https://iterm2.com/documentation-images.html
+def iterm_sequences(path: str) -> Iterator[str]:
+    """Yields a picture for iTerm2: one sequence, since tmux would not put pieces together."""
+    text = "".join(base64_blocks(path, 3 * 64 * 1024))
+    yield f"\x1b]1337;File=inline=1;preserveAspectRatio=1;size={os.path.getsize(path)}:{text}\x07"
+
+
+class Protocol(NamedTuple):
+    """How terminals show a picture: the suffixes of what they can, and the escape sequences of a file."""
+
+    suffixes: tuple[str, ...]
+    sequences: Callable[[str], Iterator[str]]
+
+
+KITTY = Protocol((".png",), kitty_sequences)
+ITERM = Protocol((".png", ".jpg", ".jpeg", ".gif", ".webp"), iterm_sequences)
+
+
+class Terminal(NamedTuple):
+    """A row of TERMINALS: a variable a terminal sets, what it looks like there, and the way it shows pictures."""
+
+    variable: str
+    pattern: str
+    protocol: Protocol
+
+
+# Variables that a terminal passes on through tmux come first: TERM_PROGRAM says `tmux` there.
+TERMINALS = (
+    Terminal("KITTY_WINDOW_ID", r".+", KITTY),
+    Terminal("GHOSTTY_RESOURCES_DIR", r".+", KITTY),
+    Terminal("TERM", r"xterm-(kitty|ghostty)", KITTY),
+    Terminal("WEZTERM_PANE", r".+", ITERM),
+    Terminal("LC_TERMINAL", r"iTerm2", ITERM),
+    Terminal("TERM_PROGRAM", r"iTerm\.app|WezTerm|vscode", ITERM),
+    Terminal("TERM_PROGRAM", r"ghostty", KITTY),
+)
+
+
+def passed_through_tmux(sequence: str) -> str:
+    """Returns an escape sequence as tmux hands it on, with allow-passthrough on."""
+    # https://github.com/tmux/tmux/wiki/FAQ
+    return "\x1bPtmux;" + sequence.replace("\x1b", "\x1b\x1b") + "\x1b\\"
+
+
+class Preview:
+    """Shows pictures in the terminal itself, where its variables say that it can."""
+
+    def __init__(self, console: Console, environ: Mapping[str, str]) -> None:
+        self.console, self.tmux, self.told = console, bool(environ.get("TMUX")), False
+        known = (row.protocol for row in TERMINALS if re.fullmatch(row.pattern, environ.get(row.variable, "")))
+        self.protocol = next(known, None) if console.live else None
+
+    def show(self, path: str) -> None:
+        """Shows a saved picture, whose suffix tells the truth, or says once why not."""
+        if self.protocol and path.lower().endswith(self.protocol.suffixes):
+            sequences = self.protocol.sequences(path)
+            self.console.draw(map(passed_through_tmux, sequences) if self.tmux else sequences)
+            self.console.draw(["\n"])
+        elif not self.told:
+            self.told = True
+            why = "cannot show this format" if self.protocol else "shows no pictures, or does not say that it does"
+            self.console.tell(f"--preview: this terminal {why}")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -740,7 +843,6 @@ OPTIONS = (
         Option("init", FLAG, "write a commented .env into the current folder, never over an existing one",
                ("config",)),
         Option("check", FLAG, "ask the endpoint, free of charge, whether it accepts the key", ("config",)),
-        Option("reference", choice("markdown", "env", "json", strict=True), "print the table of options", ("config",)),
         Option("completion", choice("bash", "zsh", "fish", strict=True), "print a completion script for this shell",
                ("config",)),
     ),
@@ -1560,9 +1662,7 @@ def hide_secrets(
     for name, value in settings.get("header", []):
         hidden = header_value(name, value)
         secrets += [hidden, Secret(value.split()[-1])] if isinstance(hidden, Secret) and value.split() else []
-    console.secrets += secrets
-    if settings.get("api-key"):
-        console.secrets.append(settings.get("api-key"))
+    console.hide(*secrets, *filter(None, [settings.get("api-key")]))
 
 
 def brings_key(settings: Settings) -> bool:
@@ -3786,75 +3886,6 @@ def read_document(document: Document) -> Iterator[Event]:
         yield Event(row.meaning, value, "" if document.name == "data[]" else item_key(value, value))
 
 
-class Terminal(NamedTuple):
-    """A row of TERMINALS: a variable a terminal sets, what it looks like there, and the way it shows pictures."""
-
-    variable: str
-    pattern: str
-    protocol: str
-
-
-# Variables that a terminal passes on through tmux come first: TERM_PROGRAM says `tmux` there.
-TERMINALS = (
-    Terminal("KITTY_WINDOW_ID", r".+", "kitty"),
-    Terminal("GHOSTTY_RESOURCES_DIR", r".+", "kitty"),
-    Terminal("TERM", r"xterm-(kitty|ghostty)", "kitty"),
-    Terminal("WEZTERM_PANE", r".+", "iterm"),
-    Terminal("LC_TERMINAL", r"iTerm2", "iterm"),
-    Terminal("TERM_PROGRAM", r"iTerm\.app|WezTerm|vscode", "iterm"),
-    Terminal("TERM_PROGRAM", r"ghostty", "kitty"),
-)
-SHOWS = {"kitty": ("png",), "iterm": ("png", "jpeg", "gif", "webp")}
-
-
-def base64_blocks(path: str, size: int) -> Iterator[tuple[bool, bool, str]]:
-    """Yields (first, last, base64) of each block of a file."""
-    left = os.path.getsize(path)
-    with open(path, "rb") as file:
-        first = True
-        for block in iter(lambda: file.read(size), b""):
-            left -= len(block)
-            yield first, left <= 0, binascii.b2a_base64(block, newline=False).decode()
-            first = False
-
-
-class Preview:
-    """Shows pictures in the terminal itself, where its variables say that it can."""
-
-    def __init__(self, console: Console, environ: Mapping[str, str]) -> None:
-        self.console, self.tmux, self.told = console, bool(environ.get("TMUX")), False
-        rows = [row for row in TERMINALS if re.fullmatch(row.pattern, environ.get(row.variable, ""))]
-        self.protocol = rows[0].protocol if rows and console.live else ""
-
-    def show(self, path: str) -> None:
-        """Shows a picture, or says once why not."""
-        picture = identify(path)
-        if picture and picture.format in SHOWS.get(self.protocol, ()):
-            self.console.before_line()
-            for sequence in self._kitty(path) if self.protocol == "kitty" else self._iterm(path):
-                self.console.draw(self._wrapped(sequence))
-            self.console.draw("\n")
-        elif not self.told:
-            self.told = True
-            why = "cannot show this format" if self.protocol else "shows no pictures, or does not say that it does"
-            self.console.tell(f"--preview: this terminal {why}")
-
-    def _wrapped(self, sequence: str) -> str:
-        # https://github.com/tmux/tmux/wiki/FAQ: tmux hands on what is wrapped so, with allow-passthrough on
-        return "\x1bPtmux;" + sequence.replace("\x1b", "\x1b\x1b") + "\x1b\\" if self.tmux else sequence
-
-    def _kitty(self, path: str) -> Iterator[str]:
-        # https://sw.kovidgoyal.net/kitty/graphics-protocol/: chunks of 4096 characters, m=1 until the last
-        for first, last, text in base64_blocks(path, 3072):
-            control = ("a=T,f=100,q=2," if first else "") + f"m={int(not last)}"
-            yield f"\x1b_G{control};{text}\x1b\\"
-
-    def _iterm(self, path: str) -> Iterator[str]:
-        # https://iterm2.com/documentation-images.html: one sequence, since tmux would not put pieces together
-        text = "".join(block for _, _, block in base64_blocks(path, 3 * BLOCK))
-        yield f"\x1b]1337;File=inline=1;preserveAspectRatio=1;size={os.path.getsize(path)}:{text}\x07"
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # 12 Call: one object for one call: receive, save, keep, poll, resume, conclude
 # ---------------------------------------------------------------------------------------------------------------------
@@ -3967,7 +3998,7 @@ class Call:
         return self.receive(reply)
 
     def receive(self, reply: Reply) -> Failure | None:
-        """Reads a reply to its end; whatever happens, the pictures that were complete are saved. Returns how it failed."""
+        """Reads a reply to its end and saves each picture as it is complete; returns how it failed."""
         kept, failure = KeptReply(self.names.folder), None
         self.begin(reply.headers.get("content-encoding", ""))
         try:
@@ -3999,7 +4030,7 @@ class Call:
         return Failure(NETWORK, words, may_be_billed=True)
 
     def _safely(self, documents: Iterator[Document]) -> Failure | None:
-        """Acts on documents; neither a full disk nor a bug must lose what was paid for, so that their failure is returned."""
+        """Acts on documents; a full disk or a bug must not lose what was paid for, so that failure is returned."""
         try:
             for document in documents:
                 self.add(document)
@@ -4719,99 +4750,80 @@ def spellings(row: Option) -> list[str]:
     return names + ([f"--{row.negative}"] if row.negative else [])
 
 
-def option_facts(row: Option) -> Json:
-    """Returns an option's row for programs."""
-    return {
-        "option": spellings(row), "value": row.kind.metavar, "choices": row.kind.choices, "help": row.help,
-        "group": row.group, "commands": row.commands, "field": ".".join(row.path) if row.sends else None,
-        "env": row.env, "default": row.default, "repeat": row.kind.repeat,
-    }  # fmt: skip
+def words_of(command: str) -> list[str]:
+    """Returns every option that can be typed after a subcommand."""
+    return [word for row in options_of(command).values() for word in spellings(row)]
 
 
-def reference_json() -> str:
-    """Returns every option's row as JSON."""
-    return json.dumps([option_facts(row) for row in OPTIONS], indent=2)
+class Shell(NamedTuple):
+    """A row of SHELLS: a completion script with places for its cases, and the form of a case."""
+
+    script: str
+    case: str
+    either: str  # stands between the words of a case
 
 
-def code(*words: str) -> str:
-    """Returns words as code in Markdown."""
-    return " ".join(f"`{word}`" for word in words if word)
-
-
-def reference_markdown() -> str:
-    """Returns references/options.md."""
-    lines = ["# Options", "", "Written by `gpt_image.py config --reference markdown` from the program's own table.", ""]
-    for group in dict.fromkeys(row.group for row in OPTIONS):
-        lines += [f"## {group}", "", "| option | value | commands | API field | environment | default | meaning |"]
-        lines += ["|" + " --- |" * 7]
-        for row in (row for row in OPTIONS if row.group == group):
-            commands = "all routes" if row.commands == ALL else ", ".join(row.commands)
-            field = ".".join(row.path) if row.sends else ""
-            cells = [code(*spellings(row)), code(row.kind.metavar), commands, code(field), code(*row.env)]
-            cells += [row.default or "", row.help]
-            lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-        lines.append("")
-    return "\n".join(lines).rstrip()
-
-
-def reference_env() -> str:
-    """Returns .env.example: every variable with its meaning, commented out but for the key."""
-    lines = ["# Settings of gpt_image.py. The command line and the environment stand above this file.",
-             "# Keep the key to yourself: chmod 600 .env, and never commit it."]  # fmt: skip
-    for row in sorted((row for row in OPTIONS if row.env), key=lambda row: not row.secret):
-        facts = [row.help, *[f"one of {', '.join(row.kind.choices)}"] * bool(row.kind.choices)]
-        facts += [f"default {row.default}"] * bool(row.default)
-        lines += ["", "# " + "; ".join(facts)]
-        lines += [("" if row.secret and name == row.env[0] else "# ") + f"{name}=" for name in row.env]
-    return "\n".join(lines)
-
-
-def long_spellings(row: Option) -> list[str]:
-    """Returns the spellings of an option that begin with two dashes."""
-    return [word for word in spellings(row) if word.startswith("--")]
-
-
-def completion_words(command: str) -> list[str]:
-    """Returns what can be typed after a subcommand."""
-    return sorted({word for row in options_of(command).values() for word in long_spellings(row)})
-
-
-BASH_COMPLETION = """_gpt_image() {
-  local words current=${COMP_WORDS[COMP_CWORD]} previous=${COMP_WORDS[COMP_CWORD-1]}
+BASH = Shell(
+    """_gpt_image() {
+  local fitting=
   case ${COMP_WORDS[1]} in
-%s
+%(options)s
   esac
-  [ "$COMP_CWORD" -eq 1 ] && words='%s'
-  case $previous in
-%s
+  [ "$COMP_CWORD" -eq 1 ] && fitting='%(commands)s'
+  case ${COMP_WORDS[COMP_CWORD-1]} in
+%(values)s
   esac
-  COMPREPLY=($(compgen -W "$words" -- "$current"))
+  COMPREPLY=($(compgen -W "$fitting" -- "${COMP_WORDS[COMP_CWORD]}"))
 }
-complete -o default -F _gpt_image gpt-image gpt_image.py"""
-
-
-def fish_lines(program: str) -> Iterator[str]:
-    """Yields the completions of one program name for fish."""
-    for name, command in COMMANDS.items():
-        yield f"complete -c {program} -n __fish_use_subcommand -f -a {name} -d {shell_quoted(command.summary)}"
-    for row in OPTIONS:
-        values = "" if row.kind.flag else "-r "
-        if row.kind.choices:
-            values = f"-x -a {shell_quoted(' '.join(row.kind.choices))} "
-        for word in long_spellings(row):
-            seen = f"'__fish_seen_subcommand_from {' '.join(row.commands)}'"
-            yield f"complete -c {program} -n {seen} -l {word[2:]} {values}-d {shell_quoted(row.help)}"
+complete -o default -F _gpt_image gpt-image gpt_image.py""",
+    "    %s) fitting='%s' ;;",
+    "|",
+)
+FISH = Shell(
+    """function _gpt_image
+  set -l typed (commandline -opc)
+  set -l fitting %(commands)s
+  switch "$typed[2]"
+%(options)s
+  end
+  switch "$typed[-1]"
+%(values)s
+  end
+  string join \\n -- $fitting
+end
+complete -c gpt-image -a '(_gpt_image)'
+complete -c gpt_image.py -a '(_gpt_image)'""",
+    "    case %s; set fitting %s",
+    " ",
+)
+SHELLS = {
+    "bash": BASH,
+    "zsh": BASH._replace(script="autoload -U +X bashcompinit && bashcompinit\n" + BASH.script),
+    "fish": FISH,
+}
 
 
 def completion_script(shell: str) -> str:
-    """Returns a completion script, from the table."""
-    if shell == "fish":
-        return "\n".join(line for program in ("gpt-image", "gpt_image.py") for line in fish_lines(program))
-    commands = "\n".join(f"    {name}) words='{' '.join(completion_words(name))}' ;;" for name in COMMANDS)
-    listed = [("|".join(long_spellings(row)), " ".join(row.kind.choices)) for row in OPTIONS if row.kind.choices]
-    values = "\n".join(f"    {names}) words='{words}' ;;" for names, words in listed)
-    script = BASH_COMPLETION % (commands, " ".join(COMMANDS), values)
-    return "autoload -U +X bashcompinit && bashcompinit\n" + script if shell == "zsh" else script
+    """Returns a completion script: subcommands, the options of each, and the values of those that have a choice."""
+    script, case, either = SHELLS[shell]
+    options = [case % (name, " ".join(words_of(name))) for name in EVERY]
+    chosen = [row for row in OPTIONS if row.kind.choices]
+    values = [case % (either.join(spellings(row)), " ".join(row.kind.choices)) for row in chosen]
+    return script % {"commands": " ".join(EVERY), "options": "\n".join(options), "values": "\n".join(values)}
+
+
+def example_dotenv() -> str:
+    """Returns a .env with every variable and its meaning, commented out but for the key."""
+    lines = [
+        "# Settings of gpt_image.py. The command line and the environment stand above this file.",
+        "# Keep the key to yourself: chmod 600 .env, and never commit it.",
+    ]
+    for row in sorted((row for row in OPTIONS if row.env), key=lambda row: not row.secret):
+        choices = f"; one of {', '.join(row.kind.choices)}" if row.kind.choices else ""
+        default = f"; default {row.default}" if row.default else ""
+        names = [f"{name}=" if row.secret and name == row.env[0] else f"# {name}=" for name in row.env]
+        lines += ["", f"# {row.help}{choices}{default}", *names]
+    return "\n".join(lines) + "\n"
 
 
 def init_env(context: Context) -> int:
@@ -4821,7 +4833,7 @@ def init_env(context: Context) -> int:
     except OSError as error:
         raise Failure(OUTPUT, f".env: {error.strerror}", "edit it, or remove it first", rule="env-exists") from error
     with file:
-        file.write(reference_env() + "\n")
+        file.write(example_dotenv())
     context.console.tell("wrote .env; put the key behind OPENAI_API_KEY= and keep it out of version control")
     context.console.print(".env")
     return OK
@@ -4843,41 +4855,41 @@ def check_endpoint(context: Context, settings: Settings) -> int:
     return OK
 
 
-def settings_lines(commands: Mapping[str, Json], dotenv: Dotenv) -> list[str]:
-    """Returns the settings in force as lines for a terminal, each once."""
-    rows: dict[tuple[str, str, str], list[str]] = {}
+def settings_lines(commands: Mapping[str, Json]) -> Iterator[str]:
+    """Yields the settings in force as lines for a terminal, each once, with the commands it is for if not for all."""
+    found: dict[str, list[str]] = {}
     for command, settings in commands.items():
         for name, row in settings.items():
             value = row["value"] if isinstance(row["value"], str) else json.dumps(row["value"], default=str)
-            rows.setdefault((name, value, row["source"]), []).append(command)
-    lines = [f".env in force: {dotenv.path or 'none'}"]
-    for (name, value, source), where in sorted(rows.items()):
-        only = "" if "config" in where or set(ALL) <= set(where) else f"  ({', '.join(where)})"
-        lines.append(f"--{name:<18} {value:<28} {source}{only}")
-    return lines
+            found.setdefault(f"--{name:<18} {value:<28} {row['source']}", []).append(command)
+    for line, where in sorted(found.items()):
+        everywhere = "config" in where or set(ALL) <= set(where)
+        yield line if everywhere else f"{line}  ({', '.join(where)})"
+
+
+def show_settings(context: Context, settings: Settings) -> int:
+    """Shows the settings in force of each command, with their sources."""
+    console, dotenv = context.console, context.dotenv
+    commands = {name: shown_settings(resolve(name, {}, context.environ, dotenv)[0]) for name in ALL}
+    commands["config"] = shown_settings(settings)
+    if is_terminal(console.stdout) and not settings.get("json"):
+        console.print("\n".join([f".env in force: {dotenv.path or 'none'}", *settings_lines(commands)]))
+    else:
+        console.print_json({"ok": True, "env_file": dotenv.path or None, "settings": commands})
+    return OK
 
 
 def config(context: Context, settings: Settings, problems: list[Problem], _: str | None, result: Result) -> int:
-    """Shows the settings in force with their sources; or writes a .env, asks the endpoint, or prints a reference."""
+    """Shows the settings in force; or writes a .env, prints a completion script, or asks the endpoint."""
     result.reported = True
-    console, printed = context.console, {"markdown": reference_markdown, "env": reference_env, "json": reference_json}
-    enforce(problems + settings_problems(settings), False, console)
+    enforce(problems + settings_problems(settings), False, context.console)
     if settings.get("init"):
         return init_env(context)
-    if settings.get("reference") or settings.get("completion"):
-        reference, shell = settings.get("reference"), settings.get("completion")
-        console.print(printed[reference]() if reference else completion_script(shell))
+    if settings.get("completion"):
+        context.console.print(completion_script(settings.get("completion")))
         return OK
     refuse_stolen_key(settings, context.dotenv)
-    if settings.get("check"):
-        return check_endpoint(context, settings)
-    commands = {name: shown_settings(resolve(name, {}, context.environ, context.dotenv)[0]) for name in ALL}
-    commands["config"] = shown_settings(settings)
-    if is_terminal(console.stdout) and not settings.get("json"):
-        console.print("\n".join(settings_lines(commands, context.dotenv)))
-    else:
-        console.print_json({"ok": True, "env_file": context.dotenv.path or None, "settings": commands})
-    return OK
+    return check_endpoint(context, settings) if settings.get("check") else show_settings(context, settings)
 
 
 class Command(NamedTuple):
@@ -4925,15 +4937,14 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
 
 def add_option(group: Any, row: Option) -> None:
     """Adds an option to its group of the parser; a flag stores the text that says yes or no."""
-    note = f" (default: {row.default})" if row.default else ""
-    facts: Json = {"dest": row.name, "default": None, "help": (row.help + note).replace("%", "%%")}
-    words = spellings(row)
-    if not row.kind.flag:
-        group.add_argument(*words, action="append" if row.kind.repeat else "store", metavar=row.kind.metavar, **facts)
-        return
-    group.add_argument(*words[: -1 if row.negative else None], action="store_const", const="true", **facts)
+    note, no = f" (default: {row.default})" if row.default else "", f"--{row.negative}"
+    words = [word for word in spellings(row) if word != no]
+    facts: Json = {"action": "append" if row.kind.repeat else "store", "metavar": row.kind.metavar}
+    if row.kind.flag:
+        facts = {"action": "store_const", "const": "true"}
+    group.add_argument(*words, dest=row.name, help=(row.help + note).replace("%", "%%"), **facts)
     if row.negative:
-        group.add_argument(words[-1], action="store_const", const="false", **{**facts, "help": "the opposite"})
+        group.add_argument(no, dest=row.name, help="the opposite", action="store_const", const="false")
 
 
 def exit_lines() -> str:
@@ -4947,40 +4958,60 @@ ARGUMENTS = {
 }  # fmt: skip
 
 
-def build_parser(command: str) -> Parser:
-    """Returns the parser of a subcommand, from the table; every value stays text."""
+@functools.lru_cache(maxsize=None)
+def build_parser(command: str, options: tuple[Option, ...]) -> Parser:
+    """Returns the parser of a subcommand, from its rows of the table; every value stays text."""
     row = COMMANDS[command]
-    words = ["gpt_image.py", command, *[f"[{row.argument}]"] * bool(row.argument), "[options]"]
+    argument = f" [{row.argument}]" if row.argument else ""
     parser = Parser(
-        usage=" ".join(words), description=row.summary + ".",
+        usage=f"gpt_image.py {command}{argument} [options]",
+        description=row.summary + ".",
         epilog=f"example:\n  gpt_image.py {row.example}\n\n{exit_lines()}",
-        add_help=False, allow_abbrev=False, formatter_class=HelpFormatter,
-    )  # fmt: skip
-    groups: dict[str, Any] = {}
+        add_help=False,
+        allow_abbrev=False,
+        formatter_class=HelpFormatter,
+    )
     if row.argument:
         parser.add_argument("positional", nargs="?", metavar=row.argument, help=ARGUMENTS[row.argument])
-    for option in options_of(command).values():
-        if option.group not in groups:
-            groups[option.group] = parser.add_argument_group(option.group.lower())
-        add_option(groups[option.group], option)
+    for name in dict.fromkeys(option.group for option in options):
+        group = parser.add_argument_group(name.lower())
+        for option in options:
+            if option.group == name:
+                add_option(group, option)
     return parser
+
+
+def parser_of(command: str) -> Parser:
+    """Returns the parser of a subcommand, which is built once."""
+    return build_parser(command, tuple(options_of(command).values()))
 
 
 def overview() -> str:
     """Returns the help of the program as a whole."""
-    lines = ["usage: gpt_image.py COMMAND [options]", "", (__doc__ or "").strip().splitlines()[0], ""]
-    lines += [f"  {name:<12} {row.summary}" for name, row in COMMANDS.items()]
-    lines += ["", "examples:", *(f"  gpt_image.py {row.example}" for row in COMMANDS.values()), ""]
-    lines += ["Add --dry-run to see what would be sent: it needs no key.", "COMMAND --help lists the options.", ""]
-    return "\n".join([*lines, exit_lines()])
+    title = (__doc__ or "").partition("\n")[0]
+    commands = "\n".join(f"  {name:<12} {row.summary}" for name, row in COMMANDS.items())
+    examples = "\n".join(f"  gpt_image.py {row.example}" for row in COMMANDS.values())
+    return f"""usage: gpt_image.py COMMAND [options]
+
+{title}
+
+{commands}
+
+examples:
+{examples}
+
+Add --dry-run to see what would be sent: it needs no key.
+COMMAND --help lists the options.
+
+{exit_lines()}"""
 
 
 # What other programs call things.
 MEANT = {
-    "--image": ("--input-image",), "--input": ("--input-image",), "--input-image": ("--image",), "--width": ("--size",),
-    "--height": ("--size",), "--aspect-ratio": ("--size",), "--resolution": ("--size",), "--count": ("--n",),
-    "--num": ("--n",), "--number": ("--n",), "--transparent": ("--background transparent",), "--out": ("--output",),
-    "--token": ("--api-key",), "--key": ("--api-key",), "--url": ("--base-url",), "--api-base": ("--base-url",),
+    "--image": "--input-image", "--input": "--input-image", "--input-image": "--image", "--width": "--size",
+    "--height": "--size", "--aspect-ratio": "--size", "--resolution": "--size", "--count": "--n", "--num": "--n",
+    "--number": "--n", "--transparent": "--background transparent", "--out": "--output", "--token": "--api-key",
+    "--key": "--api-key", "--url": "--base-url", "--api-base": "--base-url",
 }  # fmt: skip
 
 
@@ -4989,34 +5020,43 @@ def refuse_argument(command: str, word: str) -> None:
     hint = "put the prompt into quotes" if COMMANDS[command].argument == "PROMPT" else f"see {command} --help"
     if output_suffix(word) or os.path.exists(word):
         hint = "write the option before each file, and quote names with blanks"
-    hint = "a switch such as --stream takes no value" if word in ("true", "false") else hint
+    if word in ("true", "false"):
+        hint = "a switch such as --stream takes no value"
     shown = "sk-…" if word.startswith("sk-") else word  # a key in the wrong place
     raise Failure(USAGE, f"{shown!r} is one word too many", hint, rule="usage")
 
 
-def refuse_word(command: str, word: str) -> None:
-    """Refuses a word that is no option of a subcommand, with the option that was probably meant."""
-    if not word.startswith("-"):
-        refuse_argument(command, word)
-    name = word.split("=")[0]
-    others = [other for other in COMMANDS if name in completion_words(other)]
-    near = nearest_word(name, completion_words(command))
-    hint = f"did you mean {near}?" if near else f"see {command} --help"
-    hint = f"it belongs to {', '.join(others)}" if others else hint
-    meant = [option for option in MEANT.get(name, ()) if option.split()[0] in completion_words(command)]
-    hint = f"did you mean {meant[0]}?" if meant else hint
+def refuse_option(command: str, name: str) -> None:
+    """Refuses what is no option of a subcommand, with the option that was probably meant."""
+    known, others = words_of(command), [other for other in COMMANDS if name in words_of(other)]
+    meant = MEANT.get(name, "")
+    if meant.split(" ")[0] not in known:
+        meant = "" if others else nearest_word(name, known)
+    hint = f"it belongs to {', '.join(others)}" if others else f"see {command} --help"
+    hint = f"did you mean {meant}?" if meant else hint
     raise Failure(USAGE, f"{name} is no option of {command}", hint, rule="unknown-option")
+
+
+def refuse_command(argv: list[str]) -> None:
+    """Refuses a command line that does not begin with a command."""
+    word, later = argv[0] if argv else "", [word for word in argv if word in COMMANDS]
+    near = nearest_word(word, COMMANDS)
+    hint = f"did you mean {near}?" if near else f"one of {', '.join(COMMANDS)}; see --help"
+    if later:
+        hint = f"the command comes first: gpt_image.py {later[0]} …"
+    elif " " in word:
+        hint = f'make a picture with: gpt_image.py generations "{word}"'
+    raise Failure(USAGE, f"{word!r} is no command" if word else "no command is given", hint, rule="command")
 
 
 def joined(command: str, argv: list[str]) -> list[str]:
     """Returns the words with `--option -value` as `--option=-value`, unless the second is an option of its own."""
-    rows = options_of(command).values()
-    takes = {word: f"--{row.name}" for row in rows if not row.kind.flag for word in spellings(row)}
-    options = {word for row in rows for word in spellings(row)}
+    options = {word: row for row in options_of(command).values() for word in spellings(row)}
     words: list[str] = []
     for word in argv:
-        if words and words[-1] in takes and word.startswith("-") and word.partition("=")[0] not in options:
-            words[-1] = f"{takes[words[-1]]}={word}"
+        row = options.get(words[-1]) if words else None
+        if row and not row.kind.flag and word.startswith("-") and word.partition("=")[0] not in options:
+            words[-1] = f"--{row.name}={word}"
         else:
             words.append(word)
     return words
@@ -5024,20 +5064,17 @@ def joined(command: str, argv: list[str]) -> list[str]:
 
 def parse(argv: list[str]) -> tuple[str, dict[str, Any], str | None]:
     """Returns the subcommand, the typed options and the argument; every mistake of spelling is a Failure."""
-    command = argv[0] if argv else ""
-    if command not in COMMANDS:
-        near, later = nearest_word(command, COMMANDS), next((word for word in argv if word in COMMANDS), "")
-        hint = f"did you mean {near}?" if near else f"one of {', '.join(COMMANDS)}; see --help"
-        hint = f'make a picture with: gpt_image.py generations "{command}"' if " " in command else hint
-        hint = f"the command comes first: gpt_image.py {later} …" if later else hint
-        words = f"{command!r} is no command" if command else "no command is given"
-        raise Failure(USAGE, words, hint, rule="command")
+    if not argv or argv[0] not in COMMANDS:
+        refuse_command(argv)
+    command = argv[0]
     end = argv.index("--") if "--" in argv else len(argv)
-    known, extra = build_parser(command).parse_known_args(joined(command, argv[1:end]))
-    typed = dict(vars(known))
+    known, extra = parser_of(command).parse_known_args(joined(command, argv[1:end]))
+    typed = vars(known)
     arguments = [word for word in [typed.pop("positional", None), *argv[end + 1 :]] if word is not None]
     for word in extra:
-        refuse_word(command, word)
+        if word.startswith("-"):
+            refuse_option(command, word.partition("=")[0])
+        refuse_argument(command, word)
     if len(arguments) > 1:
         refuse_argument(command, arguments[1])
     return command, typed, arguments[0] if arguments else None
@@ -5094,7 +5131,7 @@ PROGRESS = ("auto", "plain", "json", "none")
 def run_command(context: Context, argv: list[str], result: Result) -> int:
     """Parses, resolves and runs; what goes wrong leaves as Failure."""
     console, environ = context.console, context.environ
-    console.secrets += [Secret(environ[name]) for name in key_names({}) if environ.get(name)]  # before any error
+    console.hide(*(Secret(environ[name]) for name in key_names({}) if environ.get(name)))  # before any error
     command, typed, positional = parse(argv)
     result.route = command
     console.quiet = bool(typed.get("quiet"))
@@ -5144,15 +5181,23 @@ def run(context: Context, argv: list[str]) -> int:
     return code
 
 
-def wanted_help(argv: list[str]) -> str:
-    """Returns the version or the help that was asked for, or nothing."""
+def help_text(argv: list[str]) -> str:
+    """Returns what --version and --help print, or nothing for a command that is to run."""
     options = argv[: argv.index("--")] if "--" in argv else argv
     if argv[:1] in (["--version"], ["-V"]):
         return f"gpt_image.py {__version__}"
-    if "--help" not in options and "-h" not in options and argv[:1] != ["help"]:
-        return ""
-    text = build_parser(argv[0]).format_help().rstrip() if argv[0] in COMMANDS else overview()
-    return fitted(text, help_width())
+    if "--help" in options or "-h" in options or argv[:1] == ["help"]:
+        text = parser_of(argv[0]).format_help().rstrip() if argv[0] in COMMANDS else overview()
+        return fitted(text, help_width())
+    return ""
+
+
+def standard(name: str, errors: str = "backslashreplace") -> IO[str]:
+    """Returns a stream of this process, in UTF-8 whatever the code page, or an empty one if it was closed."""
+    stream = getattr(sys, name) or io.StringIO()
+    if hasattr(stream, "reconfigure"):
+        stream.reconfigure(encoding="utf-8", errors=errors)
+    return stream
 
 
 def main(
@@ -5162,21 +5207,17 @@ def main(
 ) -> int:  # fmt: skip
     """Runs the program with the given arguments and returns its exit code; all it touches can be handed in."""
     argv = sys.argv[1:] if argv is None else argv
-    for stream, errors in ((sys.stdout, "backslashreplace"), (sys.stderr, "backslashreplace"), (sys.stdin, "strict")):
-        if stdout is None and hasattr(stream, "reconfigure"):  # UTF-8 whatever the code page
-            stream.reconfigure(encoding="utf-8", errors=errors)
     environ = os.environ if environ is None else environ
-    nowhere = io.StringIO()  # in place of a stream that was closed before we began
-    console = Console(stdout or sys.stdout or nowhere, stderr or sys.stderr or nowhere, environ)
-    text = wanted_help(argv)
+    stdin = stdin or standard("stdin", "strict")
+    console = Console(stdout or standard("stdout"), stderr or standard("stderr"), environ)
+    text = help_text(argv)
     if text:
         console.print(text)
         return OK
     with Stop() as stop, TempFiles() as temp_files:
         transport = transport or (lambda request, timeout, progress: send(request, timeout, progress, stop))
         quiet = Progress(console, "none", clock)
-        reads = stdin or sys.stdin or nowhere
-        context = Context(console, reads, environ, Dotenv(), transport, sleep or stop.sleep, stop, temp_files, quiet)
+        context = Context(console, stdin, environ, Dotenv(), transport, sleep or stop.sleep, stop, temp_files, quiet)
         return run(context, argv)
 
 

@@ -48,7 +48,7 @@ OWN = {
 # Contract §4, word for word.
 RESULT = ["ok", "route", "model", "images", "partial_images", "text", "response_id", "request_id", "usage", "cost",
           "seconds", "attempts", "saved_response", "session_file", "warnings", "error"]  # fmt: skip
-IMAGE = ["path", "index", "format", "width", "height", "bytes", "sha256", "revised_prompt"]
+IMAGE = ["path", "index", "format", "width", "height", "bytes", "sha256", "whole", "revised_prompt"]
 ERROR = ["exit", "rule", "status", "type", "code", "message", "hint", "may_be_billed", "problems", "recovery"]
 DRY_RUN = ["dry_run", "route", "method", "url", "headers", "body", "form", "outputs", "settings", "estimate",
            "warnings"]  # fmt: skip
@@ -280,7 +280,21 @@ class ThePromptIsGivenInManyWays(CommandTest):
     def test_a_prompt_may_begin_with_a_dash(self) -> None:
         self.assertEqual(self.prompt("generations", "-5 degrees and snow"), "-5 degrees and snow")
         self.assertEqual(self.prompt("generations", "--prompt=-x"), "-x")
+        self.assertEqual(self.prompt("generations", "--prompt", "-nice"), "-nice")
         self.assertEqual(self.run_main("generations", "--dry-run", "--", "-x").json["body"]["prompt"], "-x")
+
+    def test_an_option_is_no_value_of_the_one_before_it(self) -> None:
+        for argv, words in (
+            (("--prompt", "--quiet"), "--prompt: expected one argument"), (("--stream", "-x"), "-x is no option"),
+            (("--prompt", "--size=1024x1024"), "--prompt: expected one argument"),
+        ):  # fmt: skip
+            with self.subTest(argv):
+                self.assertIn(words, self.refused("generations", *argv)["message"])
+
+    def test_the_spelling_that_says_no_beats_the_environment(self) -> None:
+        for argv, stream in (((), True), (("--no-stream",), False), (("--no-stream", "--stream"), True)):
+            ran = self.run_main("generations", "x", *argv, "--dry-run", env={"OPENAI_IMAGE_STREAM": "true"})
+            self.assertEqual((ran.code, ran.json["body"].get("stream", False)), (0, stream), argv)
 
 
 class ResultsAreOneObject(CommandTest):
@@ -681,7 +695,7 @@ class ProgressIsShown(CommandTest):
 
 
 class ConfigShowsAndWrites(CommandTest):
-    """config: settings in force, --init, --check, --reference, --completion."""
+    """config: settings in force, --init, --check, --completion."""
 
     def test_it_shows_each_setting_with_its_source_and_no_key(self) -> None:
         Path(".env").write_text("OPENAI_IMAGE_SIZE=auto\n")
@@ -735,6 +749,9 @@ class ConfigShowsAndWrites(CommandTest):
         self.assertEqual(ran.code, 0, ran.err)
         return ran.out
 
+    def test_completion_knows_every_command_in_its_order(self) -> None:
+        self.assertEqual(gpt_image.EVERY, tuple(gpt_image.COMMANDS))
+
     def test_completion_is_valid_for_each_shell(self) -> None:
         for shell in ("bash", "zsh", "fish"):
             with self.subTest(shell):
@@ -749,27 +766,32 @@ class ConfigShowsAndWrites(CommandTest):
                     done = subprocess.run([program, "-n", "script"], capture_output=True, text=True)
                     self.assertEqual((done.returncode, done.stderr), (0, ""))
 
-    def test_fish_is_given_one_command_a_line_with_balanced_quotes(self) -> None:
-        for line in self.completion("fish").splitlines():
-            with self.subTest(line):
-                words = shlex.split(line)
-                self.assertEqual(words[:2], ["complete", "-c"])
+    # What is typed, and what completes its last word.
+    TYPED: Tuple[Tuple[List[str], str], ...] = (
+        (["gen"], "generations"), (["generations", "--qual"], "--quality"), (["config", "--ini"], "--init"),
+        (["generations", "--quality", "x"], "xhigh"), (["edits", "--mask-"], "--mask-box"),
+        (["generations", "x", "--output-format", "j"], "jpeg"), (["resume", "--max"], "--max-retries"),
+    )  # fmt: skip
+
+    def ask(self, shell: str, lines: List[str]) -> List[str]:
+        """Returns what a shell prints that has read its completion script, line by line."""
+        script = self.completion(shell)
+        done = subprocess.run([shell, "-c", "\n".join([script, *lines])], capture_output=True, text=True)
+        self.assertEqual(done.stderr, "")
+        return done.stdout.splitlines()
 
     @unittest.skipUnless(shutil.which("bash"), "needs bash")
     def test_completion_completes_in_bash(self) -> None:
-        Path("script").write_text(self.completion("bash"), encoding="utf-8")
-        cases: Tuple[Tuple[List[str], List[str]], ...] = (
-            (["gen"], ["generations"]), (["generations", "--qual"], ["--quality"]), (["config", "--ini"], ["--init"]),
-            (["generations", "--quality", "x"], ["xhigh"]), (["edits", "--mask-"], ["--mask-box"]),
-        )  # fmt: skip
-        lines = ["source ./script"]
-        for words, _ in cases:
-            quoted = " ".join(shlex.quote(word) for word in ("gpt_image.py", *words))
-            lines.append(f"COMP_WORDS=({quoted}); COMP_CWORD={len(words)}; COMPREPLY=()")
+        lines = []
+        for words, _ in self.TYPED:
+            lines.append(f"COMP_WORDS=({shlex.join(['gpt_image.py', *words])}); COMP_CWORD={len(words)}; COMPREPLY=()")
             lines.append('_gpt_image; echo "${COMPREPLY[*]}"')
-        done = subprocess.run(["bash", "-c", "\n".join(lines)], capture_output=True, text=True)
-        self.assertEqual(done.stderr, "")
-        self.assertEqual([line.split() for line in done.stdout.splitlines()], [wanted for _, wanted in cases])
+        self.assertEqual(self.ask("bash", lines), [wanted for _, wanted in self.TYPED])
+
+    @unittest.skipUnless(shutil.which("fish"), "needs fish")
+    def test_completion_completes_in_fish(self) -> None:
+        lines = [f"complete -C {shlex.quote(shlex.join(['gpt-image', *words]))}" for words, _ in self.TYPED]
+        self.assertEqual(self.ask("fish", lines), [wanted for _, wanted in self.TYPED])
 
 
 @unittest.skipUnless(POSIX, "file descriptors are POSIX here")

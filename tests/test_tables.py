@@ -14,7 +14,7 @@ from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Tuple
 from unittest import mock
 
 import gpt_image
-from tests import pictures
+from tests import pictures, reference
 from tests.support import FakeTransport, ProgramTest, Ran, reply
 
 GATEWAY = "https://gateway.example/v1"
@@ -484,9 +484,8 @@ class OneRowIsEnough(ProgramTest):
         self.add_seed()
         for command in self.ROUTES:
             self.assertIn("--seed N", self.run_main(command, "--help").out)
-        self.assertIn("| `--seed` |", self.run_main("config", "--reference", "markdown").out)
-        self.assertIn("OPENAI_IMAGE_SEED=", self.run_main("config", "--reference", "env").out)
-        self.assertIn(["--seed"], [row["option"] for row in self.run_main("config", "--reference", "json").json])
+        self.assertIn("| `--seed` |", reference.options_page())
+        self.assertIn("# OPENAI_IMAGE_SEED=", gpt_image.example_dotenv())
         for shell in ("bash", "zsh", "fish"):
             self.assertIn("seed", self.run_main("config", "--completion", shell).out)
         self.assertIn("--seed", self.run_main("generations", "x", "--sede", "7").error["hint"])
@@ -503,7 +502,7 @@ class OneRowIsEnough(ProgramTest):
         self.add("OPTIONS", tuple(rows))
         self.assertEqual(self.sent("generations", *model, "--quality", "ultra")["quality"], "ultra")
         self.assertIn("|ultra", self.run_main("generations", "--help").out)
-        self.assertIn("ultra", self.run_main("config", "--reference", "markdown").out)
+        self.assertIn("ultra", reference.options_page())
         ran = self.run_main("generations", "x", *model, "--quality", "ulta", "--dry-run")
         self.assertIn("ultra", ran.error["hint"])
         older = self.run_main("generations", "x", "--quality", "ultra", "--dry-run")
@@ -549,17 +548,10 @@ class OneRowIsEnough(ProgramTest):
 
 
 class ReferenceIsTheTable(ProgramTest):
-    """`config --reference` shows each row, so that the documents can be written from it."""
+    """The generated pages show each row."""
 
-    def test_the_json_reference_has_a_row_for_each_option(self) -> None:
-        rows = self.run_main("config", "--reference", "json").json
-        names = [row["option"][0] for row in rows]
-        self.assertEqual(names, [f"--{row.name}" for row in gpt_image.OPTIONS])
-        for shown, row in zip(rows, gpt_image.OPTIONS):
-            self.assertEqual((shown["help"], shown["env"]), (row.help, list(row.env)))
-
-    def test_the_markdown_reference_is_a_table_for_each_group(self) -> None:
-        text = self.run_main("config", "--reference", "markdown").out
+    def test_options_md_is_a_table_for_each_group(self) -> None:
+        text = reference.options_page()
         groups = list(dict.fromkeys(row.group for row in gpt_image.OPTIONS))
         self.assertEqual(re.findall(r"^## (.*)$", text, re.MULTILINE), groups)
         lines = [line for line in text.splitlines() if line.startswith("|")]
@@ -567,9 +559,9 @@ class ReferenceIsTheTable(ProgramTest):
         self.assertEqual(len(counts), 1, "rows of different length")
         self.assertEqual(sum(line.startswith("| `--") for line in lines), len(gpt_image.OPTIONS))
 
-    def test_the_env_reference_names_each_first_variable_and_is_read_back_as_nothing_set(self) -> None:
-        text = self.run_main("config", "--reference", "env").out
-        for name in itertools.chain.from_iterable(row.env[:1] for row in gpt_image.OPTIONS):
+    def test_the_example_env_names_each_variable_and_is_read_back_as_nothing_set(self) -> None:
+        text = gpt_image.example_dotenv()
+        for name in itertools.chain.from_iterable(row.env for row in gpt_image.OPTIONS):
             self.assertRegex(text, rf"(?m)^(# )?{name}=")
         Path("example.env").write_text(text, encoding="utf-8")
         plain = self.run_main("generations", "x", "--dry-run")
