@@ -2942,29 +2942,34 @@ def page_title(text: str) -> str:
     return match.group(1).strip() if match else ""
 
 
-def refusal_of(error: Json, status: int, reason: str = "") -> Failure:
+def status_row(status: int) -> Status:
+    """Returns the row of STATUSES for an HTTP status; one that is not listed is like 502 from 500 on, and final below."""
+    unlisted = Status((), "billable" if status >= 500 else "never")
+    return next((row for row in STATUSES if status in row.codes), unlisted)
+
+
+def refusal_of(error: Json, status: int = 200, reason: str = "") -> Failure:
     """Returns the failure that an error object of the API says, with the hint for its code or status."""
-    code, kind, message = error.get("code"), error.get("type"), error.get("message")
-    known = next((row for row in STATUSES if status in row.codes), Status((), "never"))
-    numeric = number_of(code) if isinstance(code, int) else number_of(error.get("status"))
-    effective = numeric if status == 200 and 400 <= numeric < 600 else status
-    server = effective >= 500 or effective == 200 and ("server" in f"{kind} {code}" or "rate_limit" in f"{kind} {code}")
-    said = str(message or (json.dumps(error)[:300] if error else reason or "no reason given"))
-    details = as_object(error.get("moderation_details"))
+    code, kind, details = error.get("code"), error.get("type"), as_object(error.get("moderation_details"))
+    row, names = status_row(status), f"{kind} {code}"
+    numeric = number_of(code) or number_of(error.get("status"))
+    inner = numeric if status == 200 and 400 <= numeric < 600 else status  # a 200 that carries another status
+    server = inner >= 500 or inner == 200 and ("server" in names or "rate_limit" in names)
+    said = str(error.get("message") or (json.dumps(error)[:300] if error else reason or "no reason given"))
     if details:
-        categories = details.get("categories")
-        words = ", ".join(map(str, categories)) if isinstance(categories, list) else "not told"
-        said += f" (stage: {details.get('moderation_stage')}; categories: {words})"
+        found = details.get("categories")
+        categories = ", ".join(map(str, found)) if isinstance(found, list) else "not told"
+        said += f" (stage: {details.get('moderation_stage')}; categories: {categories})"
     said = re.sub(r"[A-Za-z0-9+/]{500,}={0,2}", "<base64>", said)[:2000]
-    named = next((word for word in CODE_HINTS if word in (code, kind) or word in said), None)
+    hints = (hint for name, hint in CODE_HINTS.items() if name in (code, kind) or name in said)
     return Failure(
         NETWORK if server else REFUSED,
-        f"HTTP {status}: {said}" if status != 200 else said,
-        CODE_HINTS[named] if named else known.hint or None,
-        status=status if status != 200 else None,
+        said if status == 200 else f"HTTP {status}: {said}",
+        next(hints, row.hint or None),
+        status=None if status == 200 else status,
         type=kind,
         code=code,
-        may_be_billed=server and known.retry != "safe",
+        may_be_billed=server and row.retry != "safe",
     )
 
 
@@ -3015,8 +3020,7 @@ def retry_wait(headers: Mapping[str, str], attempt: int) -> float | None:
 
 def may_retry(status: int, headers: Mapping[str, str], failure: Failure) -> str:
     """Returns whether a refused request is made again: "safe", "billable" or "never"."""
-    row = next((row for row in STATUSES if status in row.codes), None)
-    verdict = row.retry if row else "billable" if status >= 500 else "never"
+    verdict = status_row(status).retry
     said = f"{failure.details.get('code')} {failure.details.get('type')} {failure.message}"
     if MONEY_WORDS.search(said) or headers.get("x-should-retry") == "false" or status < 400:
         return "never"
@@ -4084,7 +4088,7 @@ class Call:
             result.facts.update({k: v for k, v in event.body.items() if v is not None and k not in LISTS})
             self.write_session()
         elif event.kind == "error":
-            self.trouble(refusal_of(event.body, 200))
+            self.trouble(refusal_of(event.body))
         elif picture_text(event.body):
             self.context.console.warn(f"an event named {event.text!r} holds a picture; it is saved as a preview")
             self.partial(event)
@@ -4276,10 +4280,10 @@ class Call:
         request = Request(method, url, api_headers(self.settings, body), body)
         return exchange(self.context, self.settings, request)
 
-    def read_again(self, whole: bool = False) -> Failure | None:
+    def read_again(self) -> Failure | None:
         """Reads the response anew: a background stream from where it was cut, any other whole."""
         live = self.settings.get("stream") and self.settings.get("background-mode") and self.sequence >= 0
-        reply = self.ask(f"stream=true&starting_after={self.sequence}" if live and not whole else "")
+        reply = self.ask(f"stream=true&starting_after={self.sequence}" if live else "")
         self.result.troubles.clear()
         return self.receive(reply)
 
@@ -4288,12 +4292,13 @@ class Call:
         facts, background = self.result.facts, bool(self.settings.get("background-mode"))
         # A proxy whose own connection was cut says that the response failed, though it goes on: one look is free.
         doubted = background and self.settings.get("stream") and facts.get("status") == "failed" and not failure
+        self.sequence = -1 if doubted else self.sequence
         cut = doubted or failure is not None and failure.exit == NETWORK
         stored = background or cut and self.settings.get("store") is not False
         if not isinstance(facts.get("id"), str) or not stored:
             return failure
         try:
-            ended = self._wait(failure, cut, whole=bool(doubted))
+            ended = self._wait(failure, cut)
         except Failure as error:
             words = f"the response is still running, or cannot be reached ({error.message})"
             ended = Failure(RUNNING, words, may_be_billed=True)
@@ -4305,7 +4310,7 @@ class Call:
             self.forget_session()
         return ended if background or not ended or ended.exit == INTERRUPTED else failure
 
-    def _wait(self, failure: Failure | None, cut: bool, whole: bool) -> Failure | None:
+    def _wait(self, failure: Failure | None, cut: bool) -> Failure | None:
         """Asks for a response until it has ended, or for as long as is sensible."""
         facts, background = self.result.facts, self.settings.get("background-mode")
         limit, waited, wait = LONGEST_POLL if background else LONGEST_LOOK, 0.0, 0.0 if cut else POLL_FIRST
@@ -4316,7 +4321,7 @@ class Call:
                 self.context.progress.phase("polling", status=facts["status"])
             self.context.sleep(wait)
             waited, wait = waited + wait, min(max(wait * POLL_GROWTH, POLL_FIRST), POLL_MOST)
-            failure = self.read_again(whole)
+            failure = self.read_again()
             cut = failure is not None and failure.exit == NETWORK
             if cut and not background:
                 break
