@@ -890,8 +890,8 @@ FORMATS = (
     Format("png", (".png",), transparent=True),
     Format("jpeg", (".jpg", ".jpeg"), compresses=True),
     Format("webp", (".webp",), transparent=True, compresses=True),
-    Format("gif", (".gif",), counted=False, refuses=("stream", "partial-images", "mask"),
-           owns=("frame-count", "frame-duration-ms")),
+    Format("gif", (".gif",), counted=False, owns=("frame-count", "frame-duration-ms"),
+           refuses=("stream", "partial-images", "mask", "mask-url", "mask-file-id", "mask-box")),
     Format("svg", (".svg",), counted=False, one=True, refuses=("stream", "partial-images"),
            owns=("svg-model", "svg-effort")),
 )  # fmt: skip
@@ -1003,15 +1003,15 @@ def cost_of(usage: Any, route: str, model: str | None) -> Json | None:
         value = usage
         for key in keys:
             value = value.get(key) if isinstance(value, dict) else None
-        return value if isinstance(value, int) and 0 <= value < 10**9 else -1
+        return value if isinstance(value, int) and 0 <= value < 10**9 else 0
 
     counts = {"output": count("output_tokens")}
     for kind in ("text", "image"):
-        cached = max(count("input_tokens_details", "cached_tokens_details", f"{kind}_tokens"), 0)
-        counts[f"cached_{kind}"] = cached
-        counts[kind] = max(count("input_tokens_details", f"{kind}_tokens"), 0) - cached
-    priced = route in IMAGES and model_row(model or "").tokens and counts["output"] >= 0
-    if not priced or sum(counts.values()) != counts["output"] + max(count("input_tokens"), 0):
+        counts[f"cached_{kind}"] = count("input_tokens_details", "cached_tokens_details", f"{kind}_tokens")
+        counts[kind] = count("input_tokens_details", f"{kind}_tokens") - counts[f"cached_{kind}"]
+    understood = isinstance(usage, dict) and isinstance(usage.get("output_tokens"), int)
+    whole = sum(counts.values()) == count("input_tokens") + counts["output"]
+    if not understood or not whole or route not in IMAGES or not model_row(model or "").tokens:
         return None
     return {"usd": round(sum(counts[name] * PRICES[name] for name in counts) / 1e6, 6), "prices_of": FACTS_OF}
 
@@ -1124,15 +1124,14 @@ def identify_jpeg(file: IO[bytes], head: bytes) -> Picture:
 def identify_webp(file: IO[bytes], head: bytes) -> Picture:
     """Reads the first chunk of a WebP: lossy (VP8), lossless (VP8L) or extended (VP8X)."""
     # https://developers.google.com/speed/webp/docs/riff_container
+    kind, flags = head[12:16], head[20]
+    start, bits, least = {b"VP8X": (24, 24, 1), b"VP8L": (21, 14, 1)}.get(kind, (26, 16, 0))
+    sides = little(head[start : start + 6])
+    most = 0xFFFFFF if kind == b"VP8X" else 0x3FFF
+    width, height = least + (sides & most), least + (sides >> bits & most)
+    alpha = flags & 0x10 if kind == b"VP8X" else sides >> 28 & 1 if kind == b"VP8L" else 0
     whole = length_of(file) >= 8 + little(head[4:8])
-    kind, body = head[12:16], head[20:]
-    if kind == b"VP8X":
-        width, height = 1 + little(body[4:7]), 1 + little(body[7:10])
-        return Picture("webp", width, height, bool(body[0] & 0x10), bool(body[0] & 0x02), whole)
-    if kind == b"VP8L":
-        bits = little(body[1:5])
-        return Picture("webp", 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF), bool(bits >> 28 & 1), whole=whole)
-    return Picture("webp", little(body[6:8]) & 0x3FFF, little(body[8:10]) & 0x3FFF, whole=whole)
+    return Picture("webp", width, height, bool(alpha), kind == b"VP8X" and flags & 0x02 > 0, whole)
 
 
 def colour_table(flags: int) -> int:
@@ -1422,6 +1421,9 @@ class Problem(NamedTuple):
     fatal: bool = False  # the request could not be built: --no-validate does not help
 
 
+Problems = Iterator[Problem]
+
+
 class Settings:
     """The settings in force for one command, by option name."""
 
@@ -1457,7 +1459,7 @@ class Dotenv(NamedTuple):
 
 # https://www.dotenv.org/docs/security/env: names, an optional `export`, bare or quoted values, comments
 DOTENV_LINE = re.compile(
-    r"""\s*(?:export\s+)?(?P<name>[A-Za-z_][A-Za-z0-9_.]*)\s*=\s*
+    r"""\s*(?:\#.*)?|\s*(?:export\s+)?(?P<name>[A-Za-z_][A-Za-z0-9_.]*)\s*=\s*
         (?:'(?P<single>[^']*)' | "(?P<double>(?:\\.|[^"\\])*)" | (?P<bare>[^'"\#\s]\S*(?:[ \t]+[^\#\s]\S*)*))?
         \s*(?:(?<=\s)\#.*|(?<==)\#.*)?""",
     re.VERBOSE,
@@ -1495,8 +1497,8 @@ def read_dotenv(path: str, console: Console) -> Dotenv:
     for number, line in enumerate(text.splitlines(), 1):
         match = DOTENV_LINE.fullmatch(line)
         if not match:
-            if line.strip() and not line.lstrip().startswith("#"):
-                console.warn(f"{path} line {number}: not understood, and left out; expected NAME=value")
+            console.warn(f"{path} line {number}: not understood, and left out; expected NAME=value")
+        if not match or not match.group("name"):
             continue
         name, single, double, bare = match.group("name", "single", "double", "bare")
         escaped = re.sub(r"\\(.)", lambda found: DOTENV_ESCAPES.get(found.group(1), found.group(1)), double or "")
@@ -1605,20 +1607,18 @@ def resolve(
 def hide_secrets(
     settings: Settings, typed: Mapping[str, Any], environ: Mapping[str, str], dotenv: Dotenv, console: Console
 ) -> None:
-    """Registers with the console all that must not be shown: keys, secret headers, and passwords within proxy URLs."""
+    """Registers with the console all that must not be shown: keys, secret headers, and passwords within URLs."""
     names = {*KEY_NAMES, *key_names(typed)}
     found = [place.get(name, "") for place in (environ, dotenv.values) for name in names]
-    found += re.findall(r"//[^/@]*:([^/@]+)@", settings.get("base-url") or "")
-    for name, value in environ.items():
-        if name.lower().endswith("_proxy") and "@" in value:
-            login = value.rpartition("@")[0].rpartition("//")[2]
+    proxies = [value for name, value in environ.items() if name.lower().endswith("_proxy")]
+    for url in (settings.get("base-url", ""), *proxies):
+        for login in re.findall(r"(?://|^)([^/]+)@", url):
             found += [login, login.partition(":")[2]]
-    console.secrets += [Secret(text.strip()) for text in found if text.strip()]
     for header in settings.get("header", []):
         if isinstance(header.value, Secret):
-            console.secrets += [header.value, *map(Secret, header.text.split()[-1:])]
-    if settings.get("api-key"):
-        console.secrets.append(settings.get("api-key"))
+            found += [header.text, *header.text.split()[-1:]]
+    console.secrets += [Secret(text.strip()) for text in found if text.strip()]
+    console.secrets += filter(None, [settings.get("api-key")])
 
 
 def brings_key(settings: Settings) -> bool:
@@ -1925,7 +1925,7 @@ def is_private(host: str) -> bool:
     return bool(address.is_private or address.is_loopback or address.is_link_local)
 
 
-def check_base_url(checked: Checked) -> Iterator[Problem]:
+def check_base_url(checked: Checked) -> Problems:
     """Checks the base URL, and that the key does not go in the open."""
     url, text = checked.settings.get("base-url", OPENAI_URL), checked.settings.label("base-url")
     parts, wrong = split_url(url), ""
@@ -1937,33 +1937,46 @@ def check_base_url(checked: Checked) -> Iterator[Problem]:
         wrong = "no login and no fragment may stand in it"
         text = text.replace(parts.netloc, parts.netloc.rpartition("@")[2])
     elif parts.scheme == "http" and not is_private(host_of(url)) and not checked.get("allow-http"):
-        yield checked.problem("base-url-http", "base-url", "plain http would show the key to everyone on the way",
-                              "use https, or --allow-http", fatal=True)  # fmt: skip
+        yield Problem(
+            "base-url-http",
+            f"{text}: plain http would show the key to everyone on the way",
+            "use https, or --allow-http",
+            fatal=True,
+        )
     if wrong:
         yield Problem("base-url", f"{text}: {wrong}", f"such as {OPENAI_URL}", fatal=True)
 
 
-def check_identifiers(checked: Checked) -> Iterator[Problem]:
+def check_identifiers(checked: Checked) -> Problems:
     """Checks that no header and no id can carry a line break."""
     for name, row in options_of(checked.command).items():
         value, allowed = checked.get(name), r"[\x20-\x7e]*" if row.sends == "header" else r"[^\x00-\x1f\x7f]*"
         values = value if isinstance(value, list) else [value or ""]
         if row.kind.one_line and not all(re.fullmatch(allowed, word) for word in values):
-            words = f"--{name}: control characters are not allowed in a header or an id"
-            yield Problem("identifier", words, "type it again", fatal=True)
+            yield Problem(
+                "identifier",
+                f"--{name}: control characters are not allowed in a header or an id",
+                "type it again",
+                fatal=True,
+            )
 
 
-def check_prompt(checked: Checked) -> Iterator[Problem]:
+def check_prompt(checked: Checked) -> Problems:
     """Checks that there is one prompt, of a length the API takes."""
     given_by, length = checked.given_by, len(checked.prompt)
     if len(given_by) > 1:
-        words = f"the prompt is given more than once: {', '.join(given_by)}"
-        yield Problem("prompt-twice", words, "keep one of them", fatal=True)
+        yield Problem(
+            "prompt-twice", f"the prompt is given more than once: {', '.join(given_by)}", "keep one of them", fatal=True
+        )
     elif "prompt" in checked.overridden:
         return
     elif not given_by:
-        hint = "give it as an argument, with --prompt or with --prompt-file"
-        yield Problem("prompt-missing", "there is no prompt", hint, fatal=True)
+        yield Problem(
+            "prompt-missing",
+            "there is no prompt",
+            "give it as an argument, with --prompt or with --prompt-file",
+            fatal=True,
+        )
     elif not checked.prompt.strip():
         yield Problem("prompt-blank", "the prompt is blank", "say what to make")
     elif length > MAX_PROMPT:
@@ -1972,30 +1985,34 @@ def check_prompt(checked: Checked) -> Iterator[Problem]:
         yield Problem("prompt-encoding", f"{given_by[0]}: not valid Unicode text", "save it as UTF-8", fatal=True)
 
 
-def check_model(checked: Checked) -> Iterator[Problem]:
+def check_model(checked: Checked) -> Problems:
     """Checks that the model exists today."""
     row, model, at_openai = checked.row, checked.model, checked.at_openai
     for name in ("model", "tool-model"):
         if checked.has(name) and not checked.get(name).strip():
             yield checked.problem("model-missing", name, "the model's name is blank", "name one, such as gpt-image-2")
     if checked.command == "responses" and re.match(r"(gpt-image|chatgpt-image|dall-e)-", checked.get("model") or ""):
-        yield checked.problem("responses-model", "model", "an image model cannot host the tool",
-                              "name it with --tool-model instead")  # fmt: skip
+        yield checked.problem(
+            "responses-model", "model", "an image model cannot host the tool", "name it with --tool-model instead"
+        )
     if row.retired and at_openai:
         yield Problem("model-retired", f"{model} was shut down on {row.gone}", f"use {row.instead}")
     elif row.retired:
-        words = f"OpenAI shut {model} down on {row.gone}; this gateway may still serve it"
-        yield Problem("model-retired-elsewhere", words, warning=True)
+        yield Problem(
+            "model-retired-elsewhere",
+            f"OpenAI shut {model} down on {row.gone}; this gateway may still serve it",
+            warning=True,
+        )
     elif row.gone:
-        words = f"{model} will be shut down on {row.gone}"
-        yield Problem("model-leaving", words, f"move to {row.instead}", warning=True)
+        yield Problem(
+            "model-leaving", f"{model} will be shut down on {row.gone}", f"move to {row.instead}", warning=True
+        )
     elif at_openai and model in BARE_MODELS:
         yield Problem("model-bare", f"there is no model named {model}", f"did you mean {BARE_MODELS[model]}?")
     elif at_openai and row.takes is None:
         hint = did_you_mean(model.lower(), MODEL_IDS)
         if hint:
-            words = f"{model} is not known here, so nothing of it is checked"
-            yield Problem("model-unlike", words, hint, warning=True)
+            yield Problem("model-unlike", f"{model} is not known here, so nothing of it is checked", hint, warning=True)
 
 
 def who_takes(name: str, value: Any) -> str:
@@ -2005,7 +2022,7 @@ def who_takes(name: str, value: Any) -> str:
     return f"{' and '.join(takers[:2])} take{'s' if len(takers) == 1 else ''} it; " if takers else ""
 
 
-def check_value(checked: Checked, row: Option) -> Iterator[Problem]:
+def check_value(checked: Checked, row: Option) -> Problems:
     """Checks a value against its option's range or list, and against what the model takes."""
     name, kind, value = row.name, row.kind, checked.get(row.name)
     takes = checked.row.takes or {}
@@ -2013,16 +2030,16 @@ def check_value(checked: Checked, row: Option) -> Iterator[Problem]:
     if kind.low is not None and not kind.low <= value <= (kind.high or value):
         yield checked.problem(f"{name}-value", name, kind.expected)
     elif name in takes and value not in taken and (value in kind.choices or not taken):
-        words = f"{checked.model} takes {one_of(taken)}" if taken else f"{checked.model} does not take it"
-        yield checked.problem(f"{name}-by-model", name, words,
-                              f"{who_takes(name, value)}--no-validate sends it all the same")  # fmt: skip
+        words = f"takes {one_of(taken)}" if taken else "does not take it"
+        hint = f"{who_takes(name, value)}--no-validate sends it all the same"
+        yield checked.problem(f"{name}-by-model", name, f"{checked.model} {words}", hint)
     elif kind.choices and value not in (*kind.choices, *taken):
         if checked.row.takes is not None or kind.strict or row.sends != "image":
-            yield checked.problem(f"{name}-value", name, f"expected {one_of(taken)}", did_you_mean(str(value), taken),
-                                  fatal=kind.strict)  # fmt: skip
+            hint = did_you_mean(str(value), taken)
+            yield checked.problem(f"{name}-value", name, f"expected {one_of(taken)}", hint, fatal=kind.strict)
 
 
-def check_values(checked: Checked) -> Iterator[Problem]:
+def check_values(checked: Checked) -> Problems:
     """Checks each value that is set by itself."""
     for name, row in options_of(checked.command).items():
         if checked.has(name):
@@ -2056,7 +2073,7 @@ def nearest_size(sizes: Sizes, width: int, height: int) -> str:
     return min(sizes.fixed or free, key=distance)
 
 
-def check_size(checked: Checked) -> Iterator[Problem]:
+def check_size(checked: Checked) -> Problems:
     """Checks the form of a size, and its edges, ratio and pixels by the model's limits."""
     size, sizes = checked.get("size"), checked.row.sizes
     if size in (None, "auto") or sizes is None:
@@ -2070,71 +2087,78 @@ def check_size(checked: Checked) -> Iterator[Problem]:
     if sizes.fixed and size not in sizes.fixed:
         found = Problem("size-fixed", f"{checked.model} makes {', '.join(sizes.fixed)} or auto only")
     if found:
-        hint = f"{nearest_size(sizes, width, height)} is the nearest"
-        yield checked.problem(found.rule, "size", found.message, hint)
+        yield checked.problem(found.rule, "size", found.message, f"{nearest_size(sizes, width, height)} is the nearest")
     elif not sizes.fixed and width * height > sizes.experimental:
         yield checked.problem("size-experimental", "size", "above 2560x1440 pixels is experimental", warning=True)
 
 
-def check_format(checked: Checked) -> Iterator[Problem]:
+def check_format(checked: Checked) -> Problems:
     """Checks what the format in force excludes; without one, a model that is known makes the server's."""
     known = checked.row.takes is not None and "format" not in checked.overridden
     row = FORMAT.get(checked.get("format") or (DEFAULT_FORMAT if known else ""))
     if not row:
         return
     if checked.get("background") == "transparent" and not row.transparent:
-        words = f"{row.name} has no transparency"
-        yield checked.problem("transparent-format", "background", words, "use png or webp")
+        yield checked.problem("transparent-format", "background", f"{row.name} has no transparency", "use png or webp")
     if checked.has("compression") and not row.compresses:
-        words = f"{row.name} is not compressed this way"
-        yield checked.problem("compression-format", "compression", words, "use jpeg or webp")
+        yield checked.problem(
+            "compression-format", "compression", f"{row.name} is not compressed this way", "use jpeg or webp"
+        )
     if row.one and checked.several:
         yield checked.problem("format-one", "n", f"{row.name} comes one at a time", "leave --n out")
     for name in row.refuses:
         streams = name == "stream" and checked.command == "responses"  # its own events, whatever it makes
-        labels = [given.label for given in checked.role(name)]
-        labels += [checked.settings.label(option) for option in (name, f"{name}-box") if checked.get(option)]
-        if labels and not streams:
-            words = f"{labels[0]}: not possible with {row.name}"
-            yield Problem("format-refuses", words, "leave it out or choose another format")
+        if checked.get(name) and not streams:
+            yield checked.problem(
+                "format-refuses", name, f"not possible with {row.name}", "leave it out or choose another format"
+            )
     for other in FORMATS:
         for name in other.owns:
             if checked.has(name) and other is not row:
-                hint = f"add --format {other.name}"
-                yield checked.problem("format-owns", name, f"goes with {other.name} only", hint)
+                yield checked.problem("format-owns", name, f"goes with {other.name} only", f"add --format {other.name}")
 
 
-def check_output(checked: Checked) -> Iterator[Problem]:
+def check_output(checked: Checked) -> Problems:
     """Checks that format and suffix agree, and that the place holders of the pattern are known."""
     output, chosen = checked.settings.get("output", ""), checked.settings.get("format")
     suffix = output_suffix(output)
     implied = FORMAT_OF_SUFFIX.get(suffix)
     if suffix and not implied and suffix != f".{chosen}":
-        words = f"{suffix} is no format of this API"
-        yield checked.problem("output-suffix", "output", words, "use .png, .jpg, .webp, .gif or .svg")
+        yield checked.problem(
+            "output-suffix", "output", f"{suffix} is no format of this API", "use .png, .jpg, .webp, .gif or .svg"
+        )
     if implied and chosen in FORMAT and chosen != implied:
-        words = f"the suffix of {output} says {implied}"
-        yield checked.problem("format-suffix", "format", words, "make them agree, or leave --format out")
+        yield checked.problem(
+            "format-suffix",
+            "format",
+            f"the suffix of {output} says {implied}",
+            "make them agree, or leave --format out",
+        )
     odd = [place for place in re.findall(r"\{\w*\}", output) if place not in ("{index}", "{partial}")]
     if odd:
-        words = f"{', '.join(odd)} is not a place holder and stays as it is"
-        yield checked.problem("output-place", "output", words, "there are {index} and {partial}", warning=True)
+        yield checked.problem(
+            "output-place",
+            "output",
+            f"{', '.join(odd)} is not a place holder and stays as it is",
+            "there are {index} and {partial}",
+            warning=True,
+        )
 
 
-def check_needs(checked: Checked) -> Iterator[Problem]:
+def check_needs(checked: Checked) -> Problems:
     """Checks that what goes only with something else stands beside it."""
     images_route = checked.command in IMAGES
     if checked.has("partial-images") and not checked.get("stream") and "stream" not in checked.overridden:
         yield checked.problem("partial-images-stream", "partial-images", "previews need --stream", "add --stream")
     if checked.get("stream") and images_route and checked.several:
-        words = "a stream carries one picture (n=1)"
-        yield checked.problem("stream-n", "n", words, "leave out --stream or --n")
+        yield checked.problem("stream-n", "n", "a stream carries one picture (n=1)", "leave out --stream or --n")
     if checked.has("svg-effort") and not checked.has("svg-model") and images_route:
-        hint = "name the text model that writes the svg"
-        yield checked.problem("svg-model-missing", "svg-effort", "needs --svg-model", hint)
+        yield checked.problem(
+            "svg-model-missing", "svg-effort", "needs --svg-model", "name the text model that writes the svg"
+        )
 
 
-def check_input(checked: Checked, given: InputPicture) -> Iterator[Problem]:
+def check_input(checked: Checked, given: InputPicture) -> Problems:
     """Checks one input picture: readable, not too large, a picture, of a type this route takes, and whole."""
     picture, suffix = given.picture, os.path.splitext(given.shown)[1].lower()
     if given.trouble and given.kind in ("file", "data"):
@@ -2146,21 +2170,24 @@ def check_input(checked: Checked, given: InputPicture) -> Iterator[Problem]:
     elif not given.size:
         yield given.problem("image-empty", "the file is empty", fatal=True)
     elif picture is None:
-        words = "not a picture this program knows (by its first bytes)"
-        yield given.problem("image-unknown", words, "use png, jpeg or webp")
+        yield given.problem(
+            "image-unknown", "not a picture this program knows (by its first bytes)", "use png, jpeg or webp"
+        )
     elif not is_taken(picture, checked.command):
-        words = f"{'animated ' * picture.animated}{picture.format} is not taken here"
-        yield given.problem("image-type", words, NO_CONVERTER)
+        yield given.problem(
+            "image-type", f"{'animated ' * picture.animated}{picture.format} is not taken here", NO_CONVERTER
+        )
     elif not picture.whole:
         yield given.problem("image-truncated", f"the {picture.format} is cut short", "export or download it again")
     elif given.kind == "file" and FORMAT_OF_SUFFIX.get(suffix, picture.format) != picture.format:
-        words = f"the file is a {picture.format}, whatever its name says"
-        yield given.problem("image-mislabelled", words, warning=True)
+        yield given.problem(
+            "image-mislabelled", f"the file is a {picture.format}, whatever its name says", warning=True
+        )
     if given.size >= MAX_INPUT:
         yield given.problem("image-size", f"{amount(given.size)}; less than 50 MB is allowed", "make it smaller")
 
 
-def check_images(checked: Checked) -> Iterator[Problem]:
+def check_images(checked: Checked) -> Problems:
     """Checks number and state of the input pictures."""
     images = checked.role("image")
     for given in checked.inputs:
@@ -2174,26 +2201,35 @@ def check_images(checked: Checked) -> Iterator[Problem]:
     if checked.has("input-fidelity"):
         yield checked.problem("fidelity-input", "input-fidelity", "there is no input picture", "add --input-image")
     if checked.get("action") == "edit":
-        hint = "add --input-image, or --previous-response-id"
-        yield checked.problem("action-edit", "action", "there is nothing to edit", hint)
+        yield checked.problem(
+            "action-edit", "action", "there is nothing to edit", "add --input-image, or --previous-response-id"
+        )
 
 
-def check_mask_file(given: InputPicture, first: Picture | None) -> Iterator[Problem]:
+def check_mask_file(given: InputPicture, first: Picture | None) -> Problems:
     """Checks a mask's size in bytes, format, dimensions, and then its pixels, so that no claim is taken on trust."""
     mask = given.picture
     if mask is None or not mask.whole:
         return
     if mask.format != "png":
-        words = f"a mask must be a PNG, this is {mask.format}"
-        yield given.problem("mask-png", words, "save it as PNG with an alpha channel")
+        yield given.problem(
+            "mask-png", f"a mask must be a PNG, this is {mask.format}", "save it as PNG with an alpha channel"
+        )
         return
     if MASK_WARNING <= given.size < MAX_INPUT:
-        words = f"{amount(given.size)}; the reference says less than 4 MB"
-        yield given.problem("mask-large", words, "make it smaller if it is refused", warning=True)
+        yield given.problem(
+            "mask-large",
+            f"{amount(given.size)}; the reference says less than 4 MB",
+            "make it smaller if it is refused",
+            warning=True,
+        )
     if first and first.width and (mask.width, mask.height) not in ((first.width, first.height), first.shown):
         wanted = "{}x{}".format(*first.shown)
-        words = f"{mask.width}x{mask.height}, but the first picture is {wanted}"
-        yield given.problem("mask-dimensions", words, f"make the mask {wanted}")
+        yield given.problem(
+            "mask-dimensions",
+            f"{mask.width}x{mask.height}, but the first picture is {wanted}",
+            f"make the mask {wanted}",
+        )
     hint = "make transparent what is to be edited"
     if given.kind == "file" and not mask.alpha:
         yield given.problem("mask-alpha", "the mask has no alpha channel", f"{hint}: only alpha counts, no colour does")
@@ -2201,28 +2237,29 @@ def check_mask_file(given: InputPicture, first: Picture | None) -> Iterator[Prob
         yield given.problem("mask-opaque", "the mask is opaque everywhere", hint)
 
 
-def check_boxes(checked: Checked, first: InputPicture) -> Iterator[Problem]:
+def check_boxes(checked: Checked, first: InputPicture) -> Problems:
     """Checks that each mask box lies within the first picture, whose size must be known."""
-    hint, known = "X,Y,WIDTH,HEIGHT within the first picture", first.picture and first.picture.width
-    if not known and not (first.kind == "file" and first.trouble):
-        words = "needs a first picture that is a local file"
-        yield checked.problem("mask-box", "mask-box", words, hint, fatal=True)
     width, height = first.picture.shown if first.picture else (0, 0)
-    for box in checked.get("mask-box") if known else ():
+    troubles = []
+    if not width and not (first.kind == "file" and first.trouble):
+        troubles.append("needs a first picture that is a local file")
+    for box in checked.get("mask-box") if width else ():
         x, y, w, h = box.pixels(width, height)
         if w < 1 or h < 1 or x + w > width or y + h > height or box.leaves():
-            words = f"{x},{y},{w},{h} is not within {width}x{height}"
-            yield checked.problem("mask-box", "mask-box", words, hint, fatal=True)
+            troubles.append(f"{x},{y},{w},{h} is not within {width}x{height}")
+    for words in troubles:
+        yield checked.problem("mask-box", "mask-box", words, "X,Y,WIDTH,HEIGHT within the first picture", fatal=True)
 
 
-def check_mask(checked: Checked) -> Iterator[Problem]:
+def check_mask(checked: Checked) -> Problems:
     """Checks the mask by itself and against the first picture."""
     masks, marks, images = checked.role("mask"), checked.role("markup"), checked.role("image")
     boxed = checked.has("mask-box")
     given_by = [given.label for given in masks] + [checked.settings.label("mask-box")] * boxed
     if len(given_by) > 1:
-        words = f"the mask is given more than once: {', '.join(given_by)}"
-        yield Problem("mask-twice", words, "keep one of them", fatal=True)
+        yield Problem(
+            "mask-twice", f"the mask is given more than once: {', '.join(given_by)}", "keep one of them", fatal=True
+        )
     if given_by and not images and checked.command == "responses" and not checked.has("previous-response-id"):
         yield Problem("mask-without-image", f"{given_by[0]}: there is no picture to mask", "add the picture first")
     if marks and given_by:
@@ -2241,7 +2278,7 @@ def json_form_causes(checked: Checked) -> list[str]:
     return remote + [checked.settings.label("moderation")] * ("moderation" in checked.settings.rows)
 
 
-def check_form(checked: Checked) -> Iterator[Problem]:
+def check_form(checked: Checked) -> Problems:
     """Checks that what needs the multipart form of an edit does not stand beside what needs the JSON form."""
     causes = json_form_causes(checked)
     hint = f"leave out {', '.join(causes)}"
@@ -2252,28 +2289,32 @@ def check_form(checked: Checked) -> Iterator[Problem]:
         elif given.role == "markup":
             yield given.problem("markup-form", "markup needs the form", hint, fatal=True)
         elif given.kind == "file" and length > MAX_IMAGE_URL:
-            words = f"{length} characters as a data URL"
-            yield given.problem("image-url-length", words, f"at most {MAX_IMAGE_URL} are allowed in JSON")
+            yield given.problem(
+                "image-url-length", f"{length} characters as a data URL", f"at most {MAX_IMAGE_URL} are allowed in JSON"
+            )
 
 
-def check_response(checked: Checked) -> Iterator[Problem]:
+def check_response(checked: Checked) -> Problems:
     """Checks the options of a response beside its picture."""
     metadata = checked.get("metadata-json") or {}
     fits = all(isinstance(text, str) and len(text) <= 512 and len(name) <= 64 for name, text in metadata.items())
     if len(metadata) > 16 or not fits:
-        hint = "up to 16 names of 64 characters with texts of 512"
-        yield Problem("metadata", "--metadata-json: not names with texts", hint)
+        yield Problem(
+            "metadata", "--metadata-json: not names with texts", "up to 16 names of 64 characters with texts of 512"
+        )
     if checked.get("store") is not False:
         return
     if checked.get("background-mode"):
-        words = "a background response must be stored"
-        yield checked.problem("store-background", "background-mode", words, "leave out --no-store")
+        yield checked.problem(
+            "store-background", "background-mode", "a background response must be stored", "leave out --no-store"
+        )
     elif checked.has("previous-response-id"):
-        words = "the next turn cannot go on from a response that is not stored"
-        yield checked.problem("store-previous", "store", words, warning=True)
+        yield checked.problem(
+            "store-previous", "store", "the next turn cannot go on from a response that is not stored", warning=True
+        )
 
 
-def check_chat(checked: Checked) -> Iterator[Problem]:
+def check_chat(checked: Checked) -> Problems:
     """Checks that chat can carry all that was asked for."""
     if not checked.chat:
         return
