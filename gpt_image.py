@@ -87,9 +87,9 @@ OK, BUG, USAGE, SETTINGS, REFUSED, NETWORK, UNREADABLE, OUTPUT, RUNNING, INTERRU
 class Failure(Exception):
     """The one exception: an exit code, what is wrong, what to do, and details for the `error` object of the result."""
 
-    def __init__(self, exit: int, message: str, hint: str | None = None, **details: Any) -> None:
+    def __init__(self, exit_code: int, message: str, hint: str | None = None, **details: Any) -> None:
         super().__init__(message)
-        self.exit, self.message, self.hint, self.details = exit, message, hint, details
+        self.exit, self.message, self.hint, self.details = exit_code, message, hint, details
 
 
 class Interrupted(KeyboardInterrupt):
@@ -512,35 +512,12 @@ def parse_header(text: str) -> HeaderLine:
     return HeaderLine(name, value)
 
 
-class Box(NamedTuple):
-    """A rectangle on a picture, each side in pixels (`30`) or in per cent of the picture (`25%`)."""
-
-    x: str
-    y: str
-    width: str
-    height: str
-
-    def __str__(self) -> str:
-        return ",".join(self)
-
-    def leaves(self) -> bool:
-        """Tells whether it leaves the picture by its percentages, which rounding to pixels could hide."""
-        sides = ((self.x, self.width), (self.y, self.height))
-        return any("%" in start and "%" in side and float(start[:-1]) + float(side[:-1]) > 100 for start, side in sides)
-
-    def pixels(self, width: int, height: int) -> tuple[int, int, int, int]:
-        """Returns x, y, width and height in pixels of a picture of the given size."""
-        parts = zip(self, (width, height, width, height))
-        x, y, w, h = (round(float(part[:-1]) * of / 100) if "%" in part else int(part) for part, of in parts)
-        return x, y, w, h
-
-
-def parse_box(text: str) -> Box:
-    """Reads `X,Y,WIDTH,HEIGHT` in pixels, or in per cent with a `%` behind the number."""
+def parse_box(text: str) -> str:
+    """Reads a rectangle, `X,Y,WIDTH,HEIGHT` in pixels, or in per cent with a `%` behind the number; drops blanks."""
     parts = [part.strip() for part in text.split(",")]
     if len(parts) != 4 or not all(re.fullmatch(r"[0-9]{1,5}|[0-9]{1,3}(\.[0-9]+)?%", part) for part in parts):
         raise ValueError("expected X,Y,WIDTH,HEIGHT in pixels or per cent, such as 10,20,300,200 or 25%,0%,50%,100%")
-    return Box(*parts)
+    return ",".join(parts)
 
 
 def one_of(values: tuple[str, ...]) -> str:
@@ -1314,6 +1291,21 @@ def png_opaque(path: str) -> bool:
 def png_chunk(kind: bytes, data: bytes) -> bytes:
     """Returns a PNG chunk with its length and checksum."""
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def box_pixels(box: str, width: int, height: int) -> tuple[int, int, int, int]:
+    """Returns x, y, width and height of a box in pixels of a picture of the given size."""
+    parts = zip(box.split(","), (width, height, width, height))
+    x, y, w, h = (round(float(part[:-1]) * of / 100) if "%" in part else int(part) for part, of in parts)
+    return x, y, w, h
+
+
+def box_fits(box: str, width: int, height: int) -> bool:
+    """Tells whether a box lies within a picture and is not empty; rounding must not hide that per cents leave it."""
+    x, y, w, h = box_pixels(box, width, height)
+    percents = [float(part[:-1]) if "%" in part else 0 for part in box.split(",")]
+    leaves = any(start + side > 100 for start, side in zip(percents, percents[2:]))
+    return w > 0 and h > 0 and x + w <= width and y + h <= height and not leaves
 
 
 def mask_png(width: int, height: int, boxes: list[tuple[int, int, int, int]]) -> bytes:
@@ -2244,9 +2236,9 @@ def check_boxes(checked: Checked, first: InputPicture) -> Problems:
     if not width and not (first.kind == "file" and first.trouble):
         troubles.append("needs a first picture that is a local file")
     for box in checked.get("mask-box") if width else ():
-        x, y, w, h = box.pixels(width, height)
-        if w < 1 or h < 1 or x + w > width or y + h > height or box.leaves():
-            troubles.append(f"{x},{y},{w},{h} is not within {width}x{height}")
+        if not box_fits(box, width, height):
+            shown = ",".join(map(str, box_pixels(box, width, height)))
+            troubles.append(f"{shown} is not within {width}x{height}")
     for words in troubles:
         yield checked.problem("mask-box", "mask-box", words, "X,Y,WIDTH,HEIGHT within the first picture", fatal=True)
 
@@ -2376,7 +2368,7 @@ def boxed_mask(checked: Checked) -> bytes:
     first = checked.role("image")[0].picture if checked.has("mask-box") else None
     if first is None:
         return b""
-    return mask_png(*first.shown, [box.pixels(*first.shown) for box in checked.settings.get("mask-box")])
+    return mask_png(*first.shown, [box_pixels(box, *first.shown) for box in checked.settings.get("mask-box")])
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -2537,9 +2529,14 @@ def merge(tree: Json, extra: Json) -> Json:
     return merged
 
 
+def form_tree(checked: Checked, _: JsonHoles) -> Json:
+    """Returns the fields of an Images call without its pictures."""
+    return {"prompt": checked.prompt, **fields(checked.settings, "top", "image")}
+
+
 def images_tree(checked: Checked, holes: JsonHoles) -> Json:
-    """Returns the JSON of an Images call, and the fields of an edit's form, which holds the pictures itself."""
-    tree: Json = {"prompt": checked.prompt, **fields(checked.settings, "top", "image")}
+    """Returns the JSON of an Images call."""
+    tree = form_tree(checked, holes)
     if checked.command == "edits":
         tree["images"] = [image_reference(given, holes) for given in checked.role("image")]
         for given in checked.role("mask"):
@@ -2652,16 +2649,15 @@ def api_headers(settings: Settings, body: Body | None, accept: str = "applicatio
 def build_request(checked: Checked) -> Request:
     """Returns the request of a call, with --extra-json merged in."""
     settings, holes = checked.settings, JsonHoles()
-    extra = settings.get("extra-json", {})
     accept = "text/event-stream, application/json" if settings.get("stream") else "application/json"
     url = api_url(settings, CHAT_PATH if checked.chat else checked.route.path)
-    if checked.command == "edits" and not checked.chat and not json_form_causes(checked):
-        tree = {"prompt": checked.prompt, **fields(settings, "top", "image")}
-        body, rows = form_request(checked, merge(tree, extra))
-        return Request("POST", url, api_headers(settings, body, accept), body, form=rows)
-    build = chat_tree if checked.chat else responses_tree if checked.command == "responses" else images_tree
-    body = holes.body(merge(build(checked, holes), extra))
-    return Request("POST", url, api_headers(settings, body, accept), body, tree=body.shown())
+    form = checked.command == "edits" and not checked.chat and not json_form_causes(checked)
+    build = {"generations": images_tree, "edits": form_tree if form else images_tree, "responses": responses_tree}
+    tree = merge(
+        (chat_tree if checked.chat else build[checked.command])(checked, holes), settings.get("extra-json", {})
+    )
+    body, rows = form_request(checked, tree) if form else (holes.body(tree), None)
+    return Request("POST", url, api_headers(settings, body, accept), body, None if form else body.shown(), rows)
 
 
 def shown_headers(headers: list[Header]) -> dict[str, str]:

@@ -905,6 +905,7 @@ class MaskBoxTest(InputTest):
             "0.1%,0,0.1%,5",
             "50%,0,51%,1",  # only rounding would make it fit
             "0,50%,1,52%",
+            "0,0,101%,1",
         ):
             for route, option in (("edits", "--image"), ("responses", "--input-image")):
                 with self.subTest(box, route=route):
