@@ -1156,11 +1156,8 @@ def identify_iso(file: IO[bytes], head: bytes) -> Picture:
     at, end = 0, length_of(file)
     while at < end:
         file.seek(at)
-        size, large = struct.unpack(">I4xQ", file.read(16).ljust(16, b"\0"))
-        size = {0: end - at, 1: large}.get(size, size)
-        if size < 8:
-            break
-        at += size
+        size = int.from_bytes(file.read(4), "big")
+        at += size if size >= 8 else end - at  # 0 is a box up to the end, 1 one of more than 4 GB
     return Picture("avif" if head[8:11] == b"avi" else "heic", whole=at == end)
 
 
@@ -1441,11 +1438,10 @@ class Settings:
 
 
 class Dotenv(NamedTuple):
-    """A .env file that was read: its values, their line numbers, and whether it lay in the current folder."""
+    """A .env file that was read: its values with where they stand, and whether it lay in the current folder."""
 
     path: str = ""
-    values: Mapping[str, str] = {}
-    lines: Mapping[str, int] = {}
+    values: Mapping[str, tuple[str, Source]] = {}
     found_here: bool = False
 
 
@@ -1481,8 +1477,7 @@ def decode_dotenv(data: bytes) -> str:
 
 def read_dotenv(path: str, console: Console) -> Dotenv:
     """Reads a .env file; a line that is not understood is a warning with its number, and never shown."""
-    values: dict[str, str] = {}
-    lines: dict[str, int] = {}
+    values: dict[str, tuple[str, Source]] = {}
     known = [name for row in OPTIONS for name in row.env]
     with open(path, "rb") as file:
         text = decode_dotenv(file.read(MIB))
@@ -1494,11 +1489,11 @@ def read_dotenv(path: str, console: Console) -> Dotenv:
             continue
         name, single, double, bare = match.group("name", "single", "double", "bare")
         escaped = re.sub(r"\\(.)", lambda found: DOTENV_ESCAPES.get(found.group(1), found.group(1)), double or "")
-        values[name], lines[name] = single or escaped or bare or "", number
+        values[name] = single or escaped or bare or "", Source(DOTENV, name, path, number)
         if name.startswith("OPENAI_IMAGE_") and name not in known:
             hint = did_you_mean(name, known)
             console.warn(f"{path} line {number}: {name} is not known" + (f"; {hint}" if hint else ""))
-    return Dotenv(path, values, lines)
+    return Dotenv(path, {name: found for name, found in values.items() if found[0]})  # an empty one counts as unset
 
 
 def dotenv_places(environ: Mapping[str, str]) -> list[str]:
@@ -1527,7 +1522,7 @@ def find_dotenv(typed: Mapping[str, Any], environ: Mapping[str, str], console: C
             raise Failure(USAGE, f"--env-file {path}: {error.strerror}", "check the path", rule="env-file") from error
         console.warn(f"{path}: cannot be read ({error.strerror}), and left out")
         return Dotenv()
-    if os.name == "posix" and mode & 0o077 and any(dotenv.values.get(name) for name in key_names(typed)):
+    if os.name == "posix" and mode & 0o077 and any(name in dotenv.values for name in key_names(typed)):
         console.warn(f"{path} holds a key that others can read: run chmod 600 {path}")
     return dotenv._replace(found_here=path == ".env" and not given)
 
@@ -1559,9 +1554,7 @@ def look_up(
         return [(text, Source(TYPED)) for text in (given if isinstance(given, list) else [given])]
     names = key_names(typed) if row.secret else row.env
     found = [(environ[name], Source(VARIABLE, name)) for name in names if environ.get(name)]
-    for name in names:
-        if dotenv.values.get(name):
-            found.append((dotenv.values[name], Source(DOTENV, name, dotenv.path, dotenv.lines[name])))
+    found += [dotenv.values[name] for name in names if name in dotenv.values]
     if row.default is not None:
         found.append((row.default, Source(DEFAULT)))
     return found[:1]
@@ -1601,11 +1594,12 @@ def hide_secrets(
 ) -> None:
     """Registers with the console all that must not be shown: keys, secret headers, and passwords within URLs."""
     names = {*KEY_NAMES, *key_names(typed)}
-    found = [place.get(name, "") for place in (environ, dotenv.values) for name in names]
-    proxies = [value for name, value in environ.items() if name.lower().endswith("_proxy")]
-    for url in (settings.get("base-url", ""), *proxies):
-        for login in re.findall(r"(?://|^)([^/]+)@", url):
-            found += [login, login.partition(":")[2]]
+    found = [environ.get(name, "") for name in names]
+    found += [dotenv.values[name][0] for name in names if name in dotenv.values]
+    logins = re.findall(r"//([^/]+)@", settings.get("base-url", ""))
+    proxies = [url for name, url in environ.items() if name.lower().endswith("_proxy")]
+    logins += [url.rpartition("@")[0].rpartition("//")[2] for url in proxies]
+    found += [text for login in logins for text in (login, login.partition(":")[2])]
     for header in settings.get("header", []):
         if isinstance(header.value, Secret):
             found += [header.text, *header.text.split()[-1:]]
