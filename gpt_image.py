@@ -1007,10 +1007,10 @@ class Picture(NamedTuple):
     format: str
     width: int = 0
     height: int = 0
-    alpha: bool = False
-    animated: bool = False
+    alpha: bool = False  # of a PNG
+    animated: bool = False  # of a GIF
     whole: bool = True
-    turned: bool = False  # EXIF says to show it with width and height exchanged
+    turned: bool = False  # of a JPEG: EXIF says to show it with width and height exchanged
 
     @property
     def shown(self) -> tuple[int, int]:
@@ -1044,10 +1044,10 @@ def png_chunks(file: IO[bytes]) -> Iterator[tuple[bytes, int]]:
 
 
 def identify_png(file: IO[bytes], head: bytes) -> Picture:
-    """Reads size, alpha (an alpha channel or tRNS), animation and completeness of a PNG."""
+    """Reads size, alpha (an alpha channel or tRNS) and completeness of a PNG."""
     kinds = {kind for kind, _ in png_chunks(file)}
     width, height, colour = struct.unpack(">IIxB", head[16:26])
-    return Picture("png", width, height, colour in (4, 6) or b"tRNS" in kinds, b"acTL" in kinds, b"IEND" in kinds)
+    return Picture("png", width, height, colour in (4, 6) or b"tRNS" in kinds, whole=b"IEND" in kinds)
 
 
 def jpeg_segments(file: IO[bytes]) -> Iterator[tuple[int, int]]:
@@ -1101,14 +1101,12 @@ def identify_jpeg(file: IO[bytes], head: bytes) -> Picture:
 def identify_webp(file: IO[bytes], head: bytes) -> Picture:
     """Reads the first chunk of a WebP: lossy (VP8), lossless (VP8L) or extended (VP8X)."""
     # https://developers.google.com/speed/webp/docs/riff_container
-    kind, flags = head[12:16], head[20]
-    start, bits, least = {b"VP8X": (24, 24, 1), b"VP8L": (21, 14, 1)}.get(kind, (26, 16, 0))
+    # where the two sides stand, the bits from one to the other, the largest, and what is to be added
+    layouts = {b"VP8X": (24, 24, 0xFFFFFF, 1), b"VP8L": (21, 14, 0x3FFF, 1)}
+    start, bits, most, more = layouts.get(head[12:16], (26, 16, 0x3FFF, 0))
     sides = little(head[start : start + 6])
-    most = 0xFFFFFF if kind == b"VP8X" else 0x3FFF
-    width, height = least + (sides & most), least + (sides >> bits & most)
-    alpha = flags & 0x10 if kind == b"VP8X" else sides >> 28 & 1 if kind == b"VP8L" else 0
     whole = length_of(file) >= 8 + little(head[4:8])
-    return Picture("webp", width, height, bool(alpha), kind == b"VP8X" and flags & 0x02 > 0, whole)
+    return Picture("webp", more + (sides & most), more + (sides >> bits & most), whole=whole)
 
 
 def colour_table(flags: int) -> int:
@@ -1148,7 +1146,7 @@ def identify_svg(file: IO[bytes], head: bytes) -> Picture | None:
     sides, box = dict(SVG_SIDE.findall(root.group())), SVG_BOX.search(root.group())
     found = (sides[b"width"], sides[b"height"]) if len(sides) == 2 else box.groups() if box else (0, 0)
     width, height = (round(float(side)) for side in found)
-    return Picture("svg", width, height, alpha=True, whole=whole)
+    return Picture("svg", width, height, whole=whole)
 
 
 def identify_iso(file: IO[bytes], head: bytes) -> Picture:
