@@ -1572,18 +1572,16 @@ def resolve(
     rows: dict[str, Setting] = {}
     problems: list[Problem] = []
     for name, row in options_of(command).items():
-        for text, source in look_up(row, typed, environ, dotenv):
-            label = label_of(row, text, source)
+        found, values = look_up(row, typed, environ, dotenv), []
+        for text, source in found:
             try:
-                value = read_value(row, text, source)
+                values.append(read_value(row, text, source))
             except ValueError as error:
-                problems.append(Problem(f"{name}-unreadable-value", f"{label}: {error}", fatal=True))
-                continue
-            if row.kind.repeat and name in rows:
-                value, label = [*rows[name].value, value], f"--{name}"
-            elif row.kind.repeat:
-                value = [value]
-            rows[name] = Setting(value, source, label)
+                words = f"{label_of(row, text, source)}: {error}"
+                problems.append(Problem(f"{name}-unreadable-value", words, fatal=True))
+        if values:
+            label = label_of(row, *found[0]) if len(found) == 1 else f"--{name}"
+            rows[name] = Setting(values if row.kind.repeat else values[0], found[0][1], label)
     return Settings(command, rows), problems
 
 
@@ -1931,20 +1929,6 @@ def check_base_url(checked: Checked) -> Problems:
         yield Problem("base-url", f"{text}: {wrong}", f"such as {OPENAI_URL}", fatal=True)
 
 
-def check_identifiers(checked: Checked) -> Problems:
-    """Checks that no header and no id can carry a line break."""
-    for name, row in options_of(checked.command).items():
-        value, allowed = checked.get(name), r"[\x20-\x7e]*" if row.sends == "header" else r"[^\x00-\x1f\x7f]*"
-        values = value if isinstance(value, list) else [value or ""]
-        if row.kind.one_line and not all(re.fullmatch(allowed, word) for word in values):
-            yield Problem(
-                "identifier",
-                f"--{name}: control characters are not allowed in a header or an id",
-                "type it again",
-                fatal=True,
-            )
-
-
 def check_prompt(checked: Checked) -> Problems:
     """Checks that there is one prompt, of a length the API takes."""
     given_by, length = checked.given_by, len(checked.prompt)
@@ -2024,10 +2008,16 @@ def check_value(checked: Checked, row: Option) -> Problems:
 
 
 def check_values(checked: Checked) -> Problems:
-    """Checks each value that is set by itself."""
+    """Checks each value that is set by itself, and that no header and no id can carry a line break."""
     for name, row in options_of(checked.command).items():
-        if checked.has(name):
-            yield from check_value(checked, row)
+        if not checked.has(name):
+            continue
+        yield from check_value(checked, row)
+        value, allowed = checked.get(name), r"[\x20-\x7e]*" if row.sends == "header" else r"[^\x00-\x1f\x7f]*"
+        lines = (value if row.kind.repeat else [value]) if row.kind.one_line else []
+        if not all(re.fullmatch(allowed, line) for line in lines):
+            words = f"--{name}: control characters are not allowed in a header or an id"
+            yield Problem("identifier", words, "type it again", fatal=True)
 
 
 def size_problem(sizes: Sizes, width: int, height: int) -> Problem | None:
@@ -2316,14 +2306,14 @@ def check_chat(checked: Checked) -> Problems:
 
 
 CHECKS = (
-    check_base_url, check_identifiers, check_prompt, check_model, check_values, check_size, check_format, check_output,
+    check_base_url, check_prompt, check_model, check_values, check_size, check_format, check_output,
     check_needs, check_images, check_mask, check_form, check_response, check_chat,
 )  # fmt: skip
 
 
 def settings_problems(settings: Settings) -> list[Problem]:
     """Returns the broken rules of a command that makes no pictures by itself: connection and values only."""
-    return [found for check in (check_base_url, check_identifiers, check_values) for found in check(Checked(settings))]
+    return [found for check in (check_base_url, check_values) for found in check(Checked(settings))]
 
 
 def enforce(problems: list[Problem], lenient: bool, console: Console) -> None:
@@ -2644,10 +2634,9 @@ def build_request(checked: Checked) -> Request:
     accept = "text/event-stream, application/json" if settings.get("stream") else "application/json"
     url = api_url(settings, CHAT_PATH if checked.chat else checked.route.path)
     form = checked.command == "edits" and not checked.chat and not json_form_causes(checked)
-    build = {"generations": images_tree, "edits": form_tree if form else images_tree, "responses": responses_tree}
-    tree = merge(
-        (chat_tree if checked.chat else build[checked.command])(checked, holes), settings.get("extra-json", {})
-    )
+    builders = {"responses": responses_tree, "edits": form_tree if form else images_tree}
+    build = chat_tree if checked.chat else builders.get(checked.command, images_tree)
+    tree = merge(build(checked, holes), settings.get("extra-json", {}))
     body, rows = form_request(checked, tree) if form else (holes.body(tree), None)
     return Request("POST", url, api_headers(settings, body, accept), body, None if form else body.shown(), rows)
 
