@@ -601,7 +601,7 @@ class Option(NamedTuple):
     field: str = ""
     env: tuple[str, ...] = ()
     default: str | None = None
-    input: str = ""  # for what leads to a picture: its role, and what the text surely is
+    input: str = ""  # for what leads to a picture: its role, and what the text surely is (but `auto`: may be)
     negative: str = ""  # the spelling that says no, where a flag can be on by itself
     secret: bool = False
     chat: bool = False  # chat carries it too
@@ -674,7 +674,7 @@ OPTIONS = (
                input="image data"),
         Option("mask", PICTURE._replace(metavar="PATH|URL|file_id:ID|auto"),
                "PNG whose transparent parts say where to edit; auto lets a gateway make one", ("edits",),
-               input="mask"),
+               input="mask auto"),
         Option("mask", PICTURE, "PNG whose transparent parts say where to edit", RESPONSES, input="mask"),
         Option("mask-url", URL, "the same, surely a URL", RESPONSES, input="mask url"),
         Option("mask-file-id", NAME, "the same, surely the id of an uploaded file", RESPONSES, input="mask file_id"),
@@ -1819,8 +1819,7 @@ INPUT_KINDS = {"file_id:": "file_id", "http://": "url", "https://": "url", "data
 
 def examine(role: str, label: str, text: str, kind: str) -> InputPicture:
     """Returns what is known of an input picture; without a kind, its text says what it is."""
-    if role == "mask" and text == "auto":
-        kind = kind or "auto"
+    kind = "" if kind == "auto" and text != "auto" else kind
     kind = kind or next((INPUT_KINDS[start] for start in INPUT_KINDS if text.lower().startswith(start)), "file")
     text = re.sub("^file_id:", "", text, flags=re.IGNORECASE) if kind == "file_id" else text
     shown = os.path.normpath(text) if kind == "file" else text

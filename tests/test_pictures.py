@@ -838,6 +838,8 @@ class MaskRulesTest(InputTest):
         self.assert_broken(ran)
         self.assertIn({"name": "mask", "value": "auto"}, ran.json["form"])
         self.assert_broken(self.edit("--image", "https://h.example/x.png", "--mask", "auto"), "mask-auto")
+        ran = self.edit("--input-image", image, "--mask", "auto", route="responses")  # there is no form there
+        self.assert_broken(ran, "image-unreadable")
 
     def test_no_validate_turns_refusals_into_warnings(self) -> None:
         image, mask = self.write("in.png", rgb_png(8, 6)), self.write("m.png", opaque_png(9, 9))
