@@ -13,13 +13,13 @@ One file, standard library only, to be read from top to bottom: each section use
 
     argv + environ + .env -> Settings -> Request -> Reply -> Event -> SavedImage -> report
 
-     1 Outcomes    exit codes and the one exception        8 Request     a body that streams from disk
-     2 Console     every word printed, redacted            9 Transport   the only socket, the only use of the key
-     3 Kinds       text -> value                          10 Writers     names before the call, files after it
-     4 Tables      all knowledge of the API, as rows      11 Reply       bytes -> small JSON, pictures -> disk
-     5 Pictures    what a file's bytes say                12 Events      JSON of any dialect -> events
-     6 Settings    where each value comes from            13 Commands    one function each
-     7 Validation  every broken rule, before sending      14 Main        arguments -> exit code
+     1 Outcomes           exit codes, the one exception      8 Transport  the only socket, the only use of the key
+     2 Console, Progress  every word printed, redacted       9 Files      names before the call, files after it
+     3 Kinds, Tables      all knowledge of the API: rows    10 Reply      bytes -> short JSON, pictures -> disk
+     4 Pictures           what a file's bytes say           11 Events     documents of any dialect -> meaning
+     5 Settings           where each value comes from       12 Call       send, receive, save, poll, conclude
+     6 Validation         every broken rule, unsent         13 Commands   one function each
+     7 Request            a body that streams from disk     14 Main       arguments -> exit code
 
 Four promises, each kept by a test:
  1. the key is used in one place, goes to one origin, and is never printed, logged or stored;
@@ -41,6 +41,7 @@ import os
 import re
 import signal
 import stat
+import struct
 import sys
 import time
 import zlib
@@ -88,13 +89,13 @@ OK, BUG, USAGE, SETTINGS, REFUSED, NETWORK, UNREADABLE, OUTPUT, RUNNING, INTERRU
 class Failure(Exception):
     """The one exception: an exit code, what is wrong, what to do, and details for the `error` object of the result."""
 
-    def __init__(self, exit: int, message: str, hint: str | None = None, **details: Any) -> None:
+    def __init__(self, exit_code: int, message: str, hint: str | None = None, **details: Any) -> None:
         super().__init__(message)
-        self.exit, self.message, self.hint, self.details = exit, message, hint, details
+        self.exit, self.message, self.hint, self.details = exit_code, message, hint, details
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# 2 Console: every word to a person (stderr) or a machine (stdout) leaves here, redacted
+# 2 Console, Progress: every word to a person (stderr) or a machine (stdout) leaves here, redacted
 # ---------------------------------------------------------------------------------------------------------------------
 
 
@@ -484,7 +485,7 @@ class Preview:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# 3 Kinds: text -> value, with the wording that help, errors and documents share
+# 3 Kinds, Tables: text -> value, and all knowledge of the API, as rows
 # ---------------------------------------------------------------------------------------------------------------------
 
 
@@ -504,11 +505,28 @@ class Kind(NamedTuple):
     repeat: bool = False
     private: bool = False  # an error shows only what stands before the colon
     strict: bool = False  # choices of our own, not the API's: no --no-validate and no unknown model opens them
+    one_line: bool = False  # a header or an id: no control characters
+
+
+def parse_word(text: str) -> str:
+    """Reads a word whatever its case."""
+    return text.strip().lower()
+
+
+def parse_format(text: str) -> str:
+    """Reads the name of a picture format."""
+    word = parse_word(text)
+    return "jpeg" if word == "jpg" else word
+
+
+def parse_url(text: str) -> str:
+    """Reads a URL; only blanks around it are dropped, since a line break in it is worth an error."""
+    return text.strip(" ")
 
 
 def parse_flag(text: str) -> bool:
     """Reads yes or no."""
-    word = text.strip().lower()
+    word = parse_word(text)
     if word in ("1", "true", "yes", "on"):
         return True
     if word in ("0", "false", "no", "off"):
@@ -564,7 +582,26 @@ def parse_tool_choice(text: str) -> Any:
     raise ValueError("expected auto, required, none, image_generation or a JSON object")
 
 
-def parse_header(text: str) -> tuple[str, str]:
+SECRET_HEADER = re.compile(r"auth|key|token|secret|cookie|passw|credential|signature|session", re.IGNORECASE)
+
+
+class HeaderLine(NamedTuple):
+    """A request header; its value is a secret if its name or its form says so."""
+
+    name: str
+    text: str
+
+    @property
+    def value(self) -> str | Secret:
+        """Returns the value, hidden if it is to be."""
+        secret = SECRET_HEADER.search(self.name) or re.match(r"(Bearer|Basic)\s|sk-", self.text)
+        return Secret(self.text) if secret else self.text
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.value}"
+
+
+def parse_header(text: str) -> HeaderLine:
     """Reads `Name: value`; CR, LF, NUL and other control characters are refused, since they could forge headers."""
     name, colon, value = text.partition(":")
     name, value = name.strip(" "), value.strip(" \t")
@@ -574,32 +611,15 @@ def parse_header(text: str) -> tuple[str, str]:
         raise ValueError(f"{name} is set by the program itself")
     if not re.fullmatch(r"[\x20-\x7e\t\xa0-\xff]*", value):
         raise ValueError("a header value is one line of printable Latin-1 characters")
-    return name, value
+    return HeaderLine(name, value)
 
 
-class Box(NamedTuple):
-    """A rectangle on a picture: x, y, width, height, each as (number, whether it is a percentage)."""
-
-    sides: tuple[tuple[float, bool], ...]
-
-    def leaves(self) -> bool:
-        """Tells whether it leaves the picture by its percentages, which rounding to pixels could hide."""
-        (x, x_of), (y, y_of), (w, w_of), (h, h_of) = self.sides
-        return (x_of and w_of and x + w > 100) or (y_of and h_of and y + h > 100)
-
-    def pixels(self, width: int, height: int) -> tuple[int, int, int, int]:
-        """Returns x, y, width and height in pixels of a picture of the given size."""
-        of = (width, height, width, height)
-        x, y, w, h = (round(n * of[i] / 100) if percent else int(n) for i, (n, percent) in enumerate(self.sides))
-        return x, y, w, h
-
-
-def parse_box(text: str) -> Box:
-    """Reads `X,Y,WIDTH,HEIGHT` in pixels, or in per cent with a `%` behind the number."""
+def parse_box(text: str) -> str:
+    """Reads a rectangle, `X,Y,WIDTH,HEIGHT` in pixels, or in per cent with a `%` behind the number; drops blanks."""
     parts = [part.strip() for part in text.split(",")]
     if len(parts) != 4 or not all(re.fullmatch(r"[0-9]{1,5}|[0-9]{1,3}(\.[0-9]+)?%", part) for part in parts):
         raise ValueError("expected X,Y,WIDTH,HEIGHT in pixels or per cent, such as 10,20,300,200 or 25%,0%,50%,100%")
-    return Box(tuple((float(part.rstrip("%")), part.endswith("%")) for part in parts))
+    return ",".join(parts)
 
 
 def one_of(values: tuple[str, ...]) -> str:
@@ -619,27 +639,21 @@ def number(low: int, high: int | None = None) -> Kind:
 
 
 TEXT = Kind(str, "TEXT")
-NAME = Kind(str, "NAME")
+NAME = Kind(str, "NAME", one_line=True)
 PATH = Kind(str, "PATH")
-URL = Kind(lambda text: text.strip(" "), "URL")
+URL = Kind(parse_url, "URL")
 FLAG = Kind(parse_flag, flag=True)
 SECONDS = Kind(parse_seconds, "SECONDS")
-SIZE = Kind(lambda text: text.strip().lower(), "WIDTHxHEIGHT|auto")
+SIZE = Kind(parse_word, "WIDTHxHEIGHT|auto")
 OBJECT = Kind(parse_object, "JSON|@FILE")
-PICTURE_FORMAT = Kind(
-    lambda text: {"jpg": "jpeg"}.get(text.strip().lower(), text.strip().lower()),
-    "png|jpeg|webp|gif|svg", "expected png, jpeg, webp, gif or svg", choices=("png", "jpeg", "webp", "gif", "svg"),
-)  # fmt: skip
+PICTURE_FORMAT = choice("png", "jpeg", "webp", "gif", "svg")._replace(parse=parse_format)
+EFFORT = choice("none", "minimal", "low", "medium", "high", "xhigh", "max")
 TOOL_CHOICE = Kind(parse_tool_choice, "auto|required|none|image_generation|JSON")
 HEADER = Kind(parse_header, "'Name: value'", repeat=True, private=True)
-SOURCE = Kind(str, "PATH|URL|file_id:ID")
-SOURCES = SOURCE._replace(repeat=True)
+PICTURE = Kind(str, "PATH|URL|file_id:ID")
+PICTURES = PICTURE._replace(repeat=True)
 BOXES = Kind(parse_box, "X,Y,WIDTH,HEIGHT", repeat=True)
 
-
-# ---------------------------------------------------------------------------------------------------------------------
-# 4 Tables: all knowledge of the API, as data
-# ---------------------------------------------------------------------------------------------------------------------
 
 OPENAI_URL = "https://api.openai.com/v1"
 OPENAI_HOSTS = re.compile(r"(.+\.)?api\.openai\.com")
@@ -689,9 +703,10 @@ class Option(NamedTuple):
     field: str = ""
     env: tuple[str, ...] = ()
     default: str | None = None
-    input: str = ""  # for what leads to a picture: its role, and what the text surely is
+    input: str = ""  # for what leads to a picture: its role, and what the text surely is (but `auto`: may be)
     negative: str = ""  # the spelling that says no, where a flag can be on by itself
     secret: bool = False
+    chat: bool = False  # chat carries it too
     group: str = ""
 
     @property
@@ -717,12 +732,14 @@ OPTIONS = (
     ),
     *grouped(
         "Picture",
-        Option("model", NAME, "image model", IMAGES, sends="top", env=("OPENAI_IMAGE_MODEL",), default="gpt-image-2"),
+        Option("model", NAME, "image model", IMAGES, sends="top", env=("OPENAI_IMAGE_MODEL",), default="gpt-image-2",
+               chat=True),
         Option("model", NAME, "text model that calls the image tool", RESPONSES, sends="top",
                env=("OPENAI_RESPONSES_MODEL",), default="gpt-5.4"),
         Option("tool-model", NAME, "image model of the tool; left out, the server chooses", RESPONSES, sends="image",
                field="model", env=("OPENAI_IMAGE_TOOL_MODEL",)),
-        Option("n", number(1, 10), "how many pictures", IMAGES, sends="image", env=("OPENAI_IMAGE_N",)),
+        Option("n", number(1, 10), "how many pictures", IMAGES, sends="image", env=("OPENAI_IMAGE_N",),
+               chat=True),
         Option("size", SIZE, "size in pixels, such as 1536x1024", sends="image", env=("OPENAI_IMAGE_SIZE",)),
         Option("quality", choice("auto", "low", "medium", "high", "xhigh", "max"), "rendering quality", sends="image",
                env=("OPENAI_IMAGE_QUALITY",)),
@@ -740,8 +757,8 @@ OPTIONS = (
         Option("frame-count", number(2, 16), "frames of a gif", sends="image"),
         Option("frame-duration-ms", number(1, 655_350), "milliseconds each frame of a gif is shown", sends="image"),
         Option("svg-model", NAME, "text model that writes an svg", sends="image", field="svg.model"),
-        Option("svg-effort", choice("none", "minimal", "low", "medium", "high", "xhigh", "max"),
-               "reasoning effort of the svg's author", sends="image", field="svg.reasoning.effort"),
+        Option("svg-effort", EFFORT, "reasoning effort of the svg's author", sends="image",
+               field="svg.reasoning.effort"),
         Option("response-format", choice("b64_json", "url"), "how retired models and some gateways return pictures",
                IMAGES, sends="image", env=("OPENAI_IMAGE_RESPONSE_FORMAT",)),
         Option("style", choice("vivid", "natural"), "style, for retired models on gateways", IMAGES, sends="image",
@@ -749,17 +766,18 @@ OPTIONS = (
     ),
     *grouped(
         "Input pictures",
-        Option("image", SOURCES, "picture to edit (repeatable, up to 16)", ("edits",), also=("input",), input="image"),
-        Option("input-image", SOURCES, "picture for the model to see (repeatable)", RESPONSES, input="image"),
+        Option("image", PICTURES, "picture to edit (repeatable, up to 16)", ("edits",), also=("input",), input="image",
+               chat=True),
+        Option("input-image", PICTURES, "picture for the model to see (repeatable)", RESPONSES, input="image"),
         Option("input-image-url", URL._replace(repeat=True), "the same, surely a URL", RESPONSES, input="image url"),
         Option("input-image-file-id", NAME._replace(repeat=True), "the same, surely the id of an uploaded file",
                RESPONSES, input="image file_id"),
         Option("input-image-data-url", Kind(str, "DATA-URL", repeat=True), "the same, as a data: URL", RESPONSES,
                input="image data"),
-        Option("mask", SOURCE._replace(metavar="PATH|URL|file_id:ID|auto"),
+        Option("mask", PICTURE._replace(metavar="PATH|URL|file_id:ID|auto"),
                "PNG whose transparent parts say where to edit; auto lets a gateway make one", ("edits",),
-               input="mask"),
-        Option("mask", SOURCE, "PNG whose transparent parts say where to edit", RESPONSES, input="mask"),
+               input="mask auto"),
+        Option("mask", PICTURE, "PNG whose transparent parts say where to edit", RESPONSES, input="mask"),
         Option("mask-url", URL, "the same, surely a URL", RESPONSES, input="mask url"),
         Option("mask-file-id", NAME, "the same, surely the id of an uploaded file", RESPONSES, input="mask file_id"),
         Option("mask-box", BOXES, "make the mask: where to edit, in pixels or per cent (repeatable)",
@@ -784,14 +802,15 @@ OPTIONS = (
                negative="no-store"),
         Option("metadata-json", OBJECT, "up to 16 names with values to keep with the response", RESPONSES,
                sends="top", field="metadata"),
-        Option("reasoning-effort", choice("none", "minimal", "low", "medium", "high", "xhigh", "max"),
-               "reasoning effort of the text model", RESPONSES, sends="top", field="reasoning.effort"),
+        Option("reasoning-effort", EFFORT, "reasoning effort of the text model", RESPONSES, sends="top",
+               field="reasoning.effort"),
         Option("stream", FLAG, "receive events as they happen, and previews", sends="top",
-               env=("OPENAI_IMAGE_STREAM",), negative="no-stream"),
+               env=("OPENAI_IMAGE_STREAM",), negative="no-stream", chat=True),
         Option("partial-images", number(0, 3), "previews to ask for; needs --stream", sends="image",
                env=("OPENAI_IMAGE_PARTIAL_IMAGES",)),
-        Option("safety-identifier", NAME, "a stable, hashed id of your end user", sends="top"),
-        Option("user", NAME, "older name of --safety-identifier", sends="top", env=("OPENAI_IMAGE_USER",)),
+        Option("safety-identifier", NAME, "a stable, hashed id of your end user", sends="top", chat=True),
+        Option("user", NAME, "older name of --safety-identifier", sends="top", env=("OPENAI_IMAGE_USER",),
+               chat=True),
         Option("extra-json", OBJECT, "fields to add to the body or put in place of ours, unchecked",
                env=("OPENAI_IMAGE_EXTRA_JSON",)),
         Option("cancel", FLAG, "cancel the background response", ("resume",)),
@@ -847,6 +866,7 @@ OPTIONS = (
                ("config",)),
     ),
 )  # fmt: skip
+KEY_NAMES = [name for row in OPTIONS if row.secret for name in row.env]
 
 
 def options_of(command: str) -> dict[str, Option]:
@@ -939,6 +959,7 @@ class Format(NamedTuple):
     transparent: bool = False
     compresses: bool = False
     one: bool = False  # takes n=1 only
+    counted: bool = True  # the formula of output tokens holds
     refuses: tuple[str, ...] = ()
     owns: tuple[str, ...] = ()  # options that go with this format only
 
@@ -947,9 +968,11 @@ FORMATS = (
     Format("png", (".png",), transparent=True),
     Format("jpeg", (".jpg", ".jpeg"), compresses=True),
     Format("webp", (".webp",), transparent=True, compresses=True),
-    Format("gif", (".gif",), refuses=("stream", "partial-images", "mask"), owns=("frame-count", "frame-duration-ms")),
-    Format("svg", (".svg",), one=True, refuses=("stream", "partial-images"), owns=("svg-model", "svg-effort")),
-)
+    Format("gif", (".gif",), counted=False, owns=("frame-count", "frame-duration-ms"),
+           refuses=("stream", "partial-images", "mask", "mask-url", "mask-file-id", "mask-box")),
+    Format("svg", (".svg",), counted=False, one=True, refuses=("stream", "partial-images"),
+           owns=("svg-model", "svg-effort")),
+)  # fmt: skip
 FORMAT = {row.name: row for row in FORMATS}
 FORMAT_OF_SUFFIX = {suffix: row.name for row in FORMATS for suffix in row.suffixes}
 DEFAULT_FORMAT = "png"
@@ -961,94 +984,6 @@ MAX_INPUT = 50 * MIB
 MASK_WARNING = 4 * MIB
 MAX_IMAGE_URL = 20_971_520  # characters, in the JSON form of edits
 MAX_PROMPT = 32_000  # characters
-CHAT_CARRIES = ("model", "image", "stream", "n", "user", "safety-identifier")  # of what reaches the API
-
-
-class Rule(NamedTuple):
-    """A row of RULES: a stable name, what is wrong in words with {places}, and what to do."""
-
-    name: str
-    text: str
-    hint: str = ""
-    warning: bool = False  # said, but not refused
-    fatal: bool = False  # the request could not be built: --no-validate does not help
-
-
-RULES = (
-    Rule("value", "{text}: {why}", "{hint}"),
-    Rule("unreadable-value", "{text}: {why}", fatal=True),
-    Rule("prompt-missing", "there is no prompt", "give it as an argument, with --prompt or with --prompt-file",
-         fatal=True),
-    Rule("prompt-blank", "the prompt is blank", "say what to make"),
-    Rule("prompt-length", "the prompt has {length} characters", f"at most {MAX_PROMPT} are allowed"),
-    Rule("prompt-twice", "the prompt is given more than once: {given_by}", "keep one of them", fatal=True),
-    Rule("prompt-encoding", "{text}: not valid Unicode text", "save it as UTF-8", fatal=True),
-    Rule("size-form", "{text}: expected WIDTHxHEIGHT or auto", "such as 1536x1024"),
-    Rule("size-multiple", "{text}: both edges must be multiples of {multiple}", "{nearest} is the nearest"),
-    Rule("size-edge", "{text}: the longest edge is {edge} pixels at most", "{nearest} is the nearest"),
-    Rule("size-ratio", "{text}: the long edge is at most {ratio} times the short one", "{nearest} is the nearest"),
-    Rule("size-pixels", "{text}: {pixels} pixels; from {least} to {most} are allowed", "{nearest} is the nearest"),
-    Rule("size-fixed", "{text}: {model} makes {sizes} or auto only", "{nearest} is the nearest"),
-    Rule("size-experimental", "{text}: above 2560x1440 pixels is experimental", warning=True),
-    Rule("model-retired", "{model} was shut down on {gone}", "use {instead}"),
-    Rule("model-retired-elsewhere", "OpenAI shut {model} down on {gone}; this gateway may still serve it",
-         warning=True),
-    Rule("model-leaving", "{model} will be shut down on {gone}", "move to {instead}", warning=True),
-    Rule("model-bare", "there is no model named {model}", "did you mean {instead}?"),
-    Rule("model-unlike", "{model} is not known here, so nothing of it is checked", "did you mean {instead}?",
-         warning=True),
-    Rule("model-missing", "{text}: the model's name is blank", "name one, such as gpt-image-2"),
-    Rule("responses-model", "{text}: an image model cannot host the tool", "name it with --tool-model instead"),
-    Rule("by-model", "{text}: {model} {takes}", "{others}--no-validate sends it all the same"),
-    Rule("transparent-format", "{text}: {format} has no transparency", "use png or webp"),
-    Rule("compression-format", "{text}: {format} is not compressed this way", "use jpeg or webp"),
-    Rule("format-suffix", "{text}: the suffix of {output} says {suffix}", "make them agree, or leave --format out"),
-    Rule("format-refuses", "{text}: not possible with {format}", "leave it out or choose another format"),
-    Rule("format-one", "{text}: {format} comes one at a time", "leave --n out"),
-    Rule("format-owns", "{text}: goes with {format} only", "add --format {format}"),
-    Rule("output-suffix", "{text}: {suffix} is no format of this API", "use .png, .jpg, .webp, .gif or .svg"),
-    Rule("output-place", "{text}: {places} is not a place holder and stays as it is", "there are {index} and {partial}",
-         warning=True),
-    Rule("svg-model-missing", "{text}: needs --svg-model", "name the text model that writes the svg"),
-    Rule("partial-images-stream", "{text}: previews need --stream", "add --stream"),
-    Rule("stream-n", "{text}: a stream carries one picture (n=1)", "leave out --stream or --n"),
-    Rule("fidelity-input", "{text}: there is no input picture", "add --input-image"),
-    Rule("image-missing", "there is no picture to edit", "add --image PATH", fatal=True),
-    Rule("image-unreadable", "{text}: {why}", "check the path", fatal=True),
-    Rule("image-empty", "{text}: the file is empty", fatal=True),
-    Rule("image-unknown", "{text}: not a picture this program knows ({why})", "use png, jpeg or webp"),
-    Rule("image-type", "{text}: {format} is not taken here", "{hint}"),
-    Rule("image-truncated", "{text}: the {format} is cut short", "export or download it again"),
-    Rule("image-mislabelled", "{text}: the file is a {format}, whatever its name says", warning=True),
-    Rule("image-size", "{text}: {size}; less than 50 MB is allowed", "make it smaller"),
-    Rule("image-count", "{count} pictures are given", f"at most {MAX_IMAGES} are allowed"),
-    Rule("image-url", "{text}: {why}", "use an http or https URL, a path, or file_id:ID", fatal=True),
-    Rule("image-url-length", "{text}: {length} characters as a data URL",
-         f"at most {MAX_IMAGE_URL} are allowed in JSON"),
-    Rule("mask-without-image", "{text}: there is no picture to mask", "add the picture first"),
-    Rule("mask-twice", "the mask is given more than once: {given_by}", "keep one of them", fatal=True),
-    Rule("mask-png", "{text}: a mask must be a PNG, this is {format}", "save it as PNG with an alpha channel"),
-    Rule("mask-alpha", "{text}: the mask has no alpha channel", "{hint}"),
-    Rule("mask-opaque", "{text}: the mask is opaque everywhere", "make transparent what is to be edited"),
-    Rule("mask-dimensions", "{text}: {size}, but the first picture is {first}", "make the mask {first}"),
-    Rule("mask-large", "{text}: {size}; the reference says less than 4 MB", "make it smaller if it is refused",
-         warning=True),
-    Rule("mask-auto", "{text}: a mask made by the gateway needs the form", "leave out {others}", fatal=True),
-    Rule("mask-box", "{text}: {why}", "X,Y,WIDTH,HEIGHT within the first picture", fatal=True),
-    Rule("markup-mask", "{text}: not together with a mask", "keep one of them"),
-    Rule("markup-form", "{text}: markup needs the form", "leave out {others}", fatal=True),
-    Rule("action-edit", "{text}: there is nothing to edit", "add --input-image, or --previous-response-id"),
-    Rule("identifier", "{text}: control characters are not allowed in a header or an id", "type it again", fatal=True),
-    Rule("metadata", "{text}: {why}", "up to 16 names of 64 characters with texts of 512"),
-    Rule("store-background", "{text}: a background response must be stored", "leave out --no-store"),
-    Rule("store-previous", "{text}: the next turn cannot go on from a response that is not stored", warning=True),
-    Rule("base-url", "{text}: {why}", "such as " + OPENAI_URL, fatal=True),
-    Rule("base-url-http", "{text}: plain http would show the key to everyone on the way", "use https, or --allow-http",
-         fatal=True),
-    Rule("chat-carries", "{text}: cannot be carried by chat", "leave it out, or use --protocol openai_images"),
-    Rule("chat-one", "{text}: chat makes one picture a call", "leave --n out"),
-)  # fmt: skip
-RULE = {row.name: row for row in RULES}
 
 
 class Dialect(NamedTuple):
@@ -1129,8 +1064,38 @@ PRICES = {"text": 5.0, "cached_text": 1.25, "image": 8.0, "cached_image": 2.0, "
 PARTIAL_TOKENS = 100  # output tokens of each preview
 
 
+def tokens_of(model: Model, size: str, quality: str) -> int:
+    """Returns the output tokens of one picture by the published formula, or 0 where none is known."""
+    factor, sides = model.tokens.get(quality, 0), re.fullmatch(r"([0-9]+)x([0-9]+)", size)
+    if not factor or not sides:
+        return 0
+    short, long = sorted(map(int, sides.groups()))
+    # round() rounds halves to even; the published figures round them up
+    return math.ceil(factor * int(factor * short / long + 0.5) * (2_000_000 + long * short) / 4_000_000)
+
+
+def cost_of(usage: Any, route: str, model: str | None) -> Json | None:
+    """Returns the dollars of a call by its usage, or None where the prices or the usage are not known."""
+
+    def count(*keys: str) -> int:
+        value = usage
+        for key in keys:
+            value = value.get(key) if isinstance(value, dict) else None
+        return value if isinstance(value, int) and 0 <= value < 10**9 else 0
+
+    counts = {"output": count("output_tokens")}
+    for kind in ("text", "image"):
+        counts[f"cached_{kind}"] = count("input_tokens_details", "cached_tokens_details", f"{kind}_tokens")
+        counts[kind] = count("input_tokens_details", f"{kind}_tokens") - counts[f"cached_{kind}"]
+    understood = isinstance(usage, dict) and isinstance(usage.get("output_tokens"), int)
+    whole = sum(counts.values()) == count("input_tokens") + counts["output"]
+    if not understood or not whole or route not in IMAGES or not model_row(model or "").tokens:
+        return None
+    return {"usd": round(sum(counts[name] * PRICES[name] for name in counts) / 1e6, 6), "prices_of": FACTS_OF}
+
+
 # ---------------------------------------------------------------------------------------------------------------------
-# 5 Pictures: what a file's bytes say of it
+# 4 Pictures: what a file's bytes say of it
 # ---------------------------------------------------------------------------------------------------------------------
 
 
@@ -1143,10 +1108,10 @@ class Picture(NamedTuple):
     format: str
     width: int = 0
     height: int = 0
-    alpha: bool = False
-    animated: bool = False
+    alpha: bool = False  # of a PNG
+    animated: bool = False  # of a GIF
     whole: bool = True
-    turned: bool = False  # EXIF says to show it with width and height exchanged
+    turned: bool = False  # of a JPEG: EXIF says to show it with width and height exchanged
 
     @property
     def shown(self) -> tuple[int, int]:
@@ -1154,167 +1119,205 @@ class Picture(NamedTuple):
         return (self.height, self.width) if self.turned else (self.width, self.height)
 
 
+def little(data: bytes) -> int:
+    """Returns the number of bytes that begin with the least."""
+    return int.from_bytes(data, "little")
+
+
+def length_of(file: IO[bytes]) -> int:
+    """Returns the length of a file, which then stands at its end."""
+    return file.seek(0, os.SEEK_END)
+
+
 # https://www.w3.org/TR/png-3/
-PICTURE_HEADS = rb"iVBORw0KGgo|(?:\\?/|\\u002[fF])9j(?:\\?/|\\u002[fF])|R0lGOD[dl]|UklGR(?:\\?.){6}XRUJQ|(?:77u/)?(?:PHN2Z|PD94bWwg|PCEtL|PCFET0NUWVBFIHN2Z)"
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # samples a pixel, by colour type
 
 
 def png_chunks(file: IO[bytes]) -> Iterator[tuple[bytes, int]]:
     """Yields type and length of each chunk of a PNG, the file standing at its data; ends early on a file cut short."""
-    at, end = 8, file.seek(0, os.SEEK_END)
-    while at + 12 <= end:
+    at, end, kind = 8, length_of(file), b""
+    while at + 12 <= end and kind != b"IEND":
         file.seek(at)
-        header = file.read(8)
-        length = int.from_bytes(header[:4], "big")
-        if at + 12 + length > end:
-            return
-        yield header[4:], length
-        at = at + 12 + length if header[4:] != b"IEND" else end
+        length, kind = struct.unpack(">I4s", file.read(8))
+        at += 12 + length
+        if at <= end:
+            yield kind, length
 
 
 def identify_png(file: IO[bytes], head: bytes) -> Picture:
-    """Reads size, alpha (an alpha channel or tRNS), animation and completeness of a PNG."""
+    """Reads size, alpha (an alpha channel or tRNS) and completeness of a PNG."""
     kinds = {kind for kind, _ in png_chunks(file)}
-    alpha = len(head) > 25 and head[25] in (4, 6) or b"tRNS" in kinds
-    width, height = int.from_bytes(head[16:20], "big"), int.from_bytes(head[20:24], "big")
-    return Picture("png", width, height, alpha, b"acTL" in kinds, b"IEND" in kinds)
+    width, height, colour = struct.unpack(">IIxB", head[16:26])
+    return Picture("png", width, height, colour in (4, 6) or b"tRNS" in kinds, whole=b"IEND" in kinds)
 
 
-# https://www.w3.org/Graphics/JPEG/itu-t81.pdf, annex B
-SOF = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})
+def jpeg_segments(file: IO[bytes]) -> Iterator[tuple[int, int]]:
+    """Yields marker and length of each segment of a JPEG, the file standing at its data; ends where the scan begins."""
+    # https://www.w3.org/Graphics/JPEG/itu-t81.pdf, annex B
+    at = 2
+    while True:
+        file.seek(at)
+        start, marker, length = struct.unpack(">BBH", file.read(4).ljust(4, b"\0"))
+        if start != 0xFF or marker == 0xDA:
+            return
+        if marker == 0xFF:  # a fill byte
+            at += 1
+            continue
+        yield marker, length - 2
+        at += 2 + length
+
+
+JPEG_FRAMES = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})
 
 
 def jpeg_turned(segment: bytes) -> bool:
     """Tells whether an APP1 segment's EXIF orientation (tag 0x0112) exchanges width and height."""
-    if segment[:6] != b"Exif\0\0":
-        return False
-    tiff = segment[6:]
-    order: Any = "little" if tiff[:2] == b"II" else "big"
-    start = int.from_bytes(tiff[4:8], order)
-    for at in range(start + 2, start + 2 + 12 * int.from_bytes(tiff[start : start + 2], order), 12):
-        if tiff[at : at + 2] in (b"\x12\x01", b"\x01\x12") and int.from_bytes(tiff[at : at + 2], order) == 0x0112:
-            return int.from_bytes(tiff[at + 8 : at + 10], order) in (5, 6, 7, 8)
+    exif, tiff = segment[:6], segment[6:]
+    order = "<" if tiff[:2] == b"II" else ">"
+    try:
+        (start,) = struct.unpack_from(order + "I", tiff, 4)
+        (count,) = struct.unpack_from(order + "H", tiff, start)
+        for at in range(start + 2, start + 2 + 12 * count, 12):
+            tag, value = struct.unpack_from(order + "H6xH", tiff, at)
+            if tag == 0x0112:
+                return exif == b"Exif\0\0" and value in (5, 6, 7, 8)
+    except struct.error:
+        pass  # cut short, or no EXIF at all
     return False
 
 
 def identify_jpeg(file: IO[bytes], head: bytes) -> Picture:
-    """Walks the segments of a JPEG up to its scan; whole if an end marker stands in the last kilobytes behind it."""
-    size, turned, at = (0, 0), False, 2
-    while True:
-        file.seek(at)
-        marker = file.read(4)
-        if len(marker) < 4 or marker[0] != 0xFF or marker[1] == 0xDA:
-            break
-        length = int.from_bytes(marker[2:], "big")
-        if marker[1] in SOF:
-            frame = file.read(5)
-            size = int.from_bytes(frame[3:5], "big"), int.from_bytes(frame[1:3], "big")
-        if marker[1] == 0xE1:
-            turned = turned or jpeg_turned(file.read(max(length - 2, 0)))
-        at += 2 + length if marker[1] != 0xFF else 1
-    file.seek(max(file.seek(0, os.SEEK_END) - 4096, at))
-    return Picture("jpeg", *size, whole=size != (0, 0) and b"\xff\xd9" in file.read(), turned=turned)
+    """Reads frame and orientation of a JPEG; whole if an end marker stands in the last kilobytes of its scan."""
+    width, height, turned = 0, 0, False
+    for marker, length in jpeg_segments(file):
+        if marker in JPEG_FRAMES:
+            height, width = struct.unpack(">xHH", file.read(5))
+        elif marker == 0xE1:
+            turned = turned or jpeg_turned(file.read(max(length, 0)))
+    scan = file.tell()
+    file.seek(max(length_of(file) - 4096, scan))
+    return Picture("jpeg", width, height, whole=width > 0 and b"\xff\xd9" in file.read(), turned=turned)
 
 
 def identify_webp(file: IO[bytes], head: bytes) -> Picture:
     """Reads the first chunk of a WebP: lossy (VP8), lossless (VP8L) or extended (VP8X)."""
     # https://developers.google.com/speed/webp/docs/riff_container
-    whole = file.seek(0, os.SEEK_END) >= 8 + int.from_bytes(head[4:8], "little")
-    kind, body = head[12:16], head[20:]
-    if kind == b"VP8X":
-        width, height = 1 + int.from_bytes(body[4:7], "little"), 1 + int.from_bytes(body[7:10], "little")
-        return Picture("webp", width, height, bool(body[0] & 0x10), bool(body[0] & 0x02), whole)
-    if kind == b"VP8L":
-        bits = int.from_bytes(body[1:5], "little")
-        return Picture("webp", 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF), bool(bits >> 28 & 1), whole=whole)
-    width, height = int.from_bytes(body[6:8], "little") & 0x3FFF, int.from_bytes(body[8:10], "little") & 0x3FFF
-    return Picture("webp", width, height, whole=whole)
+    # where the two sides stand, the bits from one to the other, the largest, and what is to be added
+    layouts = {b"VP8X": (24, 24, 0xFFFFFF, 1), b"VP8L": (21, 14, 0x3FFF, 1)}
+    start, bits, most, more = layouts.get(head[12:16], (26, 16, 0x3FFF, 0))
+    sides = little(head[start : start + 6])
+    whole = length_of(file) >= 8 + little(head[4:8])
+    return Picture("webp", more + (sides & most), more + (sides >> bits & most), whole=whole)
 
 
-def skip_blocks(file: IO[bytes]) -> bool:
-    """Skips the data sub-blocks of a GIF; False if the file ends within them."""
-    while True:
-        size = file.read(1)
-        if not size or size == b"\0":
-            return bool(size)
-        file.seek(size[0], os.SEEK_CUR)
+def colour_table(flags: int) -> int:
+    """Returns the bytes of a GIF's colour table, by the flags that announce it."""
+    return 3 << (flags & 7) + 1 if flags & 0x80 else 0
 
 
 def identify_gif(file: IO[bytes], head: bytes) -> Picture:
     """Walks the blocks of a GIF: more than one image descriptor is an animation, and a trailer ends a whole file."""
     # https://www.w3.org/Graphics/GIF/spec-gif89a.txt
-    frames, whole = 0, False
-    file.seek(13 + (3 << (head[10] & 7) + 1 if len(head) > 10 and head[10] & 0x80 else 0))
-    while True:
-        kind = file.read(1)
-        if kind == b"!":
-            file.read(1)
-        elif kind == b",":
+    width, height, flags = struct.unpack("<HHB", head[6:11])
+    frames = 0
+    file.seek(13 + colour_table(flags))
+    while (kind := file.read(1)) in (b"!", b","):
+        if kind == b",":
             frames += 1
-            flags = file.read(9)[8:]
-            file.seek((3 << (flags[0] & 7) + 1 if flags and flags[0] & 0x80 else 0) + 1, os.SEEK_CUR)
-        else:
-            whole = kind == b";"
-            break
-        if not skip_blocks(file):
-            break
-    width, height = int.from_bytes(head[6:8], "little"), int.from_bytes(head[8:10], "little")
-    return Picture("gif", width, height, animated=frames > 1, whole=whole)
+            file.seek(colour_table(file.read(9)[8]), os.SEEK_CUR)
+        file.seek(1, os.SEEK_CUR)  # the label of an extension, or the code size of an image
+        while (size := file.read(1)) not in (b"", b"\0"):
+            file.seek(size[0], os.SEEK_CUR)
+    return Picture("gif", width, height, animated=frames > 1, whole=kind == b";")
+
+
+SVG_NUMBER = rb"([0-9]{1,9}(?:\.[0-9]+)?)"
+SVG_SIDE = re.compile(rb'\s(width|height)\s*=\s*["\']%s(?:px)?["\']' % SVG_NUMBER)
+SVG_BOX = re.compile(rb'viewBox\s*=\s*["\'][-0-9.]+[\s,]+[-0-9.]+[\s,]+%s[\s,]+%s' % (SVG_NUMBER, SVG_NUMBER))
 
 
 def identify_svg(file: IO[bytes], head: bytes) -> Picture | None:
     """Reads width and height, or the view box, of an SVG's root element; other XML is no picture."""
     file.seek(0)
-    tag = re.search(rb"<svg\b[^>]{0,9999}>?", file.read(65536))
-    if not tag:
+    root = re.search(rb"<svg\b[^>]{0,9999}>?", file.read(65536))
+    if not root:
         return None
-    end = file.seek(0, os.SEEK_END)
-    file.seek(max(end - 64, 0))
+    file.seek(max(length_of(file) - 64, 0))
     whole = b"</svg>" in file.read()
-    root = tag.group()
-    number = rb"([0-9]{1,9}(?:\.[0-9]+)?)"
-    sides = [re.search(rb'\s%s\s*=\s*["\']%s(px)?["\']' % (side, number), root) for side in (b"width", b"height")]
-    box = re.search(rb'viewBox\s*=\s*["\'][-0-9.]+[\s,]+[-0-9.]+[\s,]+%s[\s,]+%s' % (number, number), root)
-    found = [side.group(1) for side in sides if side]
-    if len(found) < 2 and box:
-        found = list(box.groups())
-    width, height = (round(float(side)) for side in found) if len(found) == 2 else (0, 0)
-    return Picture("svg", width, height, alpha=True, whole=whole)
+    sides, box = dict(SVG_SIDE.findall(root.group())), SVG_BOX.search(root.group())
+    found = (sides[b"width"], sides[b"height"]) if len(sides) == 2 else box.groups() if box else (0, 0)
+    width, height = (round(float(side)) for side in found)
+    return Picture("svg", width, height, whole=whole)
 
 
-Identify = Callable[[IO[bytes], bytes], "Picture | None"]
+def identify_iso(file: IO[bytes], head: bytes) -> Picture:
+    """Walks the boxes of an AVIF or a HEIC, the last of which ends where the file does."""
+    at, end = 0, length_of(file)
+    while at < end:
+        file.seek(at)
+        size = int.from_bytes(file.read(4), "big")
+        at += size if size >= 8 else end - at  # 0 is a box up to the end, 1 one of more than 4 GB
+    return Picture("avif" if head[8:11] == b"avi" else "heic", whole=at == end)
 
 
-def named_only(name: str) -> Identify:
-    """Returns a look at a format of which only the name matters here."""
-    return lambda file, head: Picture(name)
+def identify_bmp(file: IO[bytes], head: bytes) -> Picture:
+    """Reads how long a BMP says that it is."""
+    return Picture("bmp", whole=length_of(file) >= little(head[2:6]))
 
 
-SIGNATURES: tuple[tuple[bytes, Identify], ...] = (
-    (rb"\x89PNG\r\n\x1a\n", identify_png),
-    (rb"\xff\xd8\xff", identify_jpeg),
-    (rb"RIFF....WEBP", identify_webp),
-    (rb"GIF8[79]a", identify_gif),
-    (rb"(\xef\xbb\xbf)?\s{0,99}<(svg|\?xml|!--|!DOCTYPE svg)", identify_svg),
-    (rb"....ftyp(avif|avis)", named_only("avif")),
-    (rb"....ftyp(hei[cfmsx]|hev[cx]|mif1|msf1)", named_only("heic")),
-    (rb"BM....\0\0\0\0", named_only("bmp")),
-    (rb"II\*\0|MM\0\*", named_only("tiff")),
-    (rb"\x00\x00\x01\x00", named_only("ico")),
-    (rb"\xff\x0a|\0\0\0\x0cJXL \r\n\x87\n", named_only("jxl")),
-)
+class Signature(NamedTuple):
+    """A row of SIGNATURES: how files of a format begin, how the base64 of such a file does, and what reads the rest."""
+
+    format: str
+    pattern: bytes
+    base64: bytes  # `/`, `+` and `.` stand for themselves, and for any character of base64
+    identify: Callable[[IO[bytes], bytes], Picture | None] | None = None  # None: only the name matters here
+
+
+JSON_FORMS = {b"/": rb"(?:\\?/|\\u002[fF])", b"+": rb"(?:\+|\\u002[bB])"}  # PHP escapes the first, some the second
+
+
+def in_json(pattern: bytes) -> bytes:
+    """Returns a pattern of base64 for JSON text, where a slash or a plus may be escaped."""
+    forms = {**JSON_FORMS, b".": rb"(?:[A-Za-z0-9]|%s)" % b"|".join(JSON_FORMS.values())}
+    return re.sub(rb"[/+.]", lambda match: forms[match.group()], pattern)
+
+
+SIGNATURES = (
+    Signature("png", rb"\x89PNG\r\n\x1a\n", rb"iVBORw0KGg[o-r]", identify_png),
+    Signature("jpeg", rb"\xff\xd8\xff", rb"/9j/", identify_jpeg),
+    Signature("webp", rb"RIFF....WEBP", rb"UklGR[g-v].{4}[BFJNRVZdhlptx159]XRUJQ", identify_webp),
+    Signature("gif", rb"GIF8[79]a", rb"R0lGOD[dl]h", identify_gif),
+    Signature("svg", rb"(\xef\xbb\xbf)?\s{0,99}<(svg|\?xml|!--|!DOCTYPE svg)",
+              # a byte order mark, white space by threes, and what follows at each of the three places in a group
+              rb"(77u/)?([CDI][ACQSgiwy][kosw0A][JKLMNg]){0,33}"
+              rb"(PHN2Z|PD94bW[w-z]|PCEtL[Q-Za-f]|PCFET0NUWVBFIHN2Z"
+              rb"|[CDI][DTjz](xzdm[c-f]|w/eG1s|whLS[0-3]|whRE9DVFlQRSBzdm[c-f])"
+              rb"|[CDI][ACQSgiwy][kosw0A]8(c3Zn|P3htb[A-P]|IS0t|IURPQ1RZUEUgc3Zn))", identify_svg),
+    Signature("avif", rb"....ftyp(avif|avis)", rb".{5}[GWm2]Z0eXBhdml[mz]", identify_iso),
+    Signature("heic", rb"....ftyp(hei[cfmsx]|hev[cx]|mif1|msf1)",
+              rb".{5}[GWm2]Z0eXB(oZWl[jmtz4]|oZXZ[j4]|taWYx|tc2Yx)", identify_iso),
+    Signature("bmp", rb"BM....\0\0\0\0", rb"Qk[0-3].{5}AAAAA[A-P]", identify_bmp),
+    Signature("tiff", rb"II\*\0|MM\0\*", rb"SUkqA[A-P]|TU0AK[g-v]"),
+    Signature("ico", rb"\x00\x00\x01\x00", b""),  # too short: base64 of much else begins so
+    Signature("jxl", rb"\xff\x0a|\0\0\0\x0cJXL \r\n\x87\n", rb"AAAADEpYTCANCocK"),
+)  # fmt: skip
+
+
+def base64_pattern() -> bytes:
+    """Returns a pattern of how the base64 of any picture begins in JSON text."""
+    return b"|".join(in_json(row.base64) for row in SIGNATURES if row.base64)
 
 
 def identify_file(file: IO[bytes]) -> Picture | None:
     """Returns what the bytes of an open file say, or None if it is no picture."""
     head = file.read(4096)
-    for signature, reader in SIGNATURES:
-        if re.match(signature, head, re.DOTALL):
+    for row in SIGNATURES:
+        if re.match(row.pattern, head, re.DOTALL):
             try:
-                return reader(file, head)
-            except (IndexError, ValueError, OverflowError):
-                return Picture(reader.__name__.replace("identify_", ""), whole=False)
+                return row.identify(file, head) if row.identify else Picture(row.format)
+            except (IndexError, ValueError, OverflowError, struct.error):
+                return Picture(row.format, whole=False)
     return None
 
 
@@ -1324,6 +1327,18 @@ def identify(path: str) -> Picture | None:
         return identify_file(file)
 
 
+def png_data(file: IO[bytes]) -> Iterator[bytes]:
+    """Yields the inflated data of a PNG, at most a megabyte at a time; zlib.error if it is damaged."""
+    inflate = zlib.decompressobj()
+    for kind, length in png_chunks(file):
+        for at in range(0, length if kind == b"IDAT" else 0, BLOCK):
+            data = file.read(min(BLOCK, length - at))
+            while data:
+                yield inflate.decompress(data, MIB)
+                data = inflate.unconsumed_tail
+    yield inflate.flush()
+
+
 # Whether a PNG is opaque can be told without undoing its filters. They work on each channel by itself, so as long as
 # every row so far was opaque, the alpha bytes of an opaque row are one known pattern for each filter type, at any
 # depth: the first byte, then the same byte over and over. The first row that deviates proves a pixel not opaque.
@@ -1331,122 +1346,156 @@ OPAQUE_FIRST_ROW = ((255, 255), (255, 0), (255, 255), (255, 128), (255, 0))
 OPAQUE_NEXT_ROWS = ((255, 255), (255, 0), (0, 0), (128, 0), (0, 0))
 # https://www.w3.org/TR/png-3/#8InterlaceMethods: x and y of the first pixel, and the steps, of each Adam7 pass
 ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+MASK_SIDE = 16_384  # pixels; what claims to be larger is not looked into
 
 
-def png_rows(file: IO[bytes], head: bytes) -> Iterator[tuple[bool, int, bytes]]:
-    """Yields (first of its pass, pixels, filter byte and data) of each row of a PNG; ends early if its data does."""
-    width, height, depth = int.from_bytes(head[16:20], "big"), int.from_bytes(head[20:24], "big"), head[24]
-    bits = depth * PNG_CHANNELS[head[25]]
-    inflate, left, data = zlib.decompressobj(), b"", bytearray()
-    chunks = (
-        file.read(min(BLOCK, length - at))
-        for kind, length in png_chunks(file) if kind == b"IDAT" for at in range(0, length, BLOCK)
-    )  # fmt: skip
-    for x, y, step_x, step_y in ADAM7 if head[28] else ((0, 0, 1, 1),):
-        pixels, rows = -(-(width - x) // step_x), -(-(height - y) // step_y)
-        size = 1 + (pixels * bits + 7) // 8
-        for row in range(rows if pixels > 0 else 0):
+def png_rows(file: IO[bytes], width: int, height: int, step: int, interlaced: bool) -> Iterator[tuple[bool, bytes]]:
+    """Yields, of each row of a PNG with `step` bytes a pixel: whether it is the first of its pass, and its bytes."""
+    blocks, data = png_data(file), bytearray()
+    for x, y, step_x, step_y in ADAM7 if interlaced else ((0, 0, 1, 1),):
+        pixels = -(-(width - x) // step_x)
+        size = 1 + pixels * step  # the filter type comes first
+        for line in range(y, height if pixels > 0 else 0, step_y):
             while len(data) < size:
-                left = left or next(chunks, b"")
-                data += inflate.decompress(left, MIB)
-                if not left and not inflate.unconsumed_tail:
-                    return
-                left = inflate.unconsumed_tail
-            yield row == 0, pixels, bytes(data[:size])
+                block = next(blocks, None)
+                if block is None:
+                    raise ValueError("the data end early")
+                data += block
+            yield line == y, bytes(data[:size])
             del data[:size]
 
 
-def unfilter(row: bytes, above: bytes, step: int = 1) -> bytes:
-    """Undoes the filter of a row of 8-bit samples, `step` bytes a pixel (the first byte is the filter type)."""
-    kind, out = row[0], bytearray()
-    for i, (value, up) in enumerate(zip(row[1:], above)):
-        left, corner = (out[i - step], above[i - step]) if i >= step else (0, 0)
-        if kind == 1:
-            value += left
-        elif kind == 2:
-            value += up
-        elif kind == 3:
-            value += (left + up) // 2
-        elif kind == 4:
-            guess = left + up - corner
-            value += min((left, up, corner), key=lambda near: abs(guess - near))
-        out.append(value & 255)
-    return bytes(out)
-
-
-def palette_opaque(file: IO[bytes], head: bytes, alphas: bytes) -> bool:
-    """Tells whether a palette PNG uses only colours that are opaque by its tRNS chunk."""
-    opaque, depth = frozenset(range(256)) - {i for i, alpha in enumerate(alphas) if alpha < 255}, head[24]
-    above = b""
-    for first, pixels, row in png_rows(file, head):
-        above = unfilter(row, bytes(len(row)) if first else above) if row[0] else row[1:]
-        indices = set(above)
-        if depth < 8:
-            mask = (1 << depth) - 1
-            packed = "".join(f"{byte:08b}" for byte in above)
-            indices = {int(packed[i : i + depth], 2) & mask for i in range(0, pixels * depth, depth)}
-        if not indices <= opaque:
-            return False
-    return True
-
-
-def alpha_opaque(file: IO[bytes], head: bytes) -> bool:
-    """Tells whether every pixel of a PNG with an alpha channel is opaque."""
-    deep = head[24] // 8  # bytes a sample
-    step = deep * PNG_CHANNELS[head[25]]
-    for first, pixels, row in png_rows(file, head):
-        start, rest = (OPAQUE_FIRST_ROW if first else OPAQUE_NEXT_ROWS)[row[0]]
-        expected = bytes([start]) + bytes([rest]) * (pixels - 1)
-        if any(row[1 + step - plane :: step] != expected for plane in range(1, deep + 1)):
-            return False
-    return True
-
-
 def png_opaque(path: str) -> bool:
-    """Tells whether every pixel of a PNG that has alpha is opaque, in constant memory; a damaged one is not."""
+    """Tells whether every pixel of a PNG with an alpha channel is opaque, in constant memory; a damaged one is not."""
     with open(path, "rb") as file:
-        head = file.read(33)
         try:
-            if head[25] in (4, 6):
-                return alpha_opaque(file, head)
-            alphas = next((file.read(length) for kind, length in png_chunks(file) if kind == b"tRNS"), b"")
-            return head[25] == 3 and palette_opaque(file, head, alphas)
-        except (zlib.error, IndexError, KeyError):
+            width, height, depth, colour, interlaced = struct.unpack(">16xIIBBxxB", file.read(29))
+            if colour not in (4, 6) or max(width, height) > MASK_SIDE:
+                return False
+            deep = depth // 8  # bytes a sample
+            step = deep * (colour - 2)  # bytes a pixel: grey and alpha, or three colours and alpha
+            for first, row in png_rows(file, width, height, step, interlaced):
+                start, rest = (OPAQUE_FIRST_ROW if first else OPAQUE_NEXT_ROWS)[row[0]]
+                alpha = bytes([start]) + bytes([rest]) * (len(row) // step - 1)
+                if any(row[1 + step - plane :: step] != alpha for plane in range(1, deep + 1)):
+                    return False
+        except (struct.error, ValueError, IndexError, zlib.error):
             return False
+    return True
 
 
 def png_chunk(kind: bytes, data: bytes) -> bytes:
     """Returns a PNG chunk with its length and checksum."""
-    return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def box_pixels(box: str, width: int, height: int) -> tuple[int, int, int, int]:
+    """Returns x, y, width and height of a box in pixels of a picture of the given size."""
+    parts = zip(box.split(","), (width, height, width, height))
+    x, y, w, h = (round(float(part[:-1]) * of / 100) if "%" in part else int(part) for part, of in parts)
+    return x, y, w, h
+
+
+def box_fits(box: str, width: int, height: int) -> bool:
+    """Tells whether a box lies within a picture and is not empty; rounding must not hide that per cents leave it."""
+    x, y, w, h = box_pixels(box, width, height)
+    percents = [float(part[:-1]) if "%" in part else 0 for part in box.split(",")]
+    leaves = any(start + side > 100 for start, side in zip(percents, percents[2:]))
+    return w > 0 and h > 0 and x + w <= width and y + h <= height and not leaves
 
 
 def mask_png(width: int, height: int, boxes: list[tuple[int, int, int, int]]) -> bytes:
     """Returns a grey PNG of the given size, opaque except within the boxes (x, y, width, height)."""
-    deflate, data = zlib.compressobj(6), bytearray()
-    edges = sorted({0, height, *(y for _, y, _, _ in boxes), *(y + h for _, y, _, h in boxes)})
-    for top, bottom in zip(edges, edges[1:]):
+    deflate, data = zlib.compressobj(), bytearray()
+    for line in range(height):
         row = bytearray(b"\xff\xff" * width)
         for x, y, w, h in boxes:
-            if y <= top < y + h:
+            if y <= line < y + h:
                 row[2 * x : 2 * (x + w)] = b"\xff\x00" * w
-        for _ in range(bottom - top):
-            data += deflate.compress(b"\0" + bytes(row))
-    header = width.to_bytes(4, "big") + height.to_bytes(4, "big") + bytes([8, 4, 0, 0, 0])
+        data += deflate.compress(b"\0" + row)
+    header = struct.pack(">IIBBBBB", width, height, 8, 4, 0, 0, 0)
     body = bytes(data) + deflate.flush()
     return PNG_SIGNATURE + png_chunk(b"IHDR", header) + png_chunk(b"IDAT", body) + png_chunk(b"IEND", b"")
 
 
+def is_taken(picture: Picture, route: str) -> bool:
+    """Tells whether a route takes a picture as it is: the Images routes take no gif, and none an animated one."""
+    if picture.format == "gif":
+        return route == "responses" and not picture.animated
+    return picture.format in INPUT_TYPES
+
+
+# Pillow is not taken from the current folder: a cloned one could hold a PIL of its own.
+PILLOW = (
+    "import sys; sys.path[:] = filter(None, sys.path); from PIL import Image; "
+    "Image.open(sys.argv[1]).save(sys.argv[2], 'PNG')"
+)
+# What turns other formats into PNG, best first: a name, the program, and its arguments.
+CONVERTERS = (
+    ("sips", "sips", "-s", "format", "png", "{source}", "--out", "{target}"),
+    ("magick", "magick", "{source}[0]", "{target}"),
+    ("convert", "convert", "{source}[0]", "{target}"),
+    ("ffmpeg", "ffmpeg", "-v", "error", "-y", "-i", "{source}", "-frames:v", "1", "{target}"),
+    ("Pillow", sys.executable, "-c", PILLOW, "{source}", "{target}"),
+)
+NO_CONVERTER = (
+    f"save it as png, jpeg or webp, or install one of {one_of(tuple(row[0] for row in CONVERTERS))}, "
+    "which this program then uses"
+)
+
+
+def convert_to_png(path: str, target: str, environ: Mapping[str, str]) -> str:
+    """Turns a picture into a PNG with the first program that can; returns its name, or nothing if none could."""
+    import shutil
+    import subprocess
+
+    safe = {name: value for name, value in environ.items() if name not in KEY_NAMES}
+    for name, program, *arguments in CONVERTERS:
+        found = shutil.which(program, path=environ.get("PATH"))
+        if not found or not os.path.isabs(found) or os.path.dirname(found) == os.getcwd():  # Windows looks here first
+            continue
+        command = [found, *(word.format(source=path, target=target) for word in arguments)]
+        try:
+            subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=120, check=True, env=safe)
+            if identify(target):
+                return name
+        except (OSError, subprocess.SubprocessError):
+            continue
+    return ""
+
+
 # ---------------------------------------------------------------------------------------------------------------------
-# 6 Settings: argv > environment > .env > default; each value knows its source
+# 5 Settings: argv > environment > .env > default; each value knows its source
 # ---------------------------------------------------------------------------------------------------------------------
+
+
+TYPED, VARIABLE, DOTENV, DEFAULT, SUFFIX = "command line", "environment", ".env", "default", "suffix of --output"
+
+
+class Source(NamedTuple):
+    """Where a value stood: the kind of place, and of a variable its name, of a .env its path and the line."""
+
+    kind: str  # one of the five above, or any other words for what set it
+    name: str = ""
+    path: str = ""
+    line: int = 0
+
+    @property
+    def place(self) -> str:
+        """Returns words for the place."""
+        return f"{self.path} line {self.line}" if self.kind == DOTENV else self.kind
+
+    @property
+    def label(self) -> str:
+        """Returns the source as the result shows it."""
+        return f"{self.place} {self.name}" if self.kind == VARIABLE else self.place
 
 
 class Setting(NamedTuple):
-    """A value with the text it was read from, where that stood, and the words an error begins with."""
+    """A value with where it stood, and the words an error about it begins with."""
 
     value: Any
-    text: str
-    source: str
+    source: Source
     label: str
 
 
@@ -1455,16 +1504,12 @@ class Problem(NamedTuple):
 
     rule: str
     message: str
-    hint: str
-    warning: bool
-    fatal: bool
+    hint: str = ""
+    warning: bool = False  # said, but not refused
+    fatal: bool = False  # the request could not be built: --no-validate does not help
 
 
-def problem(rule: str, name: str = "", **places: Any) -> Problem:
-    """Returns a problem worded by its row of RULES; `name` stands before the rule's name where one rule serves many."""
-    row = RULE[rule]
-    text, hint = (words.format_map({"hint": "", **places}) for words in (row.text, row.hint))
-    return Problem(f"{name}-{rule}" if name else rule, text, hint, row.warning, row.fatal)
+Problems = Iterator[Problem]
 
 
 class Settings:
@@ -1477,37 +1522,36 @@ class Settings:
         """Returns the value of a setting, or the default if it is not set."""
         return self.rows[name].value if name in self.rows else default
 
+    def comes_from(self, name: str, *kinds: str) -> bool:
+        """Tells whether a setting is set, and by a source of one of these kinds."""
+        return name in self.rows and self.rows[name].source.kind in kinds
+
     def label(self, name: str) -> str:
         """Returns the words with which an error about a setting begins: where it came from and what it says."""
         return self.rows[name].label if name in self.rows else f"--{name}"
 
-    def changed(self, name: str, value: Any, source: str) -> Settings:
-        """Returns the settings with one of them set."""
-        row = Setting(value, str(value), source, f"--{name} {value} ({source})")
+    def changed(self, name: str, value: Any, kind: str) -> Settings:
+        """Returns the settings with one of them set, and the kind of source that set it."""
+        row = Setting(value, Source(kind), f"--{name} {value} ({kind})")
         return Settings(self.command, {**self.rows, name: row})
 
 
 class Dotenv(NamedTuple):
-    """A .env file that was read: its values with their line numbers, and whether it lay in the current folder."""
+    """A .env file that was read: its values with where they stand, and whether it lay in the current folder."""
 
     path: str = ""
-    values: Mapping[str, tuple[str, int]] = {}
+    values: Mapping[str, tuple[str, Source]] = {}
     found_here: bool = False
 
 
 # https://www.dotenv.org/docs/security/env: names, an optional `export`, bare or quoted values, comments
 DOTENV_LINE = re.compile(
-    r"""\s*(?:export\s+)?(?P<name>[A-Za-z_][A-Za-z0-9_.]*)\s*=\s*
+    r"""\s*(?:\#.*)?|\s*(?:export\s+)?(?P<name>[A-Za-z_][A-Za-z0-9_.]*)\s*=\s*
         (?:'(?P<single>[^']*)' | "(?P<double>(?:\\.|[^"\\])*)" | (?P<bare>[^'"\#\s]\S*(?:[ \t]+[^\#\s]\S*)*))?
         \s*(?:(?<=\s)\#.*|(?<==)\#.*)?""",
     re.VERBOSE,
 )
 DOTENV_ESCAPES = {"n": "\n", "r": "\r", "t": "\t"}
-
-
-def env_names() -> list[str]:
-    """Returns every environment variable the options are read from."""
-    return [name for row in OPTIONS for name in row.env]
 
 
 def nearest_word(word: str, words: Iterable[str]) -> str:
@@ -1517,6 +1561,12 @@ def nearest_word(word: str, words: Iterable[str]) -> str:
     return next(iter(difflib.get_close_matches(word, list(words), 1, 0.7)), "")
 
 
+def did_you_mean(word: str, words: Iterable[str]) -> str:
+    """Returns a hint with the word that was probably meant, or nothing."""
+    near = nearest_word(word, words)
+    return f"did you mean {near}?" if near else ""
+
+
 def decode_dotenv(data: bytes) -> str:
     """Decodes a .env file: UTF-8 with or without a byte order mark, or the UTF-16 that PowerShell writes."""
     if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
@@ -1524,26 +1574,25 @@ def decode_dotenv(data: bytes) -> str:
     return data.decode("utf-8-sig", "surrogateescape")
 
 
-def read_dotenv(path: str, console: Console) -> dict[str, tuple[str, int]]:
+def read_dotenv(path: str, console: Console) -> Dotenv:
     """Reads a .env file; a line that is not understood is a warning with its number, and never shown."""
-    values: dict[str, tuple[str, int]] = {}
+    values: dict[str, tuple[str, Source]] = {}
+    known = [name for row in OPTIONS for name in row.env]
     with open(path, "rb") as file:
         text = decode_dotenv(file.read(MIB))
     for number, line in enumerate(text.splitlines(), 1):
-        if not line.strip() or line.lstrip().startswith("#"):
-            continue
         match = DOTENV_LINE.fullmatch(line)
         if not match:
             console.warn(f"{path} line {number}: not understood, and left out; expected NAME=value")
+        if not match or not match.group("name"):
             continue
         name, single, double, bare = match.group("name", "single", "double", "bare")
-        if double is not None:
-            double = re.sub(r"\\(.)", lambda m: DOTENV_ESCAPES.get(m.group(1), m.group(1)), double)
-        values[name] = (single or double or bare or ""), number
-        if name.startswith("OPENAI_IMAGE_") and name not in env_names():
-            near = nearest_word(name, env_names())
-            console.warn(f"{path} line {number}: {name} is not known" + (f"; did you mean {near}?" if near else ""))
-    return values
+        escaped = re.sub(r"\\(.)", lambda found: DOTENV_ESCAPES.get(found.group(1), found.group(1)), double or "")
+        values[name] = single or escaped or bare or "", Source(DOTENV, name, path, number)
+        if name.startswith("OPENAI_IMAGE_") and name not in known:
+            hint = did_you_mean(name, known)
+            console.warn(f"{path} line {number}: {name} is not known" + (f"; {hint}" if hint else ""))
+    return Dotenv(path, {name: found for name, found in values.items() if found[0]})  # an empty one counts as unset
 
 
 def dotenv_places(environ: Mapping[str, str]) -> list[str]:
@@ -1556,62 +1605,65 @@ def dotenv_places(environ: Mapping[str, str]) -> list[str]:
 
 def key_names(typed: Mapping[str, Any]) -> list[str]:
     """Returns the variables the key is looked for in, best first."""
-    given = typed.get("api-key-env")
-    return [given] if given else [name for row in OPTIONS if row.secret for name in row.env]
+    return [typed["api-key-env"]] if typed.get("api-key-env") else KEY_NAMES
 
 
 def find_dotenv(typed: Mapping[str, Any], environ: Mapping[str, str], console: Console) -> Dotenv:
     """Finds and reads the .env in force."""
-    if typed.get("no-env-file"):
-        return Dotenv()
     given = typed.get("env-file")
     path = given or next((place for place in dotenv_places(environ) if os.path.isfile(place)), None)
-    if path is None:
+    if path is None or typed.get("no-env-file"):
         return Dotenv()
     try:
-        values = read_dotenv(path, console)
-        mode = os.stat(path).st_mode
+        dotenv, mode = read_dotenv(path, console), os.stat(path).st_mode
     except OSError as error:
-        if not given:
-            console.warn(f"{path}: cannot be read ({error.strerror}), and left out")
-            return Dotenv()
-        raise Failure(USAGE, f"--env-file {path}: {error.strerror}", "check the path", rule="env-file") from error
-    if os.name == "posix" and mode & 0o077 and any(values.get(name, ("", 0))[0] for name in key_names(typed)):
+        if given:
+            raise Failure(USAGE, f"--env-file {path}: {error.strerror}", "check the path", rule="env-file") from error
+        console.warn(f"{path}: cannot be read ({error.strerror}), and left out")
+        return Dotenv()
+    if os.name == "posix" and mode & 0o077 and any(name in dotenv.values for name in key_names(typed)):
         console.warn(f"{path} holds a key that others can read: run chmod 600 {path}")
-    return Dotenv(path, values, found_here=not given and path == ".env")
+    return dotenv._replace(found_here=path == ".env" and not given)
 
 
-def from_environment(names: Iterable[str], environ: Mapping[str, str], dotenv: Dotenv) -> Setting | None:
-    """Returns the first variable that is set, from the environment before the .env; an empty one counts as unset."""
-    for name in names:
-        if environ.get(name):
-            return Setting(None, environ[name], f"environment {name}", f"environment: {name}: {environ[name]}")
-        text, line = dotenv.values.get(name, ("", 0))
-        if text:
-            return Setting(None, text, f"{dotenv.path} line {line}", f"{dotenv.path} line {line}: {name}: {text}")
-    return None
+def shortened(text: str, most: int) -> str:
+    """Returns a text, or the beginning of a long one."""
+    return text if len(text) <= most else text[:most] + "…"
 
 
-def typed_label(row: Option, text: str) -> str:
-    """Returns the words for a value of the command line: long ones are shortened, private ones not shown."""
-    if row.kind.flag:
-        return f"--{row.name}"
+def label_of(row: Option, text: str, source: Source) -> str:
+    """Returns the words with which an error about a value begins; what is private is not shown."""
+    if row.secret:
+        return f"--{row.name} ***"
+    if source.name:
+        return f"{source.place}: {source.name}: {text}"
     if row.kind.private:
-        name = re.match(r"[A-Za-z0-9-]+(?=:)", text)
-        return f"--{row.name} '{name.group()}: …'" if name else f"--{row.name} …"
-    return f"--{row.name} {text if len(text) <= 200 else text[:200] + '…'}"
+        name = re.match(r"[A-Za-z0-9-]+:", text)
+        text = f"'{name.group()} …'" if name else "…"
+    words = f"--{row.name}" if row.kind.flag else f"--{row.name} {shortened(text, 200)}"
+    return words if source.kind == TYPED else f"{words} ({source.kind})"
 
 
-def look_up(row: Option, typed: Mapping[str, Any], environ: Mapping[str, str], dotenv: Dotenv) -> list[Setting]:
-    """Returns where the texts of an option stand: one, or several for a repeatable option, or none."""
-    if typed.get(row.name) is not None:
-        given = typed[row.name]
-        texts = given if isinstance(given, list) else [given]
-        return [Setting(None, text, "command line", typed_label(row, text)) for text in texts]
-    found = from_environment(key_names(typed) if row.secret else row.env, environ, dotenv)
-    if not found and row.default is not None:
-        found = Setting(None, row.default, "default", f"--{row.name} {row.default} (default)")
-    return [found] if found else []
+def look_up(
+    row: Option, typed: Mapping[str, Any], environ: Mapping[str, str], dotenv: Dotenv
+) -> list[tuple[str, Source]]:
+    """Returns the texts of an option and where they stand: one, or several if it may be repeated, or none."""
+    given = typed.get(row.name)
+    if given is not None:
+        return [(text, Source(TYPED)) for text in (given if isinstance(given, list) else [given])]
+    names = key_names(typed) if row.secret else row.env
+    found = [(environ[name], Source(VARIABLE, name)) for name in names if environ.get(name)]
+    found += [dotenv.values[name] for name in names if name in dotenv.values]
+    if row.default is not None:
+        found.append((row.default, Source(DEFAULT)))
+    return found[:1]
+
+
+def read_value(row: Option, text: str, source: Source) -> Any:
+    """Returns the value of an option's text; ValueError says what is wrong with it."""
+    if row.kind is OBJECT and text.startswith("@") and source.kind != TYPED:
+        raise ValueError("@FILE is read from the command line only: a cloned folder could name any file")
+    return Secret(text.strip()) if row.secret else row.kind.parse(text)
 
 
 def resolve(
@@ -1620,54 +1672,40 @@ def resolve(
     """Returns the settings in force, and a problem for each text that is not of its option's kind."""
     rows: dict[str, Setting] = {}
     problems: list[Problem] = []
-    for row in options_of(command).values():
-        for found in look_up(row, typed, environ, dotenv):
+    for name, row in options_of(command).items():
+        found, values = look_up(row, typed, environ, dotenv), []
+        for text, source in found:
             try:
-                if row.kind is OBJECT and found.text.startswith("@") and found.source != "command line":
-                    raise ValueError("@FILE is read from the command line only: a cloned folder could name any file")
-                value: Any = Secret(found.text.strip()) if row.secret else row.kind.parse(found.text)
+                values.append(read_value(row, text, source))
             except ValueError as error:
-                problems.append(problem("unreadable-value", row.name, text=found.label, why=error))
-                continue
-            before = rows.get(row.name)
-            if row.kind.repeat:
-                value = [*(before.value if before else []), value]
-            text = f"{before.text} {found.text}" if before else found.text
-            label = f"--{row.name} ***" if row.secret else f"--{row.name}" if before else found.label
-            rows[row.name] = found._replace(value=value, text=text, label=label)
+                words = f"{label_of(row, text, source)}: {error}"
+                problems.append(Problem(f"{name}-unreadable-value", words, fatal=True))
+        if values:
+            label = label_of(row, *found[0]) if len(found) == 1 else f"--{name}"
+            rows[name] = Setting(values if row.kind.repeat else values[0], found[0][1], label)
     return Settings(command, rows), problems
-
-
-SECRET_HEADER = re.compile(r"auth|key|token|secret|cookie|passw|credential|signature|session", re.IGNORECASE)
-
-
-def header_value(name: str, value: str) -> str | Secret:
-    """Returns a header's value, as a secret if its name or its form says that it is one."""
-    secret = SECRET_HEADER.search(name) or re.match(r"(Bearer|Basic)\s|sk-", value)
-    return Secret(value) if secret else value
 
 
 def hide_secrets(
     settings: Settings, typed: Mapping[str, Any], environ: Mapping[str, str], dotenv: Dotenv, console: Console
 ) -> None:
-    """Registers with the console all that must not be shown: keys, secret headers, and passwords within proxy URLs."""
-    found = [environ.get(name) or "" for name in key_names({}) + key_names(typed)]
-    found += [dotenv.values.get(name, ("", 0))[0] for name in key_names({}) + key_names(typed)]
-    found += re.findall(r"//[^/@]*:([^/@]+)@", settings.get("base-url") or "")
-    for name, value in environ.items():
-        if name.lower().endswith("_proxy") and "@" in value:
-            login = value.rpartition("@")[0].rpartition("//")[2]
-            found += [login, login.partition(":")[2]]
-    secrets = [Secret(text.strip()) for text in found if text.strip()]
-    for name, value in settings.get("header", []):
-        hidden = header_value(name, value)
-        secrets += [hidden, Secret(value.split()[-1])] if isinstance(hidden, Secret) and value.split() else []
-    console.hide(*secrets, *filter(None, [settings.get("api-key")]))
+    """Registers with the console all that must not be shown: keys, secret headers, and passwords within URLs."""
+    names = {*KEY_NAMES, *key_names(typed)}
+    found = [environ.get(name, "") for name in names]
+    found += [dotenv.values[name][0] for name in names if name in dotenv.values]
+    logins = re.findall(r"//([^/]+)@", settings.get("base-url", ""))
+    proxies = [url for name, url in environ.items() if name.lower().endswith("_proxy")]
+    logins += [url.rpartition("@")[0].rpartition("//")[2] for url in proxies]
+    found += [text for login in logins for text in (login, login.partition(":")[2])]
+    for header in settings.get("header", []):
+        if isinstance(header.value, Secret):
+            found += [header.text, *header.text.split()[-1:]]
+    console.hide(*(Secret(text.strip()) for text in found if text.strip()), *filter(None, [settings.get("api-key")]))
 
 
 def brings_key(settings: Settings) -> bool:
     """Tells whether a header of the user's own authorises the call: then our key has no business there."""
-    return any(name.lower() in ("authorization", "api-key") for name, _ in settings.get("header", []))
+    return any(header.name.lower() in ("authorization", "api-key") for header in settings.get("header", []))
 
 
 def refuse_stolen_key(settings: Settings, dotenv: Dotenv) -> None:
@@ -1675,55 +1713,41 @@ def refuse_stolen_key(settings: Settings, dotenv: Dotenv) -> None:
 
     A cloned folder can hold a .env with OPENAI_BASE_URL: with the user's own key, that would give it to a stranger.
     """
-    base = settings.rows.get("base-url")
-    if not base or not dotenv.found_here or not base.source.startswith(f"{dotenv.path} line"):
+    if not dotenv.found_here or not settings.comes_from("base-url", DOTENV):
         return
-    key = settings.rows.get("api-key")
-    elsewhere = key is not None and key.source.rpartition(" line ")[0] != dotenv.path
-    secret_header = any(isinstance(header_value(name, value), Secret) for name, value in settings.get("header", []))
-    if elsewhere or secret_header:
+    elsewhere = "api-key" in settings.rows and not settings.comes_from("api-key", DOTENV)
+    if elsewhere or any(isinstance(header.value, Secret) for header in settings.get("header", [])):
         raise Failure(
             SETTINGS,
-            f"{base.label}: a base URL from the current folder's .env is used only with a key from the same file",
-            f"if you trust it, add --base-url {base.value} to the command, or --env-file .env with the key in it; "
-            "else --no-env-file",
+            f"{settings.label('base-url')}: a base URL from the current folder's .env is used only with a key from "
+            "the same file",
+            f"if you trust it, add --base-url {settings.get('base-url')} to the command, or --env-file .env with the "
+            "key in it; else --no-env-file",
             rule="base-url-of-folder",
         )
 
 
 def check_key(settings: Settings) -> None:
     """Stops before a call without a key, or with one that cannot stand in a header."""
-    if not settings.get("api-key") and not brings_key(settings):
+    key = settings.get("api-key")
+    if not key and not brings_key(settings):
         name = settings.get("api-key-env") or "OPENAI_API_KEY"
         raise Failure(
-            SETTINGS, "there is no API key",
+            SETTINGS,
+            "there is no API key",
             f"set {name} in the environment, or run `gpt_image.py config --init` and put it into .env; "
-            "--dry-run needs none", rule="key-missing",
-        )  # fmt: skip
-    key = settings.get("api-key")
+            "--dry-run needs none",
+            rule="key-missing",
+        )
     if key and not key.fits_header():
-        raise Failure(
-            SETTINGS, f"the API key from {settings.rows['api-key'].source} holds characters that no key has",
-            "copy it again, on one line", rule="key-form",
-        )  # fmt: skip
+        source = settings.rows["api-key"].source.label
+        words = f"the API key from {source} holds characters that no key has"
+        raise Failure(SETTINGS, words, "copy it again, on one line", rule="key-form")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# 7 Validation: all broken rules at once, before any byte is sent
+# 6 Validation: all broken rules at once, before any byte is sent
 # ---------------------------------------------------------------------------------------------------------------------
-
-
-class InputPicture(NamedTuple):
-    """A picture that goes in: its role, the words for errors, and its kind: file, url, file_id, data or auto."""
-
-    role: str
-    label: str
-    kind: str
-    text: str
-    shown: str
-    size: int = 0
-    picture: Picture | None = None
-    trouble: str = ""  # why a file cannot be read
 
 
 def split_url(url: str) -> Any:
@@ -1743,18 +1767,59 @@ def host_of(url: str) -> str:
     return (split_url(url).hostname or "").rstrip(".")
 
 
-FROM_SUFFIX = "suffix of --output"
+def origin_of(url: str) -> str:
+    """Returns scheme, host and port of a URL: what a key may be sent to."""
+    parts = split_url(url)
+    port = parts.port or {"https": 443, "http": 80}.get(parts.scheme)
+    return f"{parts.scheme}://{host_of(url)}:{port}"
+
+
+def is_web(url: str) -> bool:
+    """Tells whether a text is an http or https URL with a host."""
+    parts = split_url(url)
+    return parts.scheme in ("http", "https") and bool(parts.hostname)
+
+
+class InputPicture(NamedTuple):
+    """A picture that goes in: its role, the words for errors, and its kind: file, url, file_id, data or auto."""
+
+    role: str
+    label: str
+    kind: str
+    text: str
+    shown: str
+    size: int = 0
+    picture: Picture | None = None
+    trouble: str = ""  # why a file cannot be read
+
+    def problem(self, rule: str, words: str, hint: str = "", **grade: bool) -> Problem:
+        """Returns a problem of this picture."""
+        return Problem(rule, f"{self.label}: {words}", hint, **grade)
 
 
 class Checked(NamedTuple):
     """All that the checks look at."""
 
     settings: Settings
-    route: Route
-    texts: list[str]  # the pieces of the prompt
-    given_by: list[str]  # the options that gave a prompt
-    sources: list[InputPicture]
-    overridden: frozenset[str]  # options whose field --extra-json replaces: they are not checked
+    texts: tuple[str, ...] = ()  # the pieces of the prompt
+    given_by: tuple[str, ...] = ()  # the options that gave a prompt
+    inputs: tuple[InputPicture, ...] = ()
+    overridden: frozenset[str] = frozenset()  # options whose field --extra-json replaces: they are not checked
+
+    @property
+    def command(self) -> str:
+        """Returns the name of the subcommand."""
+        return self.settings.command
+
+    @property
+    def route(self) -> Route:
+        """Returns the row of the route that is called."""
+        return ROUTE[self.command]
+
+    @property
+    def prompt(self) -> str:
+        """Returns the prompt as one text."""
+        return "\n".join(self.texts)
 
     def has(self, name: str) -> bool:
         """Tells whether an option is set and to be checked."""
@@ -1766,23 +1831,31 @@ class Checked(NamedTuple):
 
     def role(self, role: str) -> list[InputPicture]:
         """Returns the input pictures of one role."""
-        return [source for source in self.sources if source.role == role]
+        return [given for given in self.inputs if given.role == role]
 
-    def label(self, name: str) -> str:
-        """Returns the words with which an error about an option begins."""
-        return self.settings.label(name)
+    def problem(self, rule: str, name: str, words: str, hint: str = "", **grade: bool) -> Problem:
+        """Returns a problem of an option."""
+        return Problem(rule, f"{self.settings.label(name)}: {words}", hint, **grade)
+
+    @property
+    def several(self) -> bool:
+        """Tells whether more than one picture is asked for."""
+        return (self.get("n") or 1) > 1
+
+    @property
+    def model_option(self) -> str:
+        """Returns the name of the option that names the image model."""
+        return "model" if self.command in IMAGES else "tool-model"
 
     @property
     def model(self) -> str:
         """Returns the id of the image model; a tool that names none gets the server's."""
-        named = self.settings.get("model" if self.route.name in IMAGES else "tool-model")
-        return str(named or TOOL_MODEL)
+        return str(self.settings.get(self.model_option) or TOOL_MODEL)
 
     @property
     def row(self) -> Model:
         """Returns the image model's row; it forbids nothing where --extra-json chooses the model."""
-        overridden = ("model" if self.route.name in IMAGES else "tool-model") in self.overridden
-        return MODELS[-1] if overridden else model_row(self.model)
+        return MODELS[-1] if self.model_option in self.overridden else model_row(self.model)
 
     @property
     def at_openai(self) -> bool:
@@ -1795,11 +1868,122 @@ class Checked(NamedTuple):
         return bool(self.settings.get("protocol") == "openai_chat")
 
 
-def origin_of(url: str) -> str:
-    """Returns scheme, host and port of a URL: what a key may be sent to."""
-    parts = split_url(url)
-    port = parts.port or {"https": 443, "http": 80}.get(parts.scheme)
-    return f"{parts.scheme}://{(parts.hostname or '').rstrip('.')}:{port}"
+def read_prompt(path: str, stdin: IO[str]) -> str:
+    """Reads a prompt from a file or from standard input."""
+    try:
+        text = stdin.read().lstrip("\ufeff") if path == "-" else read_text(path)
+    except (ValueError, OSError) as error:
+        raise Failure(USAGE, f"--prompt-file {path}: {error}", "check the path", rule="prompt-file") from error
+    return text.rstrip("\r\n")
+
+
+def examine_file(given: InputPicture) -> InputPicture:
+    """Looks at an input file by its bytes."""
+    try:
+        state = os.stat(given.text)
+        if not stat.S_ISREG(state.st_mode):
+            return given._replace(trouble="not a regular file")
+        return given._replace(size=state.st_size, picture=identify(given.text))
+    except (OSError, ValueError) as error:
+        if re.match(r"[a-z][a-z0-9+.-]+://", given.text, re.IGNORECASE):
+            return given._replace(kind="url", trouble="only http and https URLs can be fetched")
+        return given._replace(trouble=str(getattr(error, "strerror", None) or error))
+
+
+def examine_data(given: InputPicture) -> InputPicture:
+    """Looks at an input given as a data: URL."""
+    start, _, data = given.text.partition(",")
+    given = given._replace(shown=start + ",…")
+    if not re.fullmatch(r"data:image/[\w.+-]+;base64", start, re.IGNORECASE):
+        return given._replace(trouble="expected data:image/…;base64,…")
+    try:
+        raw = binascii.a2b_base64(data) if re.fullmatch(r"[A-Za-z0-9+/\s]*=*\s*", data) else b""
+    except ValueError:
+        raw = b""
+    if data and not raw:
+        return given._replace(trouble="what stands behind the comma is not base64")
+    return given._replace(size=len(raw), picture=identify_file(io.BytesIO(raw)))
+
+
+def examine_name(given: InputPicture) -> InputPicture:
+    """Looks at the form of a URL or an id, which is taken as it is."""
+    if given.kind == "url" and not is_web(given.text):
+        return given._replace(trouble="not an http or https URL")
+    if not given.text or re.search(r"[\x00-\x20\x7f]", given.text):
+        return given._replace(trouble="blank, or with control characters")
+    return given
+
+
+INPUT_KINDS = {"file_id:": "file_id", "http://": "url", "https://": "url", "data:": "data"}
+
+
+def examine(role: str, label: str, text: str, kind: str) -> InputPicture:
+    """Returns what is known of an input picture; without a kind, its text says what it is."""
+    kind = "" if kind == "auto" and text != "auto" else kind
+    kind = kind or next((INPUT_KINDS[start] for start in INPUT_KINDS if text.lower().startswith(start)), "file")
+    text = re.sub("^file_id:", "", text, flags=re.IGNORECASE) if kind == "file_id" else text
+    shown = os.path.normpath(text) if kind == "file" else text
+    given = InputPicture(role, shortened(label, 100), kind, text, shown)
+    return {"file": examine_file, "data": examine_data}.get(kind, examine_name)(given)
+
+
+def gather_inputs(settings: Settings) -> tuple[InputPicture, ...]:
+    """Returns the input pictures of a call, in the order of their options."""
+    inputs = []
+    for name, row in options_of(settings.command).items():
+        role, _, kind = row.input.partition(" ")
+        value = settings.get(name, []) if role else []
+        for text in value if isinstance(value, list) else [value]:
+            inputs.append(examine(role, f"--{name} {text}", text, kind))
+    return tuple(inputs)
+
+
+# What has no option of its own name: the keys of a body that hold the prompt or the pictures.
+OVERRIDES = {
+    "prompt": ("prompt",), "messages": ("prompt",), "input": ("prompt", "input"),
+    "image": ("image",), "images": ("image",), "image_url": ("image",),
+}  # fmt: skip
+
+
+def overridden_options(command: str, extra: Json) -> frozenset[str]:
+    """Returns the options whose API field an --extra-json sets, and the prompt or the pictures if it sets those."""
+    names = {name for key, touched in OVERRIDES.items() if key in extra for name in touched}
+    tools = extra.get("tools")
+    objects = [tool for tool in tools if isinstance(tool, dict)] if isinstance(tools, list) else []
+    tool: Json = next((tool for tool in objects if tool.get("type") == "image_generation"), {})
+    for name, row in options_of(command).items():
+        fields_set = tool if row.sends == "image" and command == "responses" else extra
+        if row.sends in ("image", "top") and row.path[0] in fields_set:
+            names.add(name)
+    return frozenset(names)
+
+
+def output_suffix(output: str) -> str:
+    """Returns the suffix of an output pattern in lower case, or nothing if it names a folder or has none."""
+    if output.endswith(("/", os.sep)) or os.path.isdir(output):
+        return ""
+    suffix = os.path.splitext(output)[1].lower()
+    return suffix if re.fullmatch(r"\.[a-z][a-z0-9]{1,4}", suffix) else ""
+
+
+def follow_suffix(settings: Settings) -> Settings:
+    """Lets the suffix of --output choose the format, unless --format was typed."""
+    chosen = FORMAT_OF_SUFFIX.get(output_suffix(settings.get("output", "")))
+    typed = settings.comes_from("format", TYPED)
+    return settings.changed("format", chosen, SUFFIX) if chosen and not typed else settings
+
+
+def gather_checked(settings: Settings, positional: str | None, stdin: IO[str]) -> Checked:
+    """Gathers all that the checks look at."""
+    ways = {"PROMPT": positional}
+    ways.update({f"--{name}": settings.get(name) for name in ("prompt", "prompt-file", "input-text")})
+    given = {way: text for way, text in ways.items() if text is not None}
+    texts: Any = next(iter(given.values()), [])
+    if list(given) == ["--prompt-file"]:
+        texts = read_prompt(texts, stdin)
+    overridden = overridden_options(settings.command, settings.get("extra-json", {}))
+    pieces = (texts,) if isinstance(texts, str) else tuple(texts)
+    return Checked(follow_suffix(settings), pieces, tuple(given), gather_inputs(settings), overridden)
 
 
 PRIVATE_ENDINGS = (".localhost", ".local", ".internal", ".lan", ".home.arpa", ".test")
@@ -1822,387 +2006,413 @@ def is_private(host: str) -> bool:
     return bool(address.is_private or address.is_loopback or address.is_link_local)
 
 
-def check_connection(checked: Checked) -> Iterator[Problem]:
-    """Checks base URL, and that no header or id can carry a line break."""
-    url, text = checked.settings.get("base-url", OPENAI_URL), checked.label("base-url")
-    parts = split_url(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname or re.search(r"[\x00-\x20\x7f]", url):
-        yield problem("base-url", text=text, why="expected an http or https URL")
+def check_base_url(checked: Checked) -> Problems:
+    """Checks the base URL, and that the key does not go in the open."""
+    url, text = checked.settings.get("base-url", OPENAI_URL), checked.settings.label("base-url")
+    parts, wrong = split_url(url), ""
+    if not is_web(url) or re.search(r"[\x00-\x20\x7f]", url):
+        wrong = "expected an http or https URL"
     elif parts.path.rstrip("/").endswith((*(row.path for row in ROUTES), CHAT_PATH)):
-        yield problem("base-url", text=text, why="give it up to and with /v1, without the route")
+        wrong = "give it up to and with /v1, without the route"
     elif parts.username is not None or parts.fragment:
-        shown = text.replace(parts.netloc, (parts.netloc.rpartition("@")[2]))
-        yield problem("base-url", text=shown, why="no login and no fragment may stand in it")
+        wrong = "no login and no fragment may stand in it"
+        text = text.replace(parts.netloc, parts.netloc.rpartition("@")[2])
     elif parts.scheme == "http" and not is_private(host_of(url)) and not checked.get("allow-http"):
-        yield problem("base-url-http", text=text)
-    for name, row in options_of(checked.route.name).items():
-        if row.kind.parse is str and row.kind.metavar == "NAME" and checked.has(name):
-            values = checked.get(name) if row.kind.repeat else [checked.get(name)]
-            allowed = r"[\x20-\x7e]*" if row.sends == "header" else r"[^\x00-\x1f\x7f]*"
-            if not all(re.fullmatch(allowed, value) for value in values):
-                yield problem("identifier", text=f"--{name}")
+        yield Problem(
+            "base-url-http",
+            f"{text}: plain http would show the key to everyone on the way",
+            "use https, or --allow-http",
+            fatal=True,
+        )
+    if wrong:
+        yield Problem("base-url", f"{text}: {wrong}", f"such as {OPENAI_URL}", fatal=True)
 
 
-def check_prompt(checked: Checked) -> Iterator[Problem]:
+def check_prompt(checked: Checked) -> Problems:
     """Checks that there is one prompt, of a length the API takes."""
-    text = "\n".join(checked.texts)
-    if len(checked.given_by) > 1:
-        yield problem("prompt-twice", given_by=", ".join(checked.given_by))
+    given_by, length = checked.given_by, len(checked.prompt)
+    if len(given_by) > 1:
+        yield Problem(
+            "prompt-twice", f"the prompt is given more than once: {', '.join(given_by)}", "keep one of them", fatal=True
+        )
     elif "prompt" in checked.overridden:
         return
-    elif not checked.given_by:
-        yield problem("prompt-missing")
-    elif not text.strip():
-        yield problem("prompt-blank")
-    elif len(text) > MAX_PROMPT:
-        yield problem("prompt-length", length=len(text))
-    if re.search(r"[\ud800-\udfff]", text):
-        yield problem("prompt-encoding", text=checked.given_by[0])
+    elif not given_by:
+        yield Problem(
+            "prompt-missing",
+            "there is no prompt",
+            "give it as an argument, with --prompt or with --prompt-file",
+            fatal=True,
+        )
+    elif not checked.prompt.strip():
+        yield Problem("prompt-blank", "the prompt is blank", "say what to make")
+    elif length > MAX_PROMPT:
+        yield Problem("prompt-length", f"the prompt has {length} characters", f"at most {MAX_PROMPT} are allowed")
+    if re.search(r"[\ud800-\udfff]", checked.prompt):
+        yield Problem("prompt-encoding", f"{given_by[0]}: not valid Unicode text", "save it as UTF-8", fatal=True)
 
 
-def check_model(checked: Checked) -> Iterator[Problem]:
+def check_model(checked: Checked) -> Problems:
     """Checks that the model exists today."""
+    row, model, at_openai = checked.row, checked.model, checked.at_openai
     for name in ("model", "tool-model"):
         if checked.has(name) and not checked.get(name).strip():
-            yield problem("model-missing", text=checked.label(name))
-    hosts_tool = checked.get("model") if checked.route.name == "responses" else None
-    if hosts_tool and re.match(r"gpt-image-|chatgpt-image-|dall-e-", hosts_tool):
-        yield problem("responses-model", text=checked.label("model"))
-    row, facts = checked.row, {"model": checked.model, "gone": checked.row.gone, "instead": checked.row.instead}
-    if row.retired:
-        yield problem("model-retired" if checked.at_openai else "model-retired-elsewhere", **facts)
+            yield checked.problem("model-missing", name, "the model's name is blank", "name one, such as gpt-image-2")
+    if checked.command == "responses" and re.match(r"(gpt-image|chatgpt-image|dall-e)-", checked.get("model") or ""):
+        yield checked.problem(
+            "responses-model", "model", "an image model cannot host the tool", "name it with --tool-model instead"
+        )
+    if row.retired and at_openai:
+        yield Problem("model-retired", f"{model} was shut down on {row.gone}", f"use {row.instead}")
+    elif row.retired:
+        yield Problem(
+            "model-retired-elsewhere",
+            f"OpenAI shut {model} down on {row.gone}; this gateway may still serve it",
+            warning=True,
+        )
     elif row.gone:
-        yield problem("model-leaving", **facts)
-    elif checked.model in BARE_MODELS and checked.at_openai:
-        yield problem("model-bare", model=checked.model, instead=BARE_MODELS[checked.model])
-    elif row.takes is None and checked.at_openai and nearest_word(checked.model.lower(), MODEL_IDS):
-        yield problem("model-unlike", model=checked.model, instead=nearest_word(checked.model.lower(), MODEL_IDS))
+        yield Problem(
+            "model-leaving", f"{model} will be shut down on {row.gone}", f"move to {row.instead}", warning=True
+        )
+    elif at_openai and model in BARE_MODELS:
+        yield Problem("model-bare", f"there is no model named {model}", f"did you mean {BARE_MODELS[model]}?")
+    elif at_openai and row.takes is None:
+        hint = did_you_mean(model.lower(), MODEL_IDS)
+        if hint:
+            yield Problem("model-unlike", f"{model} is not known here, so nothing of it is checked", hint, warning=True)
 
 
 def who_takes(name: str, value: Any) -> str:
     """Returns words for the models that take a value of an option."""
-    takers = []
-    for model in MODEL_IDS:
-        values = (model_row(model).takes or {}).get(name)
-        if values is None or value in values:
-            takers.append(model)
+    known = {model: model_row(model).takes or {} for model in MODEL_IDS}
+    takers = [model for model, takes in known.items() if value in takes.get(name, (value,))]
     return f"{' and '.join(takers[:2])} take{'s' if len(takers) == 1 else ''} it; " if takers else ""
 
 
-def check_values(checked: Checked) -> Iterator[Problem]:
-    """Checks each value against its option's range or list, and against what the model takes."""
-    known, takes = checked.row.takes is not None, checked.row.takes or {}
-    for name, row in options_of(checked.route.name).items():
+def check_value(checked: Checked, row: Option) -> Problems:
+    """Checks a value against its option's range or list, and against what the model takes."""
+    name, kind, value = row.name, row.kind, checked.get(row.name)
+    takes = checked.row.takes or {}
+    taken = takes.get(name, kind.choices)
+    if kind.low is not None and not kind.low <= value <= (kind.high or value):
+        yield checked.problem(f"{name}-value", name, kind.expected)
+    elif name in takes and value not in taken and (value in kind.choices or not taken):
+        words = f"takes {one_of(taken)}" if taken else "does not take it"
+        hint = f"{who_takes(name, value)}--no-validate sends it all the same"
+        yield checked.problem(f"{name}-by-model", name, f"{checked.model} {words}", hint)
+    elif kind.choices and value not in (*kind.choices, *taken):
+        if checked.row.takes is not None or kind.strict or row.sends != "image":
+            hint = did_you_mean(str(value), taken)
+            yield checked.problem(f"{name}-value", name, f"expected {one_of(taken)}", hint, fatal=kind.strict)
+
+
+def check_values(checked: Checked) -> Problems:
+    """Checks each value that is set by itself, and that no header and no id can carry a line break."""
+    for name, row in options_of(checked.command).items():
         if not checked.has(name):
             continue
-        value, label, kind = checked.get(name), checked.label(name), row.kind
-        if kind.low is not None and not kind.low <= value <= (kind.high or value):
-            yield problem("value", name, text=label, why=kind.expected)
-        elif name in takes and value not in takes[name] and (value in kind.choices or not takes[name]):
-            words = "takes " + one_of(takes[name]) if takes[name] else "does not take it"
-            yield problem("by-model", name, text=label, model=checked.model, takes=words, others=who_takes(name, value))
-        elif kind.choices and value not in (*kind.choices, *takes.get(name, ())):
-            if known or kind.strict or row.sends != "image":
-                taken = takes.get(name) or kind.choices
-                near = nearest_word(str(value), taken)
-                hint = f"did you mean {near}?" if near else ""
-                found = problem("value", name, text=label, why=f"expected {one_of(taken)}", hint=hint)
-                yield found._replace(fatal=kind.strict)
+        yield from check_value(checked, row)
+        value, allowed = checked.get(name), r"[\x20-\x7e]*" if row.sends == "header" else r"[^\x00-\x1f\x7f]*"
+        lines = (value if row.kind.repeat else [value]) if row.kind.one_line else []
+        if not all(re.fullmatch(allowed, line) for line in lines):
+            words = f"--{name}: control characters are not allowed in a header or an id"
+            yield Problem("identifier", words, "type it again", fatal=True)
 
 
-def size_fits(sizes: Sizes, width: int, height: int) -> str:
-    """Returns the name of the first size rule that is broken, or nothing."""
-    if sizes.fixed:
-        return "" if f"{width}x{height}" in sizes.fixed else "size-fixed"
+def size_problem(sizes: Sizes, width: int, height: int) -> Problem | None:
+    """Returns the first limit of a model's sizes that is broken."""
+    long, short = max(width, height), min(width, height)
     if width % sizes.multiple or height % sizes.multiple:
-        return "size-multiple"
-    if max(width, height) > sizes.edge:
-        return "size-edge"
-    if max(width, height) > sizes.ratio * min(width, height):
-        return "size-ratio"
-    return "" if sizes.least <= width * height <= sizes.most else "size-pixels"
+        return Problem("size-multiple", f"both edges must be multiples of {sizes.multiple}")
+    if long > sizes.edge:
+        return Problem("size-edge", f"the longest edge is {sizes.edge} pixels at most")
+    if long > sizes.ratio * short:
+        return Problem("size-ratio", f"the long edge is at most {sizes.ratio} times the short one")
+    if not sizes.least <= width * height <= sizes.most:
+        words = f"{width * height} pixels; from {sizes.least} to {sizes.most} are allowed"
+        return Problem("size-pixels", words)
+    return None
 
 
 def nearest_size(sizes: Sizes, width: int, height: int) -> str:
     """Returns the valid size most like the one asked for, in proportion."""
+
+    def distance(size: str) -> float:
+        w, _, h = size.partition("x")
+        return math.log(int(w) / width) ** 2 + math.log(int(h) / height) ** 2
+
     steps = range(sizes.multiple, sizes.edge + 1, sizes.multiple)
-    sides = [tuple(map(int, size.split("x"))) for size in sizes.fixed] or [(w, h) for w in steps for h in steps]
-    valid = [side for side in sides if not size_fits(sizes, *side)]
-    far = lambda side: math.log(side[0] / max(width, 1)) ** 2 + math.log(side[1] / max(height, 1)) ** 2  # noqa: E731
-    return "x".join(map(str, min(valid, key=far)))
+    free = (f"{w}x{h}" for w in steps for h in steps if not size_problem(sizes, w, h))
+    return min(sizes.fixed or free, key=distance)
 
 
-def check_size(checked: Checked) -> Iterator[Problem]:
+def check_size(checked: Checked) -> Problems:
     """Checks the form of a size, and its edges, ratio and pixels by the model's limits."""
-    size, sizes, text = checked.get("size"), checked.row.sizes, checked.label("size")
+    size, sizes = checked.get("size"), checked.row.sizes
     if size in (None, "auto") or sizes is None:
         return
-    match = re.fullmatch(r"([0-9]{1,5})x([0-9]{1,5})", size)
-    width, height = (int(side) for side in match.groups()) if match else (0, 0)
-    if not width or not height:
-        yield problem("size-form", text=text)
+    match = re.fullmatch(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})", size)
+    if not match:
+        yield checked.problem("size-form", "size", "expected WIDTHxHEIGHT or auto", "such as 1536x1024")
         return
-    broken = size_fits(sizes, width, height)
-    if broken:
-        facts = {**sizes._asdict(), "pixels": width * height, "sizes": ", ".join(sizes.fixed), "model": checked.model}
-        yield problem(broken, text=text, nearest=nearest_size(sizes, width, height), **facts)
+    width, height = (int(side) for side in match.groups())
+    found = None if sizes.fixed else size_problem(sizes, width, height)
+    if sizes.fixed and size not in sizes.fixed:
+        found = Problem("size-fixed", f"{checked.model} makes {', '.join(sizes.fixed)} or auto only")
+    if found:
+        yield checked.problem(found.rule, "size", found.message, f"{nearest_size(sizes, width, height)} is the nearest")
     elif not sizes.fixed and width * height > sizes.experimental:
-        yield problem("size-experimental", text=text)
+        yield checked.problem("size-experimental", "size", "above 2560x1440 pixels is experimental", warning=True)
 
 
-def check_format(checked: Checked) -> Iterator[Problem]:
-    """Checks what the format in force excludes."""
-    name = checked.get("format") or (
-        "" if checked.row.takes is None or "format" in checked.overridden else DEFAULT_FORMAT
-    )
-    row, images = FORMAT.get(name), checked.route.name in IMAGES
+def check_format(checked: Checked) -> Problems:
+    """Checks what the format in force excludes; without one, a model that is known makes the server's."""
+    known = checked.row.takes is not None and "format" not in checked.overridden
+    row = FORMAT.get(checked.get("format") or (DEFAULT_FORMAT if known else ""))
     if not row:
         return
     if checked.get("background") == "transparent" and not row.transparent:
-        yield problem("transparent-format", text=checked.label("background"), format=name)
+        yield checked.problem("transparent-format", "background", f"{row.name} has no transparency", "use png or webp")
     if checked.has("compression") and not row.compresses:
-        yield problem("compression-format", text=checked.label("compression"), format=name)
-    for refused in row.refuses:
-        streams = refused == "stream" and not images  # a response streams its own events whatever it makes
-        given = [source.label for source in checked.role(refused)]
-        given += [checked.label(option) for option in (refused, f"{refused}-box") if checked.get(option)]
-        if given and not streams:
-            yield problem("format-refuses", text=given[0], format=name)
-    if row.one and (checked.get("n") or 1) > 1:
-        yield problem("format-one", text=checked.label("n"), format=name)
+        yield checked.problem(
+            "compression-format", "compression", f"{row.name} is not compressed this way", "use jpeg or webp"
+        )
+    if row.one and checked.several:
+        yield checked.problem("format-one", "n", f"{row.name} comes one at a time", "leave --n out")
+    for name in row.refuses:
+        streams = name == "stream" and checked.command == "responses"  # its own events, whatever it makes
+        if checked.get(name) and not streams:
+            yield checked.problem(
+                "format-refuses", name, f"not possible with {row.name}", "leave it out or choose another format"
+            )
     for other in FORMATS:
-        for owned in other.owns:
-            if checked.has(owned) and other.name != name:
-                yield problem("format-owns", text=checked.label(owned), format=other.name)
-    if checked.has("svg-effort") and not checked.has("svg-model") and images:
-        yield problem("svg-model-missing", text=checked.label("svg-effort"))
+        for name in other.owns:
+            if checked.has(name) and other is not row:
+                yield checked.problem("format-owns", name, f"goes with {other.name} only", f"add --format {other.name}")
 
 
-def output_suffix(output: str) -> str:
-    """Returns the suffix of an output pattern in lower case, or nothing if it names a folder or has none."""
-    if output.endswith(("/", os.sep)) or os.path.isdir(output):
-        return ""
-    suffix = os.path.splitext(output)[1].lower()
-    return suffix if re.fullmatch(r"\.[a-z][a-z0-9]{1,4}", suffix) else ""
-
-
-def check_output(checked: Checked) -> Iterator[Problem]:
+def check_output(checked: Checked) -> Problems:
     """Checks that format and suffix agree, and that the place holders of the pattern are known."""
-    output, text = checked.settings.get("output", ""), checked.label("output")
-    suffix, format = output_suffix(output), checked.settings.get("format")
-    if suffix and suffix not in FORMAT_OF_SUFFIX:
-        if suffix != f".{format}":
-            yield problem("output-suffix", text=text, suffix=suffix)
-    elif suffix and format and format in FORMAT and FORMAT_OF_SUFFIX[suffix] != format:
-        yield problem("format-suffix", text=checked.label("format"), output=output, suffix=FORMAT_OF_SUFFIX[suffix])
+    output, chosen = checked.settings.get("output", ""), checked.settings.get("format")
+    suffix = output_suffix(output)
+    implied = FORMAT_OF_SUFFIX.get(suffix)
+    if suffix and not implied and suffix != f".{chosen}":
+        yield checked.problem(
+            "output-suffix", "output", f"{suffix} is no format of this API", "use .png, .jpg, .webp, .gif or .svg"
+        )
+    if implied and chosen in FORMAT and chosen != implied:
+        yield checked.problem(
+            "format-suffix",
+            "format",
+            f"the suffix of {output} says {implied}",
+            "make them agree, or leave --format out",
+        )
     odd = [place for place in re.findall(r"\{\w*\}", output) if place not in ("{index}", "{partial}")]
     if odd:
-        yield problem("output-place", text=text, places=", ".join(odd), index="{index}", partial="{partial}")
+        yield checked.problem(
+            "output-place",
+            "output",
+            f"{', '.join(odd)} is not a place holder and stays as it is",
+            "there are {index} and {partial}",
+            warning=True,
+        )
 
 
-def check_stream(checked: Checked) -> Iterator[Problem]:
-    """Checks that previews come with a stream, and a stream of the Images routes with one picture."""
+def check_needs(checked: Checked) -> Problems:
+    """Checks that what goes only with something else stands beside it."""
+    images_route = checked.command in IMAGES
     if checked.has("partial-images") and not checked.get("stream") and "stream" not in checked.overridden:
-        yield problem("partial-images-stream", text=checked.label("partial-images"))
-    if checked.get("stream") and checked.route.name in IMAGES and (checked.get("n") or 1) > 1:
-        yield problem("stream-n", text=checked.label("n"))
+        yield checked.problem("partial-images-stream", "partial-images", "previews need --stream", "add --stream")
+    if checked.get("stream") and images_route and checked.several:
+        yield checked.problem("stream-n", "n", "a stream carries one picture (n=1)", "leave out --stream or --n")
+    if checked.has("svg-effort") and not checked.has("svg-model") and images_route:
+        yield checked.problem(
+            "svg-model-missing", "svg-effort", "needs --svg-model", "name the text model that writes the svg"
+        )
 
 
-def is_taken(picture: Picture, route: str) -> bool:
-    """Tells whether a route takes a picture as it is: the Images routes take no gif, and none an animated one."""
-    if picture.format == "gif":
-        return route == "responses" and not picture.animated
-    return picture.format in INPUT_TYPES
-
-
-# Programs that turn other formats into PNG, best first: {source} and {target} are paths.
-CONVERTERS = (
-    ("sips", "-s", "format", "png", "{source}", "--out", "{target}"),
-    ("magick", "{source}[0]", "{target}"),
-    ("convert", "{source}[0]", "{target}"),
-    ("ffmpeg", "-v", "error", "-y", "-i", "{source}", "-frames:v", "1", "{target}"),
-)
-
-
-# Not from the current folder: a cloned one could hold a PIL of its own, and read the key from the environment.
-PILLOW = (
-    "import sys; sys.path[:] = filter(None, sys.path); from PIL import Image; "
-    "Image.open(sys.argv[1]).save(sys.argv[2], 'PNG')"
-)
-
-
-NO_CONVERTER = "save it as png, jpeg or webp, or install one of {} or Pillow, which this program then uses".format(
-    ", ".join(row[0] for row in CONVERTERS)
-)
-
-
-def check_source(checked: Checked, source: InputPicture) -> Iterator[Problem]:
-    """Checks one input picture: readable, a picture, of a type this route takes, whole, and not too large."""
-    text, picture, suffix = source.label, source.picture, os.path.splitext(source.shown)[1].lower()
-    if source.trouble:
-        rule = "image-unreadable" if source.kind in ("file", "data") else "image-url"
-        yield problem(rule, text=text, why=source.trouble)
-    elif source.kind not in ("file", "data"):
+def check_input(checked: Checked, given: InputPicture) -> Problems:
+    """Checks one input picture: readable, not too large, a picture, of a type this route takes, and whole."""
+    picture, suffix = given.picture, os.path.splitext(given.shown)[1].lower()
+    if given.trouble and given.kind in ("file", "data"):
+        yield given.problem("image-unreadable", given.trouble, "check the path", fatal=True)
+    elif given.trouble:
+        yield given.problem("image-url", given.trouble, "use an http or https URL, a path, or file_id:ID", fatal=True)
+    elif given.kind not in ("file", "data"):
         return
-    elif not source.size:
-        yield problem("image-empty", text=text)
+    elif not given.size:
+        yield given.problem("image-empty", "the file is empty", fatal=True)
     elif picture is None:
-        yield problem("image-unknown", text=text, why="by its first bytes")
-    elif not is_taken(picture, checked.route.name):
-        yield problem("image-type", text=text, format=("animated " if picture.animated else "") + picture.format,
-                      hint=NO_CONVERTER)  # fmt: skip
+        yield given.problem(
+            "image-unknown", "not a picture this program knows (by its first bytes)", "use png, jpeg or webp"
+        )
+    elif not is_taken(picture, checked.command):
+        yield given.problem(
+            "image-type", f"{'animated ' * picture.animated}{picture.format} is not taken here", NO_CONVERTER
+        )
     elif not picture.whole:
-        yield problem("image-truncated", text=text, format=picture.format)
-    elif source.kind == "file" and FORMAT_OF_SUFFIX.get(suffix, picture.format) != picture.format:
-        yield problem("image-mislabelled", text=text, format=picture.format)
-    if source.size >= MAX_INPUT:
-        yield problem("image-size", text=text, size=amount(source.size))
+        yield given.problem("image-truncated", f"the {picture.format} is cut short", "export or download it again")
+    elif given.kind == "file" and FORMAT_OF_SUFFIX.get(suffix, picture.format) != picture.format:
+        yield given.problem(
+            "image-mislabelled", f"the file is a {picture.format}, whatever its name says", warning=True
+        )
+    if given.size >= MAX_INPUT:
+        yield given.problem("image-size", f"{amount(given.size)}; less than 50 MB is allowed", "make it smaller")
 
 
-def check_images(checked: Checked) -> Iterator[Problem]:
+def check_images(checked: Checked) -> Problems:
     """Checks number and state of the input pictures."""
     images = checked.role("image")
-    for source in checked.sources:
-        yield from check_source(checked, source)
-    if checked.route.name == "edits" and not images and "image" not in checked.overridden:
-        yield problem("image-missing")
+    for given in checked.inputs:
+        yield from check_input(checked, given)
+    if checked.command == "edits" and not images and "image" not in checked.overridden:
+        yield Problem("image-missing", "there is no picture to edit", "add --image PATH", fatal=True)
     if len(images) > MAX_IMAGES:
-        yield problem("image-count", count=len(images))
-    nothing = not images and not checked.has("previous-response-id") and not checked.overridden & {"input", "image"}
-    if checked.has("input-fidelity") and nothing:
-        yield problem("fidelity-input", text=checked.label("input-fidelity"))
-    if checked.get("action") == "edit" and nothing:
-        yield problem("action-edit", text=checked.label("action"))
-
-
-def looks_black_and_white(path: str) -> bool:
-    """Tells whether a PNG without alpha is grey, has few colours or begins in black and white, as foreign masks do."""
-    with open(path, "rb") as file:
-        head, above = file.read(33), b""
-        if head[24:29] != b"\x08\x02\0\0\0":  # 8-bit RGB is looked into
-            return len(head) > 25 and head[25] in (0, 3)
-        for first, pixels, row in itertools.islice(png_rows(file, head), 64):
-            above = unfilter(row, bytes(3 * pixels) if first else above, 3)
-            if not set(above) <= {0, 255}:
-                return False
-    return True
-
-
-def check_mask_file(source: InputPicture, first: InputPicture | None) -> Iterator[Problem]:
-    """Checks a mask's format, alpha, dimensions and size."""
-    picture = source.picture
-    if picture is None or not picture.whole:
+        yield Problem("image-count", f"{len(images)} pictures are given", f"at most {MAX_IMAGES} are allowed")
+    if images or checked.has("previous-response-id") or checked.overridden & {"input", "image"}:
         return
-    if picture.format != "png":
-        yield problem("mask-png", text=source.label, format=picture.format)
+    if checked.has("input-fidelity"):
+        yield checked.problem("fidelity-input", "input-fidelity", "there is no input picture", "add --input-image")
+    if checked.get("action") == "edit":
+        yield checked.problem(
+            "action-edit", "action", "there is nothing to edit", "add --input-image, or --previous-response-id"
+        )
+
+
+def check_mask_file(given: InputPicture, first: Picture | None) -> Problems:
+    """Checks a mask's size in bytes, format, dimensions, and then its pixels, so that no claim is taken on trust."""
+    mask = given.picture
+    if mask is None or not mask.whole:
         return
-    if source.kind == "file" and not picture.alpha:
-        hint = "make transparent what is to be edited"
-        if looks_black_and_white(source.text):
-            hint = "it looks black and white: one of the two must become transparent, since only alpha counts"
-        yield problem("mask-alpha", text=source.label, hint=hint)
-    elif source.kind == "file" and png_opaque(source.text):
-        yield problem("mask-opaque", text=source.label)
-    of = first.picture if first else None
-    if of and of.width and (picture.width, picture.height) not in ((of.width, of.height), of.shown):
-        size, wanted = f"{picture.width}x{picture.height}", f"{of.shown[0]}x{of.shown[1]}"
-        yield problem("mask-dimensions", text=source.label, size=size, first=wanted)
-    if MASK_WARNING <= source.size < MAX_INPUT:
-        yield problem("mask-large", text=source.label, size=amount(source.size))
+    if mask.format != "png":
+        yield given.problem(
+            "mask-png", f"a mask must be a PNG, this is {mask.format}", "save it as PNG with an alpha channel"
+        )
+        return
+    if MASK_WARNING <= given.size < MAX_INPUT:
+        yield given.problem(
+            "mask-large",
+            f"{amount(given.size)}; the reference says less than 4 MB",
+            "make it smaller if it is refused",
+            warning=True,
+        )
+    if first and first.width and (mask.width, mask.height) not in ((first.width, first.height), first.shown):
+        wanted = "{}x{}".format(*first.shown)
+        yield given.problem(
+            "mask-dimensions",
+            f"{mask.width}x{mask.height}, but the first picture is {wanted}",
+            f"make the mask {wanted}",
+        )
+    hint = "make transparent what is to be edited"
+    if given.kind == "file" and not mask.alpha:
+        yield given.problem("mask-alpha", "the mask has no alpha channel", f"{hint}: only alpha counts, no colour does")
+    elif given.kind == "file" and given.size < MAX_INPUT and png_opaque(given.text):
+        yield given.problem("mask-opaque", "the mask is opaque everywhere", hint)
 
 
-def check_boxes(checked: Checked, first: InputPicture) -> Iterator[Problem]:
+def check_boxes(checked: Checked, first: InputPicture) -> Problems:
     """Checks that each mask box lies within the first picture, whose size must be known."""
-    if not first.picture or not first.picture.width:
-        if first.kind != "file" or not first.trouble:
-            yield problem("mask-box", text=checked.label("mask-box"), why="needs a first picture that is a local file")
-        return
-    width, height = first.picture.shown
-    for box in checked.get("mask-box"):
-        x, y, w, h = box.pixels(width, height)
-        if w < 1 or h < 1 or x + w > width or y + h > height or box.leaves():
-            why = f"{x},{y},{w},{h} is not within {width}x{height}"
-            yield problem("mask-box", text=checked.label("mask-box"), why=why)
+    width, height = first.picture.shown if first.picture else (0, 0)
+    troubles = []
+    if not width and not (first.kind == "file" and first.trouble):
+        troubles.append("needs a first picture that is a local file")
+    for box in checked.get("mask-box") if width else ():
+        if not box_fits(box, width, height):
+            shown = ",".join(map(str, box_pixels(box, width, height)))
+            troubles.append(f"{shown} is not within {width}x{height}")
+    for words in troubles:
+        yield checked.problem("mask-box", "mask-box", words, "X,Y,WIDTH,HEIGHT within the first picture", fatal=True)
 
 
-def check_mask(checked: Checked) -> Iterator[Problem]:
+def check_mask(checked: Checked) -> Problems:
     """Checks the mask by itself and against the first picture."""
     masks, marks, images = checked.role("mask"), checked.role("markup"), checked.role("image")
     boxed = checked.has("mask-box")
-    given_by = [source.label for source in masks] + [checked.label("mask-box")] * boxed
-    if not given_by and not marks:
-        return
+    given_by = [given.label for given in masks] + [checked.settings.label("mask-box")] * boxed
     if len(given_by) > 1:
-        yield problem("mask-twice", given_by=", ".join(given_by))
-    if not images and not checked.has("previous-response-id") and checked.route.name == "responses":
-        yield problem("mask-without-image", text=given_by[0] if given_by else marks[0].label)
+        yield Problem(
+            "mask-twice", f"the mask is given more than once: {', '.join(given_by)}", "keep one of them", fatal=True
+        )
+    if given_by and not images and checked.command == "responses" and not checked.has("previous-response-id"):
+        yield Problem("mask-without-image", f"{given_by[0]}: there is no picture to mask", "add the picture first")
     if marks and given_by:
-        yield problem("markup-mask", text=marks[0].label)
-    for source in (*masks, *marks):
-        if source.picture and source.kind in ("file", "data") and source.size:
-            yield from check_mask_file(source, images[0] if images else None)
+        yield marks[0].problem("markup-mask", "not together with a mask", "keep one of them")
+    for given in (*masks, *marks):
+        yield from check_mask_file(given, images[0].picture if images else None)
     if boxed and images:
         yield from check_boxes(checked, images[0])
 
 
 def json_form_causes(checked: Checked) -> list[str]:
     """Returns what makes an edit take the JSON form: inputs that are no local files, and fields the form lacks."""
-    remote = [source.label for source in checked.sources if source.kind in ("url", "file_id", "data")]
-    return remote + [checked.label("moderation")] * (checked.settings.get("moderation") is not None)
+    if checked.command != "edits" or checked.chat:
+        return []
+    remote = [given.label for given in checked.inputs if given.kind in ("url", "file_id", "data")]
+    return remote + [checked.settings.label("moderation")] * ("moderation" in checked.settings.rows)
 
 
-def check_form(checked: Checked) -> Iterator[Problem]:
+def check_form(checked: Checked) -> Problems:
     """Checks that what needs the multipart form of an edit does not stand beside what needs the JSON form."""
-    causes = json_form_causes(checked) if checked.route.name == "edits" and not checked.chat else []
-    for source in checked.sources if causes else ():
-        if source.kind == "auto":
-            yield problem("mask-auto", text=source.label, others=", ".join(causes))
-        elif source.role == "markup":
-            yield problem("markup-form", text=source.label, others=", ".join(causes))
-        elif source.kind == "file" and 4 * -(-source.size // 3) + 30 > MAX_IMAGE_URL:
-            yield problem("image-url-length", text=source.label, length=4 * -(-source.size // 3) + 30)
+    causes = json_form_causes(checked)
+    hint = f"leave out {', '.join(causes)}"
+    for given in checked.inputs if causes else ():
+        length = 4 * -(-given.size // 3) + 30
+        if given.kind == "auto":
+            yield given.problem("mask-auto", "a mask made by the gateway needs the form", hint, fatal=True)
+        elif given.role == "markup":
+            yield given.problem("markup-form", "markup needs the form", hint, fatal=True)
+        elif given.kind == "file" and length > MAX_IMAGE_URL:
+            yield given.problem(
+                "image-url-length", f"{length} characters as a data URL", f"at most {MAX_IMAGE_URL} are allowed in JSON"
+            )
 
 
-def check_response(checked: Checked) -> Iterator[Problem]:
+def check_response(checked: Checked) -> Problems:
     """Checks the options of a response beside its picture."""
-    metadata = checked.get("metadata-json")
-    if metadata is not None and (len(metadata) > 16 or not all(
-        isinstance(text, str) and len(text) <= 512 and len(name) <= 64 for name, text in metadata.items()
-    )):  # fmt: skip
-        yield problem("metadata", text="--metadata-json", why="not names with texts")
-    if checked.get("store") is False and checked.get("background-mode"):
-        yield problem("store-background", text=checked.label("background-mode"))
-    elif checked.get("store") is False and checked.has("previous-response-id"):
-        yield problem("store-previous", text=checked.label("store"))
+    metadata = checked.get("metadata-json") or {}
+    fits = all(isinstance(text, str) and len(text) <= 512 and len(name) <= 64 for name, text in metadata.items())
+    if len(metadata) > 16 or not fits:
+        yield Problem(
+            "metadata", "--metadata-json: not names with texts", "up to 16 names of 64 characters with texts of 512"
+        )
+    if checked.get("store") is not False:
+        return
+    if checked.get("background-mode"):
+        yield checked.problem(
+            "store-background", "background-mode", "a background response must be stored", "leave out --no-store"
+        )
+    elif checked.has("previous-response-id"):
+        yield checked.problem(
+            "store-previous", "store", "the next turn cannot go on from a response that is not stored", warning=True
+        )
 
 
-def check_chat(checked: Checked) -> Iterator[Problem]:
+def check_chat(checked: Checked) -> Problems:
     """Checks that chat can carry all that was asked for."""
     if not checked.chat:
         return
-    for name, row in options_of(checked.route.name).items():
-        reaches = row.sends in ("image", "top") or row.input or name == "mask-box"
-        if not checked.has(name) or checked.settings.rows[name].source in ("default", FROM_SUFFIX):  # nobody chose it
-            continue
-        if reaches and name not in CHAT_CARRIES:
-            yield problem("chat-carries", name, text=checked.label(name))
-    for source in checked.sources:
-        if source.kind == "file_id":
-            yield problem("chat-carries", "image", text=source.label)
-    if (checked.get("n") or 1) > 1:
-        yield problem("chat-one", text=checked.label("n"))
+    hint = "leave it out, or use --protocol openai_images"
+    for name, row in options_of(checked.command).items():
+        reaches = row.sends in ("image", "top") or row.input or row.kind is BOXES
+        chosen = checked.has(name) and not checked.settings.comes_from(name, DEFAULT, SUFFIX)
+        if chosen and reaches and not row.chat:
+            yield checked.problem(f"{name}-chat-carries", name, "cannot be carried by chat", hint)
+    for given in checked.role("image"):
+        if given.kind == "file_id":
+            yield given.problem(f"{given.role}-chat-carries", "cannot be carried by chat", hint)
+    if checked.several:
+        yield checked.problem("chat-one", "n", "chat makes one picture a call", "leave --n out")
 
 
 CHECKS = (
-    check_connection, check_prompt, check_model, check_values, check_size, check_format, check_output, check_stream,
-    check_images, check_mask, check_form, check_response, check_chat,
+    check_base_url, check_prompt, check_model, check_values, check_size, check_format, check_output,
+    check_needs, check_images, check_mask, check_form, check_response, check_chat,
 )  # fmt: skip
 
 
 def settings_problems(settings: Settings) -> list[Problem]:
     """Returns the broken rules of a command that makes no pictures by itself: connection and values only."""
-    checked = Checked(settings, ROUTE["responses"]._replace(name=settings.command), [], [], [], frozenset())
-    return [*check_connection(checked), *check_values(checked)]
+    return [found for check in (check_base_url, check_values) for found in check(Checked(settings))]
 
 
 def enforce(problems: list[Problem], lenient: bool, console: Console) -> None:
@@ -2211,35 +2421,43 @@ def enforce(problems: list[Problem], lenient: bool, console: Console) -> None:
     for found in problems:
         if found not in refused:
             console.warn(f"{found.message} ({found.hint})" if found.hint else found.message)
-    if not refused:
-        return
-    rows = [{"rule": found.rule, "message": found.message, "hint": found.hint or None} for found in refused]
-    raise Failure(USAGE, refused[0].message, refused[0].hint or None, rule=refused[0].rule, problems=rows)
+    if refused:
+        rows = [{"rule": found.rule, "message": found.message, "hint": found.hint or None} for found in refused]
+        raise Failure(USAGE, refused[0].message, refused[0].hint or None, rule=refused[0].rule, problems=rows)
 
 
-# What has no option of its own name: the keys of a body that hold the prompt or the pictures.
-OVERRIDES = {
-    "prompt": ("prompt",), "messages": ("prompt",), "input": ("prompt", "input"),
-    "image": ("image",), "images": ("image",), "image_url": ("image",),
-}  # fmt: skip
+def expected_pictures(checked: Checked) -> int:
+    """Returns how many pictures a call asks for, as far as it is known before."""
+    extra = checked.settings.get("extra-json", {})
+    count = extra.get("n", checked.settings.get("n")) if checked.command in IMAGES else 1
+    return count if isinstance(count, int) and 0 < count <= 100 else 1
 
 
-def overridden_options(command: str, extra: Json) -> frozenset[str]:
-    """Returns the options whose API field an --extra-json sets, and the prompt or the pictures if it sets those."""
-    names = set()
-    tools = extra.get("tools")
-    tools = [tool for tool in tools if isinstance(tool, dict)] if isinstance(tools, list) else []
-    tool: Json = next((tool for tool in tools if tool.get("type") == "image_generation"), {})
-    for name, row in options_of(command).items():
-        at = tool if row.sends == "image" and command == "responses" else extra
-        if row.sends in ("image", "top") and row.path[0] in at:
-            names.add(name)
-    return frozenset(names.union(*(OVERRIDES[key] for key in OVERRIDES if key in extra)))
+def estimate(checked: Checked) -> Json | None:
+    """Returns the output tokens and dollars a call will probably take, or None where no formula is known."""
+    settings = checked.settings
+    one = tokens_of(checked.row, settings.get("size", ""), settings.get("quality", ""))
+    made = FORMAT.get(settings.get("format", DEFAULT_FORMAT))
+    if not one or checked.chat or made and not made.counted:
+        return None
+    tokens = expected_pictures(checked) * (one + PARTIAL_TOKENS * settings.get("partial-images", 0))
+    return {"output_tokens": tokens, "usd": round(tokens * PRICES["output"] / 1e6, 4), "prices_of": FACTS_OF}
+
+
+def boxed_mask(checked: Checked) -> bytes:
+    """Returns the mask of --mask-box, as large as the first picture; nothing where it is not asked for."""
+    first = checked.role("image")[0].picture if checked.has("mask-box") else None
+    if first is None:
+        return b""
+    return mask_png(*first.shown, [box_pixels(box, *first.shown) for box in checked.settings.get("mask-box")])
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# 8 Request: a body that can be iterated twice, of known length, streamed from disk
+# 7 Request: a body that can be iterated twice, of known length, streamed from disk
 # ---------------------------------------------------------------------------------------------------------------------
+
+
+UPLOAD_BLOCK = 3 * BLOCK // 2  # 192 kB; a multiple of 3, so that the base64 of the blocks is that of the whole
 
 
 class Part(NamedTuple):
@@ -2267,7 +2485,7 @@ class Part(NamedTuple):
         try:
             with open(self.path, "rb") as file:
                 while left:
-                    block = file.read(min(3 * BLOCK, left))
+                    block = file.read(min(UPLOAD_BLOCK, left))
                     if not block:
                         raise changed
                     left -= len(block)
@@ -2291,6 +2509,12 @@ class Body:
         for part in self.parts:
             yield from part.blocks()
         self.sent = True
+
+    def shown(self) -> Json:
+        """Returns the JSON of the body with a label in place of each picture."""
+        texts = (json.dumps(part.label)[1:-1] if part.label else part.data.decode() for part in self.parts)
+        tree: Json = json.loads("".join(texts))
+        return tree
 
 
 Header = tuple[str, "str | Secret"]
@@ -2320,47 +2544,38 @@ class JsonHoles:
     """JSON text with holes: `hole` returns a token to put into the tree where the base64 of a picture stands."""
 
     def __init__(self) -> None:
-        self.mark, self.parts = os.urandom(12).hex(), []  # type: tuple[str, list[Part]]
+        self.mark = os.urandom(12).hex()
+        self.parts: list[Part] = []
 
     def hole(self, part: Part) -> str:
         """Notes a part and returns the token that stands for it."""
         self.parts.append(part)
         return f"<{self.mark}:{len(self.parts) - 1}>"
 
-    def _split(self, tree: Json) -> list[str]:
-        return re.split(f"<{self.mark}:([0-9]+)>", as_unicode(json.dumps(tree, ensure_ascii=False)))
-
     def body(self, tree: Json) -> Body:
         """Returns the body of a tree: text, file, text, file ..."""
-        pieces = self._split(tree)
+        pieces = re.split(f"<{self.mark}:([0-9]+)>", as_unicode(json.dumps(tree, ensure_ascii=False)))
         parts = [self.parts[int(piece)] if i % 2 else Part(piece.encode()) for i, piece in enumerate(pieces)]
         return Body(parts, "application/json")
 
-    def shown(self, tree: Json) -> Json:
-        """Returns the tree with a label in place of each picture."""
-        pieces = self._split(tree)
-        labels = (json.dumps(self.parts[int(piece)].label)[1:-1] if i % 2 else piece for i, piece in enumerate(pieces))
-        shown: Json = json.loads("".join(labels))
-        return shown
 
-
-def content_type(source: InputPicture) -> str:
+def content_type(given: InputPicture) -> str:
     """Returns the media type of an input picture, by its bytes."""
-    return INPUT_TYPES.get(source.picture.format if source.picture else "", "application/octet-stream")
+    return INPUT_TYPES.get(given.picture.format if given.picture else "", "application/octet-stream")
 
 
-def image_reference(source: InputPicture, holes: JsonHoles) -> Json:
+def image_reference(given: InputPicture, holes: JsonHoles) -> Json:
     """Returns how JSON names an input picture: by file id, URL, or data URL."""
-    if source.kind == "file_id":
-        return {"file_id": source.text}
-    if source.kind == "url":
-        return {"image_url": source.text}
-    if source.kind == "data":
-        start, _, data = source.text.partition(",")
-        return {"image_url": f"{start}," + holes.hole(Part(data.encode(), label=f"<base64, {source.size} bytes>"))}
-    label = f"<base64 of {source.shown}, {source.size} bytes>"
-    part = Part(path=source.text, size=source.size, base64=True, label=label)
-    return {"image_url": f"data:{content_type(source)};base64," + holes.hole(part)}
+    if given.kind == "file_id":
+        return {"file_id": given.text}
+    if given.kind == "url":
+        return {"image_url": given.text}
+    if given.kind == "data":
+        start, _, data = given.text.partition(",")
+        return {"image_url": f"{start}," + holes.hole(Part(data.encode(), label=f"<base64, {given.size} bytes>"))}
+    label = f"<base64 of {given.shown}, {given.size} bytes>"
+    part = Part(path=given.text, size=given.size, base64=True, label=label)
+    return {"image_url": f"data:{content_type(given)};base64," + holes.hole(part)}
 
 
 def put(tree: Json, path: tuple[str, ...], value: Any) -> None:
@@ -2370,15 +2585,14 @@ def put(tree: Json, path: tuple[str, ...], value: Any) -> None:
     tree[path[-1]] = value
 
 
-def fields(settings: Settings, places: tuple[str, ...]) -> Json:
-    """Returns the API fields of all settings that go to one of the places, nested as the API has them."""
+def fields(settings: Settings, *places: str, chat: bool = False) -> Json:
+    """Returns the API fields of the settings that go to one of the places, nested as the API has them."""
     tree: Json = {}
     for name, row in options_of(settings.command).items():
-        setting = settings.rows.get(name)
         # The suffix of --output may only say what the server does anyhow.
-        implied = setting and setting.source == FROM_SUFFIX and setting.value == DEFAULT_FORMAT
-        if setting and row.sends in places and not implied:
-            put(tree, row.path, setting.value)
+        implied = settings.comes_from(name, SUFFIX) and settings.get(name) == DEFAULT_FORMAT
+        if name in settings.rows and row.sends in places and not implied and (row.chat or not chat):
+            put(tree, row.path, settings.get(name))
     return tree
 
 
@@ -2388,51 +2602,54 @@ def merge(tree: Json, extra: Json) -> Json:
     for key, value in extra.items():
         ours = merged.get(key)
         if isinstance(value, dict) and isinstance(ours, dict):
-            merged[key] = merge(ours, value)
+            value = merge(ours, value)
         elif key == "tools" and isinstance(value, list) and isinstance(ours, list):
-            kinds = [str(tool.get("type")) if isinstance(tool, dict) else None for tool in value]
             mine = {tool["type"]: tool for tool in ours}
-            merged[key] = [tool for kind, tool in mine.items() if kind not in kinds]
-            merged[key] += [merge(mine[kind], tool) if kind in mine else tool for kind, tool in zip(kinds, value)]
-        else:
-            merged[key] = value
+            theirs = [
+                merge(mine.pop(str(tool.get("type")), {}), tool) if isinstance(tool, dict) else tool for tool in value
+            ]
+            value = [*mine.values(), *theirs]
+        merged[key] = value
     return merged
+
+
+def form_tree(checked: Checked, _: JsonHoles) -> Json:
+    """Returns the fields of an Images call without its pictures."""
+    return {"prompt": checked.prompt, **fields(checked.settings, "top", "image")}
 
 
 def images_tree(checked: Checked, holes: JsonHoles) -> Json:
     """Returns the JSON of an Images call."""
-    tree: Json = {"prompt": "\n".join(checked.texts), **fields(checked.settings, ("top", "image"))}
-    if checked.route.name == "edits":
-        tree["images"] = [image_reference(source, holes) for source in checked.role("image")]
-        for source in checked.role("mask"):
-            tree["mask"] = image_reference(source, holes)
+    tree = form_tree(checked, holes)
+    if checked.command == "edits":
+        tree["images"] = [image_reference(given, holes) for given in checked.role("image")]
+        for given in checked.role("mask"):
+            tree["mask"] = image_reference(given, holes)
     return tree
 
 
 def responses_tree(checked: Checked, holes: JsonHoles) -> Json:
     """Returns the JSON of a response: the input, and the hosted tool with its own fields."""
-    tree = fields(checked.settings, ("top",))
+    tree = fields(checked.settings, "top")
     content: list[Json] = [{"type": "input_text", "text": text} for text in checked.texts]
-    for source in checked.role("image"):
-        content.append({"type": "input_image", **image_reference(source, holes), "detail": "auto"})
+    for given in checked.role("image"):
+        content.append({"type": "input_image", **image_reference(given, holes), "detail": "auto"})
     plain = len(content) == 1 and len(checked.texts) == 1
-    tool = {"type": "image_generation", **fields(checked.settings, ("image",))}
-    for source in checked.role("mask"):
-        tool["input_image_mask"] = image_reference(source, holes)
-    message = checked.texts[0] if plain else [{"role": "user", "content": content}]
+    tool = {"type": "image_generation", **fields(checked.settings, "image")}
+    for given in checked.role("mask"):
+        tool["input_image_mask"] = image_reference(given, holes)
+    message = checked.prompt if plain else [{"role": "user", "content": content}]
     return {"model": tree.pop("model"), "input": message, "tools": [tool], **tree}
 
 
 def chat_tree(checked: Checked, holes: JsonHoles) -> Json:
     """Returns the JSON of a chat call for a gateway that has no Images routes."""
-    prompt = "\n".join(checked.texts)
-    content: list[Json] = [{"type": "text", "text": prompt}]
-    for source in checked.role("image"):
-        reference = image_reference(source, holes)
-        content.append({"type": "image_url", "image_url": {"url": reference.get("image_url", source.text)}})
-    kept = {name: checked.settings.rows[name] for name in CHAT_CARRIES if name != "n" and name in checked.settings.rows}
-    tree = fields(Settings(checked.route.name, kept), ("top",))
-    return {**tree, "messages": [{"role": "user", "content": content if len(content) > 1 else prompt}]}
+    content: list[Json] = [{"type": "text", "text": checked.prompt}]
+    for given in checked.role("image"):
+        url = image_reference(given, holes).get("image_url", given.text)
+        content.append({"type": "image_url", "image_url": {"url": url}})
+    message = {"role": "user", "content": content if len(content) > 1 else checked.prompt}
+    return {**fields(checked.settings, "top", chat=True), "messages": [message]}
 
 
 def form_fields(name: str, value: Any) -> Iterator[tuple[str, str]]:
@@ -2444,7 +2661,7 @@ def form_fields(name: str, value: Any) -> Iterator[tuple[str, str]]:
         for inner in value:
             yield from form_fields(f"{name}[]", inner)
     else:
-        yield name, as_unicode(value if isinstance(value, str) else json.dumps(value))
+        yield as_unicode(name), as_unicode(value if isinstance(value, str) else json.dumps(value))
 
 
 FIELD_STYLES = {"brackets": "image[]", "simple": "image", "indexed": "image[{}]"}
@@ -2453,42 +2670,44 @@ FIELD_STYLES = {"brackets": "image[]", "simple": "image", "indexed": "image[{}]"
 def form_files(checked: Checked) -> Iterator[tuple[str, InputPicture]]:
     """Yields the file parts of an edit's form with their field names."""
     style = FIELD_STYLES[checked.settings.get("image-field-style")]
-    for i, source in enumerate(checked.role("image")):
-        yield style.format(i), source
-    for source in (*checked.role("mask"), *checked.role("markup")):
-        yield source.role, source
+    for i, given in enumerate(checked.role("image")):
+        yield style.format(i), given
+    for given in (*checked.role("mask"), *checked.role("markup")):
+        if given.kind == "file":
+            yield given.role, given
 
 
-def quoted(name: str) -> str:
-    """Returns a name as it stands between quotes in a part's header."""
+def file_row(name: str, given: InputPicture) -> Json:
+    """Returns what a dry run shows of a file in a form."""
+    base = os.path.basename(given.shown)
+    if os.path.normpath(given.text) != given.shown:  # another file was made of it
+        base = os.path.splitext(base)[0] + ".png"
+    kind = content_type(given)
+    return {"name": name, "filename": base, "content_type": kind, "bytes": given.size, "path": given.shown}
+
+
+def part_head(row: Json) -> str:
+    """Returns the head of a part of a form, by the row that a dry run shows."""
     # https://html.spec.whatwg.org/multipage/form-control-infrastructure.html#multipart-form-data
-    return name.replace('"', "%22").replace("\r", "%0D").replace("\n", "%0A")
+    escapes = str.maketrans({'"': "%22", "\r": "%0D", "\n": "%0A"})
+    head = f'Content-Disposition: form-data; name="{row["name"].translate(escapes)}"'
+    if "path" in row:
+        head += f'; filename="{row["filename"].translate(escapes)}"\r\nContent-Type: {row["content_type"]}'
+    return f"{head}\r\n\r\n"
 
 
 def form_request(checked: Checked, tree: Json) -> tuple[Body, list[Json]]:
     """Returns the multipart body of an edit and the rows a dry run shows of it."""
-    boundary, parts, rows = "gpt-image-" + os.urandom(12).hex(), [], []  # type: tuple[str, list[Part], list[Json]]
+    boundary, parts = "gpt-image-" + os.urandom(12).hex(), []
+    rows = [(file_row(name, given), Part(path=given.text, size=given.size)) for name, given in form_files(checked)]
     texts = [pair for name, value in tree.items() for pair in form_fields(name, value)]
-    texts += [("mask", "auto")] * any(source.kind == "auto" for source in checked.sources)
-
-    def head(disposition: str) -> Part:
-        start = f"--{boundary}\r\nContent-Disposition: form-data; {disposition}\r\n\r\n"
-        return Part(start.encode("utf-8", "surrogateescape"))
-
-    for name, source in form_files(checked):
-        if source.kind == "file":
-            base = os.path.basename(source.shown)
-            base = base if os.path.normpath(source.text) == source.shown else os.path.splitext(base)[0] + ".png"
-            kind = content_type(source)
-            parts += [head(f'name="{quoted(name)}"; filename="{quoted(base)}"\r\nContent-Type: {kind}'),
-                      Part(path=source.text, size=source.size), Part(b"\r\n")]  # fmt: skip
-            row = {"filename": base, "content_type": kind, "bytes": source.size, "path": source.shown}
-            rows.append({"name": name, **row})
-    for name, text in texts:
-        parts += [head(f'name="{quoted(as_unicode(name))}"'), Part(text.encode("utf-8", "surrogateescape") + b"\r\n")]
-        rows.append({"name": name, "value": text})
+    texts += [("mask", "auto")] * any(given.kind == "auto" for given in checked.inputs)
+    rows += [({"name": name, "value": text}, Part(text.encode())) for name, text in texts]
+    for row, content in rows:
+        head = f"--{boundary}\r\n{part_head(row)}".encode("utf-8", "surrogateescape")
+        parts += [Part(head), content, Part(b"\r\n")]
     parts.append(Part(f"--{boundary}--\r\n".encode()))
-    return Body(parts, f"multipart/form-data; boundary={boundary}"), rows
+    return Body(parts, f"multipart/form-data; boundary={boundary}"), [row for row, _ in rows]
 
 
 def api_url(settings: Settings, path: str, query: str = "") -> str:
@@ -2500,49 +2719,33 @@ def api_url(settings: Settings, path: str, query: str = "") -> str:
 
 def api_headers(settings: Settings, body: Body | None, accept: str = "application/json") -> list[Header]:
     """Returns the headers of a call, with those the user gave in place of ours."""
-    headers: dict[str, Header] = {}
-
-    def put_header(name: str, value: str | Secret) -> None:
-        headers[name.lower()] = (name, value)
-
-    put_header("Accept", accept)
-    put_header("Accept-Encoding", "identity")
-    put_header("User-Agent", f"gpt-image/{__version__}")
+    rows: list[Header] = [("Accept", accept), ("Accept-Encoding", "identity")]
+    rows.append(("User-Agent", f"gpt-image/{__version__}"))
     if not brings_key(settings):  # only a dry run comes here without any key
-        put_header("Authorization", settings.get("api-key") or Secret(""))
-    for name, value in fields(settings, ("header",)).items():
-        put_header(name, value)
-    for name, value in settings.get("header", []):
-        put_header(name, header_value(name, value))
+        rows.append(("Authorization", settings.get("api-key") or Secret("")))
+    rows += fields(settings, "header").items()
+    rows += [(header.name, header.value) for header in settings.get("header", [])]
     if body:
-        put_header("Content-Type", body.content_type)
-        put_header("Content-Length", str(body.length))
-    return list(headers.values())
+        rows += [("Content-Type", body.content_type), ("Content-Length", str(body.length))]
+    return list({name.lower(): (name, value) for name, value in rows}.values())
 
 
 def build_request(checked: Checked) -> Request:
     """Returns the request of a call, with --extra-json merged in."""
-    settings, holes, extra = checked.settings, JsonHoles(), checked.settings.get("extra-json") or {}
+    settings, holes = checked.settings, JsonHoles()
     accept = "text/event-stream, application/json" if settings.get("stream") else "application/json"
-    if checked.route.name == "edits" and not checked.chat and not json_form_causes(checked):
-        tree = merge({"prompt": "\n".join(checked.texts), **fields(settings, ("top", "image"))}, extra)
-        body, rows = form_request(checked, tree)
-        return Request(
-            "POST", api_url(settings, checked.route.path), api_headers(settings, body, accept), body, form=rows
-        )
-    build = chat_tree if checked.chat else responses_tree if checked.route.name == "responses" else images_tree
-    tree = merge(build(checked, holes), extra)
-    body = holes.body(tree)
     url = api_url(settings, CHAT_PATH if checked.chat else checked.route.path)
-    return Request("POST", url, api_headers(settings, body, accept), body, tree=holes.shown(tree))
+    form = checked.command == "edits" and not checked.chat and not json_form_causes(checked)
+    builders = {"responses": responses_tree, "edits": form_tree if form else images_tree}
+    build = chat_tree if checked.chat else builders.get(checked.command, images_tree)
+    tree = merge(build(checked, holes), settings.get("extra-json", {}))
+    body, rows = form_request(checked, tree) if form else (holes.body(tree), None)
+    return Request("POST", url, api_headers(settings, body, accept), body, None if form else body.shown(), rows)
 
 
 def shown_headers(headers: list[Header]) -> dict[str, str]:
     """Returns headers as a dry run shows them, secrets as `***`."""
-    return {
-        name: ("Bearer ***" if name.lower() == "authorization" else "***") if isinstance(value, Secret) else value
-        for name, value in headers
-    }
+    return {name: f"Bearer {value}" if name.lower() == "authorization" else str(value) for name, value in headers}
 
 
 def shell_quoted(text: str) -> str:
@@ -2556,33 +2759,35 @@ def curl_header(name: str, value: str | Secret) -> str:
     """Returns a header for a shell; a secret comes from a variable."""
     if not isinstance(value, Secret):
         return shell_quoted(f"{name}: {value}")
-    bearer, variable = "", "_" + re.sub(r"[^A-Z0-9]", "_", name.upper())
     if name.lower() == "authorization":
-        bearer, variable = "Bearer ", "OPENAI_API_KEY"
-    return shell_quoted(f"{name}: {bearer}") + f'"${variable}"'
+        return shell_quoted(f"{name}: Bearer ") + '"$OPENAI_API_KEY"'
+    return shell_quoted(f"{name}: ") + '"$_' + re.sub(r"[^A-Z0-9]", "_", name.upper()) + '"'
+
+
+def curl_field(row: Json) -> str:
+    """Returns a field of a form for a shell."""
+    if "path" not in row:
+        return f"--form-string {shell_quoted(row['name'] + '=' + row['value'])}"
+    path, name = (re.sub(r'(["\\])', r"\\\1", row[key]) for key in ("path", "filename"))
+    return "-F " + shell_quoted(f'{row["name"]}=@"{path}";type={row["content_type"]};filename="{name}"')
+
+
+def curl_piece(part: Part) -> str:
+    """Returns a command for a shell that prints a piece of a JSON body."""
+    if part.path:
+        return f"base64 < {shell_quoted(part.path)} | tr -d '\\n'"
+    return f"printf '%s' {shell_quoted(part.data.decode())}"
 
 
 def curl_command(request: Request) -> str:
     """Returns a command for a POSIX shell that makes the same request."""
-    body = request.body
-    skipped = ("content-length",) + (("content-type",) if request.form is not None else ())
+    skipped = ("content-length",) if request.form is None else ("content-length", "content-type")
     words = [f"curl -sS -X {request.method} {shell_quoted(request.url)}"]
     words += [f"-H {curl_header(name, value)}" for name, value in request.headers if name.lower() not in skipped]
-    words += ["-H 'Expect:'"]
+    words += ["-H 'Expect:'", *map(curl_field, request.form or [])]
     before = ""
-    for row in request.form or []:
-        if "path" in row:
-            path, name = (re.sub(r'(["\\])', r"\\\1", text) for text in (row["path"], row["filename"]))
-            field = f'{row["name"]}=@"{path}";type={row["content_type"]};filename="{name}"'
-            words.append(f"-F {shell_quoted(field)}")
-        else:
-            words.append(f"--form-string {shell_quoted(row['name'] + '=' + row['value'])}")
-    if body and request.form is None:
-        pieces = [
-            f"base64 < {shell_quoted(part.path)} | tr -d '\\n'" if part.path
-            else f"printf '%s' {shell_quoted(part.data.decode())}" for part in body.parts
-        ]  # fmt: skip
-        before = "{ " + "; ".join(pieces) + "; } | "
+    if request.body and request.form is None:
+        before = "{ " + "; ".join(map(curl_piece, request.body.parts)) + "; } | "
         words.append("--data-binary @-")
     return before + " \\\n  ".join(words)
 
@@ -2943,7 +3148,7 @@ def page_title(text: str) -> str:
 
 
 def status_row(status: int) -> Status:
-    """Returns the row of STATUSES for an HTTP status; one that is not listed is like 502 from 500 on, and final below."""
+    """Returns the row of STATUSES for an HTTP status; one not listed is like 502, or final below 500."""
     unlisted = Status((), "billable" if status >= 500 else "never")
     return next((row for row in STATUSES if status in row.codes), unlisted)
 
@@ -3507,10 +3712,6 @@ class Document(NamedTuple):
 # Before it stands no character of base64, nor what ends a JSON document: no byte of that may be held back.
 BEFORE = rb"(?:[^A-Za-z0-9+/=_\\}\]>\r\n\x80-\xff-]|\\[nrt])"
 TEXT_OF_IT = rb"(?:[A-Za-z0-9+/=_\s-]|\\[/nrt]|\\u00[0-9A-Fa-f]{2})"
-PICTURE = re.compile(
-    rb"%s(?=(?:%s)(?:%s{64}|(%s{0,63}(?:\\u?[0-9A-Fa-f]{0,3})?\Z)))" % (BEFORE, PICTURE_HEADS, TEXT_OF_IT, TEXT_OF_IT),
-    re.DOTALL,
-)
 MAYBE_PICTURE = re.compile(BEFORE + rb"[A-Za-z0-9+/\\]{0,40}\Z")
 # Behind it stands the end of its string, or of a Markdown link.
 END_OF_PICTURE = re.compile(rb"[\"'<>()\[\]{}]|\\(?![/nrtu]|\Z)")
@@ -3525,11 +3726,18 @@ def unescape(data: bytes) -> bytes:
     return ESCAPE.sub(lambda match: chr(int(match[1] or b"20", 16)).encode("ascii", "replace"), data)
 
 
+@functools.lru_cache(maxsize=None)
+def beginning() -> re.Pattern[bytes]:
+    """Returns the pattern of what a picture begins with; its group `short` says that too little has come to tell."""
+    short = rb"(?P<short>%s{0,63}(?:\\u?[0-9A-Fa-f]{0,3})?\Z)" % TEXT_OF_IT
+    return re.compile(rb"%s(?=(?:%s)(?:%s{64}|%s))" % (BEFORE, base64_pattern(), TEXT_OF_IT, short), re.DOTALL)
+
+
 class Lifter:
     """Takes pictures out of bytes that pass: each goes to disk, and a token stands in its place."""
 
     def __init__(self, new_picture: Callable[[], Lifted]) -> None:
-        self.new_picture = new_picture
+        self.new_picture, self.beginning = new_picture, beginning()
         self.mark, self.numbers = os.urandom(12).hex(), itertools.count()
         self.lifted: dict[str, Lifted] = {}  # by token: those that nobody has taken
         self.current: Lifted | None = None
@@ -3543,8 +3751,8 @@ class Lifter:
             if self.current:
                 data = self._lift(self.current, data, last, text)
                 continue
-            match = PICTURE.search(data)
-            begins = match and match[1] is None  # else there is too little of it to tell
+            match = self.beginning.search(data)
+            begins = match and match["short"] is None
             if not begins and not last:
                 match = match or MAYBE_PICTURE.search(data, max(len(data) - 42, 0))
             end = match.end() if match and begins else match.start() if match and not last else len(data)
@@ -4396,144 +4604,24 @@ class Call:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def gather_texts(settings: Settings, positional: str | None, stdin: IO[str]) -> tuple[list[str], list[str]]:
-    """Returns the pieces of the prompt and the ways it was given."""
-    given = {"PROMPT": positional, "--prompt": settings.get("prompt"), "--prompt-file": settings.get("prompt-file"),
-             "--input-text": settings.get("input-text")}  # fmt: skip
-    given_by = [way for way, value in given.items() if value is not None]
-    if given_by != ["--prompt-file"]:
-        texts = [value for value in given.values() if value is not None][:1]
-        return (texts[0] if texts and isinstance(texts[0], list) else texts), given_by
-    path = given["--prompt-file"]
-    try:
-        text = stdin.read().lstrip("\ufeff") if path == "-" else read_text(path)
-    except (ValueError, OSError) as error:
-        raise Failure(USAGE, f"--prompt-file {path}: {error}", "check the path", rule="prompt-file") from error
-    return [text.rstrip("\r\n")], given_by
-
-
-def examine_file(source: InputPicture) -> InputPicture:
-    """Looks at an input file by its bytes."""
-    try:
-        state = os.stat(source.text)
-        if not stat.S_ISREG(state.st_mode):
-            return source._replace(trouble="not a regular file")
-        return source._replace(size=state.st_size, picture=identify(source.text))
-    except (OSError, ValueError) as error:
-        if re.match(r"[a-z][a-z0-9+.-]+://", source.text, re.IGNORECASE):
-            return source._replace(kind="url", trouble="only http and https URLs can be fetched")
-        return source._replace(trouble=str(getattr(error, "strerror", None) or error))
-
-
-def examine_data(source: InputPicture) -> InputPicture:
-    """Looks at an input given as a data: URL."""
-    start, _, data = source.text.partition(",")
-    source = source._replace(shown=start + ",…")
-    if not re.fullmatch(r"data:image/[\w.+-]+;base64", start, re.IGNORECASE):
-        return source._replace(trouble="expected data:image/…;base64,…")
-    try:
-        raw = binascii.a2b_base64(data.encode())
-    except (binascii.Error, UnicodeEncodeError):
-        raw = b""
-    if data and not (raw and re.fullmatch(r"[A-Za-z0-9+/\s]+=*\s*", data)):
-        return source._replace(trouble="what stands behind the comma is not base64")
-    return source._replace(size=len(raw), picture=identify_file(io.BytesIO(raw)))
-
-
-def examine(role: str, label: str, text: str, kind: str) -> InputPicture:
-    """Returns what is known of an input picture: a file is looked at, a URL or an id is taken as it is."""
-    guess = re.match(r"(file_id:)|(https?://)|(data:)", text, re.IGNORECASE)
-    if not kind:
-        kind = {1: "file_id", 2: "url", 3: "data"}.get(guess.lastindex or 0, "file") if guess else "file"
-        kind = "auto" if role == "mask" and text == "auto" else kind
-    text = re.sub("^file_id:", "", text) if kind == "file_id" else text
-    label = label if len(label) < 120 else label[:100] + "…"
-    source = InputPicture(role, label, kind, text, os.path.normpath(text) if kind == "file" else text)
-    if kind == "file":
-        return examine_file(source)
-    if kind == "data":
-        return examine_data(source)
-    web = split_url(text)
-    if kind == "url" and (web.scheme not in ("http", "https") or not web.hostname):
-        return source._replace(trouble="not an http or https URL")
-    bad = re.search(r"[\x00-\x20\x7f]", text) or not text
-    return source._replace(trouble="blank, or with control characters") if bad and kind != "auto" else source
-
-
-def gather_sources(settings: Settings) -> list[InputPicture]:
-    """Returns the input pictures of a call, in the order of their options."""
-    sources = []
-    for name, row in options_of(settings.command).items():
-        role, _, kind = row.input.partition(" ")
-        values = settings.get(name) if role else None
-        for text in values if isinstance(values, list) else [values] if values is not None else []:
-            sources.append(examine(role, f"--{name} {text}", text, kind))
-    return sources
-
-
-def run_converter(command: list[str], target: str, environ: Mapping[str, str]) -> bool:
-    """Runs a converter quietly, without the key in its environment; True if it left a picture."""
-    import subprocess
-
-    safe = {name: value for name, value in environ.items() if name not in key_names({})}
-    try:
-        subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=120, check=True, env=safe)
-        return identify(target) is not None
-    except (OSError, subprocess.SubprocessError):
-        return False
-
-
-def convert_source(context: Context, source: InputPicture, route: str) -> InputPicture:
-    """Turns an input picture of a format the API does not take into a PNG, with whichever program is here."""
-    import shutil
-
-    picture = source.picture
-    if source.kind != "file" or not picture or is_taken(picture, route):
-        return source
+def convert_input(context: Context, given: InputPicture, route: str) -> InputPicture:
+    """Turns an input picture of a format the API does not take into a PNG, if a program here can."""
+    if given.kind != "file" or not given.picture or is_taken(given.picture, route):
+        return given
     with context.temp_files.create(spare_folder(), ".png") as file:
-        target, path = file.name, os.path.abspath(source.text)
-    commands = {"Pillow": [sys.executable, "-c", PILLOW, path, target]}
-    for row in reversed(CONVERTERS):
-        found = shutil.which(row[0], path=context.environ.get("PATH"))
-        if found and os.path.isabs(found) and os.path.dirname(found) != os.getcwd():  # Windows looks here first
-            commands = {row[0]: [found, *(word.format(source=path, target=target) for word in row[1:])], **commands}
-    for name, command in commands.items():
-        context.progress.phase("converting", path=source.shown)
-        if run_converter(command, target, context.environ):
-            context.console.warn(f"{source.shown}: converted from {picture.format} to png with {name}")
-            return source._replace(text=target, size=os.path.getsize(target), picture=identify(target))
-    return source
-
-
-def follow_suffix(settings: Settings) -> Settings:
-    """Lets the suffix of --output choose the format, unless --format was typed."""
-    suffix = FORMAT_OF_SUFFIX.get(output_suffix(settings.get("output") or ""))
-    typed = "format" in settings.rows and settings.rows["format"].source == "command line"
-    return settings.changed("format", suffix, FROM_SUFFIX) if suffix and not typed else settings
+        target = file.name
+    context.progress.phase("converting", path=given.shown)
+    converter = convert_to_png(os.path.abspath(given.text), target, context.environ)
+    if not converter:
+        return given
+    context.console.warn(f"{given.shown}: converted from {given.picture.format} to png with {converter}")
+    return given._replace(text=target, size=os.path.getsize(target), picture=identify(target))
 
 
 def gather(context: Context, settings: Settings, positional: str | None) -> Checked:
-    """Gathers all that the checks look at."""
-    texts, given_by = gather_texts(settings, positional, context.stdin)
-    overridden = overridden_options(settings.command, settings.get("extra-json") or {})
-    settings = follow_suffix(settings)
-    sources = [convert_source(context, source, settings.command) for source in gather_sources(settings)]
-    return Checked(settings, ROUTE[settings.command], texts, given_by, sources, overridden)
-
-
-def expected_pictures(checked: Checked) -> int:
-    """Returns how many pictures a call asks for, as far as it is known before."""
-    extra = checked.settings.get("extra-json") or {}
-    count = extra.get("n", checked.settings.get("n")) if checked.route.name in IMAGES else 1
-    return count if isinstance(count, int) and 0 < count <= 100 else 1
-
-
-def boxed_mask(checked: Checked) -> bytes:
-    """Returns the mask of --mask-box, as large as the first picture; nothing where it is not asked for."""
-    first = checked.role("image")[0].picture if checked.has("mask-box") else None
-    if first is None:
-        return b""
-    return mask_png(*first.shown, [box.pixels(*first.shown) for box in checked.settings.get("mask-box")])
+    """Gathers all that the checks look at, with input pictures that had to be converted in their new form."""
+    checked = gather_checked(settings, positional, context.stdin)
+    return checked._replace(inputs=tuple(convert_input(context, given, checked.command) for given in checked.inputs))
 
 
 def same_file(path: str, data: bytes) -> bool:
@@ -4547,58 +4635,29 @@ def same_file(path: str, data: bytes) -> bool:
 
 def with_mask(context: Context, checked: Checked, data: bytes, target: str, result: Result) -> Checked:
     """Writes a mask beside the output, for a dry run into the folder for temporary files, and adds it to the inputs."""
-    dry = checked.settings.get("dry-run")
-    path = target
-    if dry or not same_file(target, data):
-        with context.temp_files.create(spare_folder() if dry else os.path.dirname(target) or ".") as file:
+    path, settings = target, checked.settings
+    if settings.get("dry-run"):
+        with context.temp_files.create(spare_folder()) as file:
             write_all(file, data)
-        path = (
-            file.name if dry else context.temp_files.place(file.name, target, bool(checked.settings.get("overwrite")))
-        )
-    result.mask = target if dry else path
-    if not dry:
+        path = file.name
+    elif not same_file(target, data):
+        with context.temp_files.create(os.path.dirname(target) or ".") as file:
+            write_all(file, data)
+        path = target = context.temp_files.place(file.name, target, bool(settings.get("overwrite")))
+    result.mask = target
+    if not settings.get("dry-run"):
         context.console.tell(f"the mask is {path}")
-    mask = InputPicture("mask", "--mask-box", "file", path, result.mask, len(data), identify(path))
-    return checked._replace(sources=[*checked.sources, mask])
-
-
-def estimate(checked: Checked) -> Json | None:
-    """Returns the output tokens and dollars a call will probably take, or None where no formula is known."""
-    factor = checked.row.tokens.get(checked.settings.get("quality") or "")
-    size = re.fullmatch(r"([0-9]+)x([0-9]+)", checked.settings.get("size") or "")
-    if not factor or not size or checked.settings.get("format") in ("gif", "svg") or checked.chat:
-        return None
-    long, short = sorted((int(side) for side in size.groups()), reverse=True)
-    # round() rounds halves to even; the published figures round them up
-    one = math.ceil(factor * int(factor * short / long + 0.5) * (2_000_000 + long * short) / 4_000_000)
-    tokens = expected_pictures(checked) * (one + PARTIAL_TOKENS * (checked.settings.get("partial-images") or 0))
-    return {"output_tokens": tokens, "usd": round(tokens * PRICES["output"] / 1e6, 4), "prices_of": FACTS_OF}
-
-
-def cost_of(usage: Any, route: str, model: str | None) -> Json | None:
-    """Returns the dollars of a call by its usage, or None where the prices or the usage are not known."""
-    if route not in IMAGES or not isinstance(usage, dict) or not model_row(model or "").tokens:
-        return None
-    details = as_object(usage.get("input_tokens_details"))
-    cached = as_object(details.get("cached_tokens_details"))
-    text, image = number_of(details.get("text_tokens")), number_of(details.get("image_tokens"))
-    cached_text, cached_image = number_of(cached.get("text_tokens")), number_of(cached.get("image_tokens"))
-    if not isinstance(usage.get("output_tokens"), int) or text + image != number_of(usage.get("input_tokens")):
-        return None
-    usd = (text - cached_text) * PRICES["text"] + cached_text * PRICES["cached_text"]
-    usd += (image - cached_image) * PRICES["image"] + cached_image * PRICES["cached_image"]
-    usd += number_of(usage["output_tokens"]) * PRICES["output"]
-    return {"usd": round(usd / 1e6, 6), "prices_of": FACTS_OF}
+    mask = InputPicture("mask", "--mask-box", "file", path, target, len(data), identify(path))
+    return checked._replace(inputs=(*checked.inputs, mask))
 
 
 def shown_settings(settings: Settings) -> Json:
     """Returns the settings in force with their sources, secrets masked."""
     rows = {}
     for name, row in settings.rows.items():
-        value = row.value
-        if isinstance(value, Secret) or name == "header":
-            value = "***" if isinstance(value, Secret) else [f"{n}: {header_value(n, v)}" for n, v in value]
-        rows[name] = {"value": row.text if name == "mask-box" else value, "source": row.source}
+        value = str(row.value) if isinstance(row.value, Secret) else row.value
+        value = [str(item) for item in value] if isinstance(value, list) else value
+        rows[name] = {"value": value, "source": row.source.label}
     return rows
 
 

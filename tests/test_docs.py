@@ -312,21 +312,10 @@ class LinksTest(unittest.TestCase):
         for page in (ROOT / "references").glob("*.md"):
             self.assertIn(f"(references/{page.name})", skill)
 
-    def test_errors_md_names_every_rule_and_every_exit_code(self) -> None:
-        page = ROOT / "references" / "errors.md"
-        text = page.read_text("utf-8")
-        named = sorted(re.findall(r'<a id="([^"]+)"', text))
-        self.assertEqual(named, sorted(row.name for row in gpt_image.RULES))
+    def test_errors_md_names_every_rule_that_stands_where_a_run_stops(self) -> None:
+        text = (ROOT / "references" / "errors.md").read_text("utf-8")
         others = set(re.findall(r'\brule="([a-z-]+)"', (ROOT / "gpt_image.py").read_text("utf-8")))
         self.assertEqual([], [name for name in sorted(others) if f"`{name}`" not in text])
-
-    def test_warnings_and_what_is_always_refused_are_marked_in_errors_md(self) -> None:
-        lines = (ROOT / "references" / "errors.md").read_text("utf-8").split("\n")
-        for row in gpt_image.RULES:
-            line = next(line for line in lines if f'<a id="{row.name}">' in line)
-            with self.subTest(row.name):
-                self.assertEqual(row.warning, "| warning: " in line)
-                self.assertEqual(row.fatal, "(always)" in line)
 
     def test_exit_codes_and_meanings_agree_in_readme_errors_and_skill(self) -> None:
         for name in ("README.md", "references/errors.md"):
@@ -347,7 +336,7 @@ class LinksTest(unittest.TestCase):
 
     def test_the_readme_maps_the_sections_of_the_source_in_order(self) -> None:
         source = (ROOT / "gpt_image.py").read_text("utf-8")
-        sections = re.findall(r"(?m)^# -{20,}\n# \d+ (\w+)", source)
+        sections = re.findall(r"(?m)^# -{20,}\n# \d+ ([^:]+):", source)
         readme = (ROOT / "README.md").read_text("utf-8")
         table = readme[readme.index("| section |") :].split("\n\n")[0].split("\n")[2:]
         self.assertEqual([row.split("|")[1].strip() for row in table], sections)
@@ -364,9 +353,8 @@ class LinksTest(unittest.TestCase):
 
     def test_every_field_of_a_result_stands_in_output_md(self) -> None:
         text = (ROOT / "references" / "output.md").read_text("utf-8")
-        console = gpt_image.Console(sys.stdout, sys.stderr, {})
         failure = gpt_image.Failure(5, "no")
-        result = gpt_image.result_of(gpt_image.Result("generations", None), failure, console, 0.0)
+        result = gpt_image.result_of(gpt_image.Result("generations", None), failure, [], 0.0)
         for name in (*result, *result["error"]):
             self.assertIn(f"`{name}`", text)
 

@@ -750,6 +750,18 @@ class BodyTest(RequestTest):
         for name, url in zip((*self.names, self.big), urls):
             self.assertEqual(base64.b64decode(url.partition(",")[2], validate=True), Path(name).read_bytes())
 
+    def test_base64_goes_out_in_blocks_that_join_without_padding(self) -> None:
+        self.assertEqual(gpt_image.UPLOAD_BLOCK, 192 * 1024)
+        self.assertEqual(gpt_image.UPLOAD_BLOCK % 3, 0)
+        for size in (gpt_image.UPLOAD_BLOCK + extra for extra in (-1, 0, 1, gpt_image.UPLOAD_BLOCK)):
+            data = os.urandom(size)
+            Path("block").write_bytes(data)
+            part = gpt_image.Part(path="block", size=size, base64=True)
+            blocks = list(part.blocks())
+            self.assertEqual(b"".join(blocks), base64.b64encode(data))
+            self.assertEqual(sum(map(len, blocks)), part.length())
+            self.assertLessEqual(max(map(len, blocks)), gpt_image.UPLOAD_BLOCK * 4 // 3)
+
     def test_the_dry_run_declares_the_length_of_the_real_request(self) -> None:
         for argv in self.calls():
             with self.subTest(argv[:2]):

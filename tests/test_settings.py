@@ -143,6 +143,26 @@ class EachSettingKnowsItsSource(SettingsTest):
         self.assertEqual(both["base-url"]["value"], GATEWAY)
         self.assertEqual(both["api-key"]["source"], "environment OPENAI_API_KEY")
 
+    def test_a_stronger_source_comes_before_a_better_name(self) -> None:
+        Path(".env").write_text(f"OPENAI_API_KEY={KEY}\nOPENAI_BASE_URL={GATEWAY}\n")
+        os.chmod(".env", 0o600)
+        old = {"GPT_IMAGE2_BASE_URL": "https://old.example/v1", "GPT_IMAGE2_API_KEY": OTHER_KEY}
+        settings = self.dry(env=old).json["settings"]
+        self.assertEqual(settings["base-url"]["value"], "https://old.example/v1")
+        self.assertEqual(settings["api-key"]["source"], "environment GPT_IMAGE2_API_KEY")
+
+    def test_a_source_is_told_apart_by_its_kind_and_shown_by_its_label(self) -> None:
+        for source, label in (
+            (gpt_image.Source(gpt_image.TYPED), "command line"), (gpt_image.Source(gpt_image.DEFAULT), "default"),
+            (gpt_image.Source(gpt_image.VARIABLE, "A_B"), "environment A_B"),
+            (gpt_image.Source(gpt_image.DOTENV, "A_B", "x/.env", 4), "x/.env line 4"),
+            (gpt_image.Source(gpt_image.SUFFIX), "suffix of --output"), (gpt_image.Source("resume"), "resume"),
+        ):  # fmt: skip
+            with self.subTest(label):
+                self.assertEqual(source.label, label)
+        ran = self.dry("--output", "new.webp")
+        self.assertEqual(ran.json["settings"]["format"], {"value": "webp", "source": "suffix of --output"})
+
     def test_the_older_spelling_of_a_variable_is_a_second_choice(self) -> None:
         self.assertEqual(self.setting("format", env={"OPENAI_IMAGE_OUTPUT_FORMAT": "webp"}), "webp")
         both = {"OPENAI_IMAGE_OUTPUT_FORMAT": "webp", "OPENAI_IMAGE_FORMAT": "jpeg"}

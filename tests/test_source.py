@@ -125,10 +125,10 @@ class TheFileIsReadDownward(unittest.TestCase):
     """Sections in order, each of which uses only what stands above it."""
 
     def test_the_sections_stand_in_the_order_of_the_map(self) -> None:
-        sections = re.findall(r"^# -+\n# ([0-9]+) (\w+): .+\n# -+$", TEXT, re.MULTILINE)
+        sections = re.findall(r"^# -+\n# ([0-9]+) (\w+(?:, \w+)?): .+\n# -+$", TEXT, re.MULTILINE)
         self.assertEqual([int(number) for number, _ in sections], list(range(1, len(sections) + 1)))
         self.assertGreaterEqual(len(sections), 13)
-        listed = re.findall(r"(?<!\S)([0-9]{1,2}) ([A-Z][a-z]+)  ", ast.get_docstring(TREE) or "")
+        listed = re.findall(r"(?<!\S)([0-9]{1,2}) ([A-Z][a-z]+(?:, [A-Z][a-z]+)?)  ", ast.get_docstring(TREE) or "")
         self.assertEqual(sorted(listed, key=lambda row: int(row[0])), sections)
 
     def test_no_name_is_used_above_its_definition(self) -> None:
@@ -209,7 +209,7 @@ class ThereIsOneWayOut(unittest.TestCase):
         self.assertEqual(len(re.findall(r"def reveal\b", TEXT)), 1)
 
     def test_a_failure_is_the_only_exception_but_for_a_few(self) -> None:
-        allowed = {"Failure", "Interrupted", "ValueError", "ConnectionError", "AssertionError", "SystemExit"}
+        allowed = {"Failure", "KeyboardInterrupt", "ValueError", "ConnectionError", "AssertionError", "SystemExit"}
         raised = set()
         for node in ast.walk(TREE):
             if isinstance(node, ast.Raise) and node.exc:
@@ -220,7 +220,7 @@ class ThereIsOneWayOut(unittest.TestCase):
         classes_at_top = [node for node in TREE.body if isinstance(node, ast.ClassDef)]
         bases = {node.name: " ".join(ast.unparse(base) for base in node.bases) for node in classes_at_top}
         own = [name for name, words in bases.items() if re.search("Exception|Error|Interrupt", words)]
-        self.assertEqual(own, ["Failure", "Interrupted"])
+        self.assertEqual(own, ["Failure"])
 
     def test_nothing_is_evaluated_and_no_shell_is_used(self) -> None:
         for name in ("eval", "exec", "compile", "__import__", "input"):
