@@ -9,12 +9,26 @@ import sys
 import tempfile
 import unittest
 from pathlib import Path
-from typing import Any, Dict, Iterable, List, Mapping, NamedTuple, Optional, Union
+from typing import Any, Dict, Iterable, List, Mapping, NamedTuple, Optional, Tuple, Union
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import gpt_image  # noqa: E402
 from tests.gateway import Gateway  # noqa: E402
+
+build_parser = gpt_image.build_parser
+PARSERS: Dict[str, Tuple[Tuple[Any, ...], gpt_image.Parser]] = {}
+
+
+def build_parser_once(command: str) -> gpt_image.Parser:
+    """Returns the parser of a subcommand, made once for each table: a run makes one, the tests make thousands of runs."""
+    table = (gpt_image.OPTIONS, gpt_image.COMMANDS)
+    if command not in PARSERS or any(now is not then for now, then in zip(table, PARSERS[command][0])):
+        PARSERS[command] = (table, build_parser(command))
+    return PARSERS[command][1]
+
+
+vars(gpt_image)["build_parser"] = build_parser_once
 
 KEY = "sk-test-0123456789abcdef"
 ROOT = Path(__file__).resolve().parent.parent
@@ -42,7 +56,10 @@ class Terminal(io.StringIO):
 
 
 def reply(
-    body: Union[bytes, str, Dict[str, Any]], status: int = 200, headers: Optional[Mapping[str, str]] = None, size: int = 0
+    body: Union[bytes, str, Dict[str, Any]],
+    status: int = 200,
+    headers: Optional[Mapping[str, str]] = None,
+    size: int = 0,
 ) -> gpt_image.Reply:
     """Returns a canned reply, its body in chunks of `size` bytes (0: in one)."""
     data = json.dumps(body).encode() if isinstance(body, dict) else body.encode() if isinstance(body, str) else body
