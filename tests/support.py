@@ -9,7 +9,7 @@ import sys
 import tempfile
 import unittest
 from pathlib import Path
-from typing import Any, Dict, Iterable, List, Mapping, NamedTuple, Optional, Tuple, Union
+from typing import Any, Callable, Dict, Iterable, List, Mapping, NamedTuple, Optional, Tuple, Union
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -82,6 +82,49 @@ class FakeTransport:
         self.requests.append(request)
         self.bodies.append(b"".join(request.body) if request.body else b"")
         return self.replies.pop(0)
+
+
+def cut(data: bytes, size: int) -> List[bytes]:
+    """Returns data in pieces of a size."""
+    return [data[at : at + size] for at in range(0, len(data), size)]
+
+
+class Sink:
+    """Stands in for the file that a picture is decoded to: what it got is its result, and any other question is None."""
+
+    def __init__(self, *_: object) -> None:
+        self.text = b""
+
+    def write(self, data: bytes) -> None:
+        self.text += data
+
+    def close(self, cut: bool = False) -> Tuple[bytes, bool]:
+        return self.text, cut
+
+    def __getattr__(self, name: str) -> None:
+        return None
+
+
+def read(pieces: Iterable[bytes], new_sink: Callable[[], Any] = Sink) -> List[gpt_image.Document]:
+    """Returns the documents of a reply that comes in pieces, with what its sink returned in the place of each picture."""
+    reader = gpt_image.ReplyReader(new_sink)
+
+    def filled(value: Any) -> Any:
+        if isinstance(value, str):
+            return reader.json.take(value) or value
+        if isinstance(value, dict):
+            return {key: filled(inner) for key, inner in value.items()}
+        return [filled(inner) for inner in value] if isinstance(value, list) else value
+
+    found = []
+    for piece in pieces:
+        found += [document._replace(value=filled(document.value)) for document in reader.feed(piece)]
+    return found + [document._replace(value=filled(document.value)) for document in reader.finish()]
+
+
+def decoding(temp_files: gpt_image.TempFiles) -> Callable[[], Any]:
+    """Returns what makes real sinks, which decode pictures into temporary files."""
+    return lambda: gpt_image.Base64Sink(temp_files, ".")
 
 
 class ProgramTest(unittest.TestCase):

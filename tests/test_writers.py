@@ -16,8 +16,8 @@ from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Sequ
 
 import gpt_image
 from tests import pictures
-from tests.support import FakeTransport, ProgramTest, Ran, reply
-from tests.test_reply import cut, picture
+from tests.support import FakeTransport, ProgramTest, Ran, cut, reply
+from tests.test_reply import picture
 
 STREAM = ("--stream", "--partial-images", "2")
 OLD = b"something of the user's"
