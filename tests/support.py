@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import os
@@ -14,6 +15,7 @@ from typing import Any, Callable, Dict, Iterable, List, Mapping, NamedTuple, Opt
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import gpt_image  # noqa: E402
+from tests import pictures  # noqa: E402
 from tests.gateway import Gateway  # noqa: E402
 
 build_parser = gpt_image.build_parser
@@ -29,9 +31,21 @@ def build_parser_once(command: str) -> gpt_image.Parser:
 
 
 vars(gpt_image)["build_parser"] = build_parser_once
+# The gateway paints the same pictures again and again: the same words give the same picture.
+vars(pictures)["picture"] = functools.lru_cache(500)(pictures.picture)
 
 KEY = "sk-test-0123456789abcdef"
 ROOT = Path(__file__).resolve().parent.parent
+SCRIPT = str(ROOT / "gpt_image.py")
+
+
+def child(before: str = "pass") -> List[str]:
+    """Returns the command of the program as a process of its own that runs some Python first.
+
+    It takes the program from the cache of compiled modules, since compiling it takes longer than most runs.
+    """
+    start = f"import sys; sys.path.insert(0, {str(ROOT)!r}); sys.argv[0] = {SCRIPT!r}; {before}"
+    return [sys.executable, "-c", f"{start}; import gpt_image; raise SystemExit(gpt_image.main())"]
 
 
 class Ran(NamedTuple):

@@ -578,11 +578,9 @@ class ImageRulesTest(InputTest):
     def setUp(self) -> None:
         super().setUp()
         # No program of this machine shall convert anything, nor Pillow.
-        Path("PIL").mkdir()
-        Path("PIL/__init__.py").write_text("raise ImportError('none here')")
-        patch = mock.patch.dict(os.environ, {"PATH": "", "PYTHONPATH": str(self.folder)})
-        patch.start()
-        self.addCleanup(patch.stop)
+        for patch in (mock.patch.dict(os.environ, {"PATH": ""}), mock.patch.object(sys, "executable", "no-python")):
+            patch.start()
+            self.addCleanup(patch.stop)
 
     def test_good_pictures_pass(self) -> None:
         for name, data in self.GOOD.items():
