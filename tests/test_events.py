@@ -463,6 +463,20 @@ class ErrorsTest(EventsTest):
                     self.assertEqual((ran.code, ran.error["code"]), (code, error["code"]), ran.err)
                     self.assertIn(error["message"], ran.error["message"])
 
+    def test_a_numeric_code_in_a_body_counts_like_a_status_where_the_status_says_nothing(self) -> None:
+        for error, status, code in (
+            ({"code": 500}, 200, 5), ({"code": 599}, 200, 5), ({"code": 499}, 200, 4), ({"code": 400}, 200, 4),
+            ({"status": 503}, 200, 5), ({"status": 403}, 200, 4), ({"code": "x", "status": 503}, 200, 5),
+            # A number that is a status wins over words, one that is none does not.
+            ({"code": 400, "type": "server_error"}, 200, 4), ({"code": 399, "type": "server_error"}, 200, 5),
+            ({"code": 599, "type": "x"}, 200, 5), ({"code": 600, "type": "x"}, 200, 4),
+            ({"code": 500}, 400, 4),
+        ):  # fmt: skip
+            with self.subTest(error, status=status):
+                body = json.dumps({"error": {"message": "No.", **error}})
+                ran = self.run_main("generations", "x", transport=FakeTransport(reply(body, status)))
+                self.assertEqual((ran.code, ran.error["may_be_billed"]), (code, code == 5), ran.err)
+
     def test_previews_before_an_error_are_kept(self) -> None:
         start = events({"type": "image_generation.partial_image", "b64_json": b64("big-p"), "partial_image_index": 0})
         ran = self.play(STREAM, start + events({"type": "error", "error": self.BLOCKED}))

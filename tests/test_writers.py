@@ -661,6 +661,19 @@ class RoutesTest(WriterTest):
         self.assertEqual(ran.code, 0)
         self.assertEqual([Path(path).read_bytes() for path in self.paths(ran)], [A, B])
 
+    def test_an_extracted_picture_that_loses_its_number_replaces_only_what_it_may(self) -> None:
+        self.write("kept.json", images(A))
+        self.assertEqual(self.paths(self.run_main("extract", "kept.json", "--output", "o.png")), ["o.png"])
+        Path("o.png").write_bytes(b"mine")
+        self.assertEqual(self.run_main("extract", "kept.json", "--output", "o.png").code, 7)
+        ran = self.run_main("extract", "kept.json", "--output", "o.png", "--overwrite")
+        self.assertEqual((ran.code, self.paths(ran), Path("o.png").read_bytes()), (0, ["o.png"], A), ran.err)
+        # Of another format than its name says it gets another name, and what has that name was never meant.
+        Path("o.jpg").write_bytes(b"old")
+        Path("o.png").write_bytes(b"mine")
+        ran = self.run_main("extract", "kept.json", "--output", "o.jpg", "--overwrite")
+        self.assertEqual((ran.code, Path("o.png").read_bytes(), self.paths(ran)), (0, b"mine", ["o-2.png"]), ran.err)
+
 
 if __name__ == "__main__":
     unittest.main()
