@@ -17,12 +17,15 @@ from tests.support import KEY, FakeTransport, ProgramTest, reply
 BODY = {"data": [{"b64_json": base64.b64encode(pictures.picture(b"progress", "png", 48, 32)).decode()}]}
 
 
+START = 5000.0  # of the clock, which may begin anywhere
+
+
 class HeartbeatTest(ProgramTest):
     """A call that takes long says that it still waits: every half minute, and no oftener."""
 
     def heartbeats(self, *times: float, began: float = 0) -> List[List[str]]:
         """Returns the lines that were new when the clock of a call had stood at each time for some ticks."""
-        now, ticks, told = [0.0], threading.Semaphore(0), io.StringIO()
+        now, ticks, told = [START], threading.Semaphore(0), io.StringIO()
         found: List[List[str]] = []
         wait = threading.Event.wait
 
@@ -32,10 +35,10 @@ class HeartbeatTest(ProgramTest):
             return wait(event, 0.001)
 
         def transport(request: gpt_image.Request, timeout: float, progress: gpt_image.Progress) -> gpt_image.Reply:
-            now[0] = began
+            now[0] = START + began
             progress.phase("waiting")
             for time in times:
-                shown, now[0] = len(told.getvalue()), time
+                shown, now[0] = len(told.getvalue()), START + time
                 while ticks.acquire(blocking=False):
                     pass
                 for _ in range(3):
@@ -70,6 +73,24 @@ class JsonProgressTest(ProgramTest):
         self.assertTrue(ran.err.isascii(), ran.err)
         rows = [json.loads(line) for line in ran.err.splitlines()]
         self.assertEqual((rows[-1]["phase"], rows[-1]["path"]), ("saved", "Bücher/海.png"))
+
+    def test_what_only_moves_on_is_told_once_a_second(self) -> None:
+        now, told = [START], io.StringIO()
+
+        def transport(request: gpt_image.Request, timeout: float, progress: gpt_image.Progress) -> gpt_image.Reply:
+            for _ in range(10):
+                now[0] += 0.25
+                progress.phase("receiving", size="5 kB")
+            return reply(BODY)
+
+        code = gpt_image.main(
+            ["generations", "x", "--output", "o.png", "--progress", "json"], clock=lambda: now[0], stdout=io.StringIO(),
+            stderr=told, environ={"OPENAI_API_KEY": KEY}, transport=transport,
+        )  # fmt: skip
+        self.assertEqual(code, 0, told.getvalue())
+        rows = [json.loads(line) for line in told.getvalue().splitlines()]
+        self.assertEqual([row["seconds"] for row in rows if row["phase"] == "receiving"], [0.2, 1.2, 2.2])
+        self.assertEqual(rows[-1]["phase"], "saved")
 
 
 if __name__ == "__main__":

@@ -661,6 +661,14 @@ class RoutesTest(WriterTest):
         self.assertEqual(ran.code, 0)
         self.assertEqual([Path(path).read_bytes() for path in self.paths(ran)], [A, B])
 
+    def test_the_previews_of_an_extracted_picture_lose_its_number_too(self) -> None:
+        kinds = (("partial_image", B), ("completed", A))
+        rows = [{"type": f"image_generation.{kind}", "b64_json": base64.b64encode(data).decode()} for kind, data in kinds]
+        self.write("kept.sse", "".join(f"data: {json.dumps(row)}\n\n" for row in rows).encode())
+        ran = self.run_main("extract", "kept.sse", "--output", "out/o.png")
+        self.assertEqual((ran.code, self.files("out")), (0, ["o-partial-1.png", "o.png"]), ran.err)
+        self.assertEqual([row["path"] for row in ran.json["partial_images"]], ["out/o-partial-1.png"])
+
     def test_an_extracted_picture_that_loses_its_number_replaces_only_what_it_may(self) -> None:
         self.write("kept.json", images(A))
         self.assertEqual(self.paths(self.run_main("extract", "kept.json", "--output", "o.png")), ["o.png"])
