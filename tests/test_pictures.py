@@ -870,12 +870,12 @@ class MaskBoxTest(InputTest):
                     self.assert_broken(self.edit(option, image, "--mask-box", box, route=route), "mask-box")
 
     def test_a_box_that_leaves_by_its_percentages_is_refused_though_its_pixels_fit(self) -> None:
-        image = self.write("in.png", rgb_png(400, 200))
+        image = self.write("in.png", rgb_png(200, 100))
         for box, fits in (
             ("50.1%,0,50%,9", False), ("0,50.1%,9,50%", False), ("50.1%,50.1%,50%,50%", False),
             ("50%,0,50%,9", True), ("0,50%,9,50%", True), ("50%,50%,50%,50%", True),
-            # Pixels and percentages are no sum: 200 and 50 % are the second half of 400.
-            ("200,0,50%,9", True), ("0,100,9,50%", True), ("50%,0,200,9", True), ("0,50%,9,100", True),
+            # Pixels and percentages are no sum: 100 and 50 % are the second half of 200.
+            ("100,0,50%,9", True), ("0,45,9,55%", True), ("50%,0,100,9", True), ("0,60%,9,40", True),
         ):  # fmt: skip
             with self.subTest(box):
                 self.assert_broken(self.edit("--image", image, "--mask-box", box), *([] if fits else ["mask-box"]))
