@@ -44,7 +44,7 @@ def child(before: str = "pass") -> List[str]:
 
     It takes the program from the cache of compiled modules, since compiling it takes longer than most runs.
     """
-    start = f"import sys; sys.path.insert(0, {str(ROOT)!r}); sys.argv[0] = {SCRIPT!r}; {before}"
+    start = f"import sys; sys.dont_write_bytecode = False; sys.path.insert(0, {str(ROOT)!r}); sys.argv[0] = {SCRIPT!r}; {before}"
     return [sys.executable, "-c", f"{start}; import gpt_image; raise SystemExit(gpt_image.main())"]
 
 
