@@ -111,6 +111,7 @@ class Signals(ProcessTest):
             with self.subTest(name=name):
                 process = self.start(self.hanging(HALF), *THREE, "--output", f"out/{name}.png")
                 self.until(Path(f"out/{name}-2.png").exists, process)
+                time.sleep(0.05)  # the reply is kept a moment later
                 process.send_signal(getattr(signal, name))
                 ran = self.finish(process)
                 self.assertEqual((ran.code, ran.error["exit"], ran.error["may_be_billed"]), (130, 130, True), ran.err)
