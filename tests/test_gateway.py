@@ -534,6 +534,8 @@ class WhenTheDiskIsAgainstUs(ProgramTest):
         ran = self.run_main(*words, transport=self.transport(lambda: shutil.rmtree("out")))
         self.assertIn(ran.code, (0, 7), ran.err)
         self.assertEqual(Path("p.png").read_bytes(), CutAndSpoilt.FINALS[0])
+        self.assertNotEqual(ran.json["saved_response"], "out/kept.json")
+        self.addCleanup(Path(ran.json["saved_response"]).unlink)
 
     def assert_kept(self, ran: Ran) -> None:
         """Asserts that the reply was kept somewhere, and takes the picture out of it."""
