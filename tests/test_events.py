@@ -482,6 +482,10 @@ class ErrorsTest(EventsTest):
         ran = self.play(STREAM, start + events({"type": "error", "error": self.BLOCKED}))
         self.assert_saved(ran, [], [("big-p", 1, 1)], code=4)
 
+    def test_a_form_that_is_not_understood_gets_the_hint_of_its_status(self) -> None:
+        ran = self.run_main("generations", "x", transport=FakeTransport(reply({"error": {"message": "image?"}}, 422)))
+        self.assertEqual((ran.code, "--image-field-style simple" in ran.error["hint"]), (4, True), ran.err)
+
     def test_moderation_says_its_stage_and_categories(self) -> None:
         details = {"moderation_stage": "output", "categories": ["violence", "self-harm"]}
         ran = self.play("generations x", {"error": {**self.BLOCKED, "moderation_details": details}})

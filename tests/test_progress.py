@@ -92,6 +92,16 @@ class JsonProgressTest(ProgramTest):
         self.assertEqual([row["seconds"] for row in rows if row["phase"] == "receiving"], [0.2, 1.2, 2.2])
         self.assertEqual(rows[-1]["phase"], "saved")
 
+    def test_pictures_that_are_fetched_are_counted(self) -> None:
+        data = pictures.picture(b"progress", "png", 48, 32)
+        urls = {"data": [{"url": f"https://pictures.example/{number}"} for number in (1, 2)]}
+        transport = FakeTransport(reply(urls), reply(data), reply(data))
+        argv = ("generations", "x", "--n", "2", "--output", "o.png", "--progress", "json")
+        ran = self.run_main(*argv, transport=transport)
+        self.assertEqual(ran.code, 0, ran.err)
+        rows = [json.loads(line) for line in ran.err.splitlines()]
+        self.assertEqual([row["index"] for row in rows if row["phase"] == "fetching"], [1, 2])
+
 
 if __name__ == "__main__":
     unittest.main()
