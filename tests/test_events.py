@@ -275,6 +275,20 @@ class ResponsesTest(EventsTest):
             with self.subTest(name):
                 self.assert_saved(self.play(RESPONSE, body), ["big-a"])
 
+    def test_a_picture_that_stands_there_twice_costs_no_later_one(self) -> None:
+        url = "data:image/png;base64,"
+        twice = {**call("big-a"), "url": url + b64("big-a")}
+        later = (call("big-b", "ig_2"), call("big-c", "ig_3"))
+        for name, rows in (
+            ("in the item", [done(twice), completed(*later)]),
+            ("in both", [done(twice), completed(twice, *later)]),
+            ("in a preview", [{**preview("big-p"), "url": url + b64("big-p")}, completed(call("big-a"), *later)]),
+            ("in two items", [done(twice), done({**later[0], "url": url + b64("big-b")}, 1), completed(*later)]),
+        ):
+            with self.subTest(name):
+                previews = [("big-p", 1, 1)] if "preview" in name else []
+                self.assert_saved(self.play(RESPONSE_STREAM, events(*rows)), ["big-a", "big-b", "big-c"], previews)
+
     def test_several_calls_are_several_pictures(self) -> None:
         rows = [preview("big-p1", 0, "ig_1", 0), preview("big-q1", 0, "ig_2", 1), preview("big-p2", 1, "ig_1", 0),
                 preview("big-q2", 1, "ig_2", 1), done(call("big-b", "ig_2"), 1),
