@@ -3713,8 +3713,8 @@ class Document(NamedTuple):
 BEFORE = rb"(?:[^A-Za-z0-9+/=_\\}\]>\r\n\x80-\xff-]|\\[nrt])"
 TEXT_OF_IT = rb"(?:[A-Za-z0-9+/=_\s-]|\\[/nrt]|\\u00[0-9A-Fa-f]{2})"
 MAYBE_PICTURE = re.compile(BEFORE + rb"[A-Za-z0-9+/\\]{0,40}\Z")
-# Behind it stands the end of its string, or of a Markdown link.
-END_OF_PICTURE = re.compile(rb"[\"'<>()\[\]{}]|\\(?![/nrtu]|\Z)")
+# Behind it stands the end of its string, or of a Markdown link, or a word.
+END_OF_PICTURE = re.compile(rb"[\"'<>()\[\]{} ]|\\(?![/nrtu]|\Z)")
 ESCAPE = re.compile(rb"\\(?:u([0-9a-fA-F]{4})|[nrt])")
 CUT_ESCAPE = re.compile(rb"\\(?:u[0-9a-fA-F]{0,3})?\Z")
 TOKEN = re.compile(r"<[0-9a-f]{24}:[0-9]+>")
@@ -4224,6 +4224,7 @@ class Call:
         reply.close()
         late = self._safely(self._last_documents())
         failure = failure or late
+        self.save_unclaimed()
         if kept.size > self.kept.size:  # of many polls, the reply that says most is kept
             kept, self.kept = self.kept, kept
         kept.close()
@@ -4266,6 +4267,7 @@ class Call:
     def add(self, document: Document) -> None:
         """Acts on a document."""
         self.cut = self.cut or document.cut
+        self.understood = self.understood or document.stream and bool(document.value)
         if not document.cut:
             self.sequence = max(self.sequence, number_of(document.value.get("sequence_number"), -1))
         if document.name == "garbage":
@@ -4416,6 +4418,16 @@ class Call:
             self.result.partials.append({"path": row["path"], "index": index, "partial": number, **row})
             self.context.progress.phase("preview", **{**row, "partial": number, "asked": asked or number})
             self.shown(row["path"])
+
+    def save_unclaimed(self) -> None:
+        """Saves the pictures that came and that nothing named, but for those whose bytes are on disk already."""
+        result = self.result
+        for lifted in (*self.reader.lifter.lifted.values(), *self.chat.lifted.values()):
+            known = {row["sha256"] for row in result.images + result.partials + result.unclaimed}
+            if lifted.finish() and lifted.hash.hexdigest() not in known:
+                number = len(result.unclaimed) + 1
+                name = self.names.beside(f"-unclaimed-{number}{self.names.suffix}")
+                result.unclaimed += filter(None, [self._saved(lifted, name, number, False)])
 
     def _saved(self, lifted: Lifted, name: str, index: int, foreseen: bool) -> Json | None:
         """Gives a picture's file its name, with the suffix of what it is, and returns its row of the result."""
@@ -4581,6 +4593,9 @@ class Call:
         status, reason = result.facts.get("status"), as_object(result.facts.get("incomplete_details")).get("reason")
         words = f"the response is {status}" if status in ENDED[1:] else f"the reply holds {came}"
         words += f" ({reason})" if reason else ""
+        words += (
+            f"; {plural(len(result.unclaimed), 'picture')} that nothing named are saved" if result.unclaimed else ""
+        )
         hint = "the model answered in words; say in the prompt that you want a picture" if result.text else None
         return Failure(UNREADABLE, words if self.kept.size else "the reply is empty", hint, may_be_billed=True)
 
@@ -5160,7 +5175,8 @@ def result_of(result: Result, failure: Failure | None, warnings: list[str], seco
     response_id = result.facts.get("id") if result.route == "responses" else None
     found = {
         "ok": failure is None, "route": result.route, "model": result.model, "images": result.images,
-        "partial_images": result.partials, "text": result.text, "response_id": response_id,
+        "partial_images": result.partials, "unclaimed": result.unclaimed, "text": result.text,
+        "response_id": response_id,
         "request_id": result.tries.request_id, "usage": usage, "cost": cost_of(usage, result.route, result.model),
         "seconds": round(seconds, 1), "attempts": result.tries.count, "saved_response": result.saved_response,
         "session_file": result.session_file, "warnings": warnings, "error": error_of(failure) if failure else None,

@@ -2,22 +2,38 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import os
+import re
 import sys
 import tempfile
 import unittest
 from pathlib import Path
-from typing import Any, Dict, Iterable, List, Mapping, NamedTuple, Optional, Union
+from typing import Any, Callable, Dict, Iterable, List, Mapping, NamedTuple, Optional, Union
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import gpt_image  # noqa: E402
+from tests import pictures  # noqa: E402
 from tests.gateway import Gateway  # noqa: E402
+
+# The gateway paints the same pictures again and again: the same words give the same picture.
+vars(pictures)["picture"] = functools.lru_cache(500)(pictures.picture)
 
 KEY = "sk-test-0123456789abcdef"
 ROOT = Path(__file__).resolve().parent.parent
+SCRIPT = str(ROOT / "gpt_image.py")
+
+
+def child(before: str = "pass") -> List[str]:
+    """Returns the command of the program as a process of its own that runs some Python first.
+
+    It takes the program from the cache of compiled modules, since compiling it takes longer than most runs.
+    """
+    start = f"import sys; sys.dont_write_bytecode = False; sys.path.insert(0, {str(ROOT)!r}); sys.argv[0] = {SCRIPT!r}; {before}"
+    return [sys.executable, "-c", f"{start}; import gpt_image; raise SystemExit(gpt_image.main())"]
 
 
 class Ran(NamedTuple):
@@ -42,7 +58,10 @@ class Terminal(io.StringIO):
 
 
 def reply(
-    body: Union[bytes, str, Dict[str, Any]], status: int = 200, headers: Optional[Mapping[str, str]] = None, size: int = 0
+    body: Union[bytes, str, Dict[str, Any]],
+    status: int = 200,
+    headers: Optional[Mapping[str, str]] = None,
+    size: int = 0,
 ) -> gpt_image.Reply:
     """Returns a canned reply, its body in chunks of `size` bytes (0: in one)."""
     data = json.dumps(body).encode() if isinstance(body, dict) else body.encode() if isinstance(body, str) else body
@@ -65,6 +84,59 @@ class FakeTransport:
         self.requests.append(request)
         self.bodies.append(b"".join(request.body) if request.body else b"")
         return self.replies.pop(0)
+
+
+def cut(data: bytes, size: int) -> List[bytes]:
+    """Returns data in pieces of a size."""
+    return [data[at : at + size] for at in range(0, len(data), size)]
+
+
+class Sink:
+    """Stands in for a picture that is decoded to disk: it keeps the base64 that it got, without white space."""
+
+    def __init__(self) -> None:
+        self.text, self.ended = b"", False
+
+    def write(self, data: bytes) -> bool:
+        """Takes plain base64 only, as the real one does."""
+        plain = not data.translate(None, gpt_image.BASE64)
+        self.text += data if plain else b""
+        return plain
+
+    def write_odd(self, data: bytes) -> None:
+        self.text += data.translate(None, gpt_image.WHITE)
+
+    def close(self, ended: bool) -> None:
+        self.ended = ended
+
+
+def read(pieces: Iterable[bytes], new_picture: Callable[[], Any] = Sink) -> List[gpt_image.Document]:
+    """Returns the documents of a reply that comes in pieces, with each picture in the place of its token.
+
+    A string that is no more than a picture becomes what `new_picture` made, or (base64, ended) of a Sink.
+    """
+    reader = gpt_image.ReplyReader(new_picture)
+
+    def filled(value: Any) -> Any:
+        if isinstance(value, str):
+            found = {token: reader.lifter.take(token) for token in gpt_image.TOKEN.findall(value)}
+            shown = {token: (row.text, row.ended) if isinstance(row, Sink) else row for token, row in found.items()}
+            if len(shown) == 1 and re.fullmatch(r"\s*(data:[^,]*,)?<[^<>]*>\s*", value, re.IGNORECASE):
+                return next(iter(shown.values()))
+            return gpt_image.TOKEN.sub(lambda match: str(shown[match.group()]), value)
+        if isinstance(value, dict):
+            return {key: filled(inner) for key, inner in value.items()}
+        return [filled(inner) for inner in value] if isinstance(value, list) else value
+
+    found = []
+    for piece in pieces:
+        found += [document._replace(value=filled(document.value)) for document in reader.feed(piece)]
+    return found + [document._replace(value=filled(document.value)) for document in reader.finish()]
+
+
+def decoding(temp_files: gpt_image.TempFiles) -> Callable[[], Any]:
+    """Returns what makes real pictures, which are decoded into temporary files."""
+    return lambda: gpt_image.Lifted(temp_files, ".")
 
 
 class ProgramTest(unittest.TestCase):

@@ -200,6 +200,18 @@ class Polling(BackgroundTest):
         self.assertEqual((ran.code, [r.method for r in fake.requests].count("POST")), (0, 1), ran.err)
         self.assertEqual(Path("p.png").read_bytes(), PICTURE)
 
+    def test_a_reply_is_judged_by_itself_and_not_by_the_one_before(self) -> None:
+        start = {"type": "response.created", "sequence_number": 0, "response": response("in_progress")}
+        end = {"type": "response.completed", "sequence_number": 1, "response": response("completed", CALL)}
+        half = gpt_image.Reply(200, {}, [events(start) + b'data: {"type": "response.comp'])  # cut, and then one that is not
+        fake = FakeTransport(half, reply(events(end)))
+        ran = self.run_main(*STREAMED, "--output", "p.png", transport=fake)
+        self.assertEqual((ran.code, Path("p.png").read_bytes(), len(fake.requests)), (0, PICTURE, 2), ran.err)
+        # One that was understood, and then one that says nothing: an answer nobody can read, and no fault of the network.
+        fake = FakeTransport(reply(response("queued")), gpt_image.Reply(200, {}, [b'{"']), reply({}, 404))
+        ran = self.run_main(*QUEUED, "--output", "q.png", transport=fake)
+        self.assertEqual((ran.code, len(fake.requests)), (6, 2), ran.err)
+
     def test_a_server_that_is_gone_for_good_is_left_to_resume(self) -> None:
         fake = FakeTransport(reply(response("queued")), *[gpt_image.Fault("refused", False) for _ in range(500)])
         self.sleeps = Waits(interrupt_at(3000))

@@ -21,9 +21,8 @@ from unittest import mock
 import gpt_image
 from tests import pictures
 from tests.gateway import Gateway, Recorded
-from tests.support import KEY, ROOT, FakeTransport, ProgramTest, Ran, Terminal, reply
+from tests.support import KEY, FakeTransport, ProgramTest, Ran, Terminal, child, reply
 
-SCRIPT = str(ROOT / "gpt_image.py")
 ROUTES = ("generations", "edits", "responses")
 POSIX = os.name == "posix"
 
@@ -46,8 +45,8 @@ OWN = {
 }  # fmt: skip
 
 # Contract §4, word for word.
-RESULT = ["ok", "route", "model", "images", "partial_images", "text", "response_id", "request_id", "usage", "cost",
-          "seconds", "attempts", "saved_response", "session_file", "warnings", "error"]  # fmt: skip
+RESULT = ["ok", "route", "model", "images", "partial_images", "unclaimed", "text", "response_id", "request_id", "usage",
+          "cost", "seconds", "attempts", "saved_response", "session_file", "warnings", "error"]  # fmt: skip
 IMAGE = ["path", "index", "format", "width", "height", "bytes", "sha256", "whole", "revised_prompt"]
 ERROR = ["exit", "rule", "status", "type", "code", "message", "hint", "may_be_billed", "problems", "recovery"]
 DRY_RUN = ["dry_run", "route", "method", "url", "headers", "body", "form", "outputs", "settings", "estimate",
@@ -674,7 +673,7 @@ class ProgressIsShown(CommandTest):
         self.addCleanup(gateway.close)
         near, far = pty.openpty()
         fcntl.ioctl(far, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 20, 0, 0))
-        argv = [sys.executable, SCRIPT, "generations", "x", "--no-env-file", "--output", "o.png"]
+        argv = [*child(), "generations", "x", "--no-env-file", "--output", "o.png"]
         env = {"OPENAI_API_KEY": KEY, "OPENAI_BASE_URL": gateway.url, "NO_PROXY": "*", "TERM": "xterm"}
         process = subprocess.Popen(argv, env=env, stdin=far, stdout=subprocess.DEVNULL, stderr=far)
         os.close(far)
@@ -802,7 +801,7 @@ class ClosedStreamsEndQuietly(CommandTest):
         """Starts the program with shell words for its streams."""
         env = {"PATH": os.environ["PATH"], "HOME": str(self.folder), "OPENAI_API_KEY": KEY}
         pipes: Dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **streams}
-        command = ["sh", "-c", f'exec "$0" "$@" {words}', sys.executable, SCRIPT, *argv]
+        command = ["sh", "-c", f'exec "$0" "$@" {words}', *child(), *argv]
         return subprocess.Popen(command, env=env, text=True, **pipes)
 
     def test_a_stream_that_is_closed_or_has_no_reader_ends_quietly(self) -> None:

@@ -275,6 +275,20 @@ class ResponsesTest(EventsTest):
             with self.subTest(name):
                 self.assert_saved(self.play(RESPONSE, body), ["big-a"])
 
+    def test_a_picture_that_stands_there_twice_costs_no_later_one(self) -> None:
+        url = "data:image/png;base64,"
+        twice = {**call("big-a"), "url": url + b64("big-a")}
+        later = (call("big-b", "ig_2"), call("big-c", "ig_3"))
+        for name, rows in (
+            ("in the item", [done(twice), completed(*later)]),
+            ("in both", [done(twice), completed(twice, *later)]),
+            ("in a preview", [{**preview("big-p"), "url": url + b64("big-p")}, completed(call("big-a"), *later)]),
+            ("in two items", [done(twice), done({**later[0], "url": url + b64("big-b")}, 1), completed(*later)]),
+        ):
+            with self.subTest(name):
+                previews = [("big-p", 1, 1)] if "preview" in name else []
+                self.assert_saved(self.play(RESPONSE_STREAM, events(*rows)), ["big-a", "big-b", "big-c"], previews)
+
     def test_several_calls_are_several_pictures(self) -> None:
         rows = [preview("big-p1", 0, "ig_1", 0), preview("big-q1", 0, "ig_2", 1), preview("big-p2", 1, "ig_1", 0),
                 preview("big-q2", 1, "ig_2", 1), done(call("big-b", "ig_2"), 1),
@@ -463,10 +477,28 @@ class ErrorsTest(EventsTest):
                     self.assertEqual((ran.code, ran.error["code"]), (code, error["code"]), ran.err)
                     self.assertIn(error["message"], ran.error["message"])
 
+    def test_a_numeric_code_in_a_body_counts_like_a_status_where_the_status_says_nothing(self) -> None:
+        for error, status, code in (
+            ({"code": 500}, 200, 5), ({"code": 599}, 200, 5), ({"code": 499}, 200, 4), ({"code": 400}, 200, 4),
+            ({"status": 503}, 200, 5), ({"status": 403}, 200, 4), ({"code": "x", "status": 503}, 200, 5),
+            # A number that is a status wins over words, one that is none does not.
+            ({"code": 400, "type": "server_error"}, 200, 4), ({"code": 399, "type": "server_error"}, 200, 5),
+            ({"code": 599, "type": "x"}, 200, 5), ({"code": 600, "type": "x"}, 200, 4),
+            ({"code": 500}, 400, 4),
+        ):  # fmt: skip
+            with self.subTest(error, status=status):
+                body = json.dumps({"error": {"message": "No.", **error}})
+                ran = self.run_main("generations", "x", transport=FakeTransport(reply(body, status)))
+                self.assertEqual((ran.code, ran.error["may_be_billed"]), (code, code == 5), ran.err)
+
     def test_previews_before_an_error_are_kept(self) -> None:
         start = events({"type": "image_generation.partial_image", "b64_json": b64("big-p"), "partial_image_index": 0})
         ran = self.play(STREAM, start + events({"type": "error", "error": self.BLOCKED}))
         self.assert_saved(ran, [], [("big-p", 1, 1)], code=4)
+
+    def test_a_form_that_is_not_understood_gets_the_hint_of_its_status(self) -> None:
+        ran = self.run_main("generations", "x", transport=FakeTransport(reply({"error": {"message": "image?"}}, 422)))
+        self.assertEqual((ran.code, "--image-field-style simple" in ran.error["hint"]), (4, True), ran.err)
 
     def test_moderation_says_its_stage_and_categories(self) -> None:
         details = {"moderation_stage": "output", "categories": ["violence", "self-harm"]}

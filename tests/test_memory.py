@@ -12,10 +12,9 @@ from typing import List, NamedTuple
 
 from tests.support import KEY, ROOT, ProgramTest
 
-SIZE = 7 << 20  # bytes of each picture
-ALLOWED = (
-    5 << 20
-)  # what a call with such pictures may take above one with small ones: less than any of them in any form
+SIZE = 4 << 20  # bytes of each picture
+# What a call with such pictures may take above one with small ones: less than any of them in any form.
+ALLOWED = 3 << 20
 
 # Serves on loopback, and answers with what each line of standard input names: large pictures, a large stream, or a small one.
 SERVER = """

@@ -620,11 +620,9 @@ class ImageRulesTest(InputTest):
     def setUp(self) -> None:
         super().setUp()
         # No program of this machine shall convert anything, nor Pillow.
-        Path("PIL").mkdir()
-        Path("PIL/__init__.py").write_text("raise ImportError('none here')")
-        patch = mock.patch.dict(os.environ, {"PATH": "", "PYTHONPATH": str(self.folder)})
-        patch.start()
-        self.addCleanup(patch.stop)
+        for patch in (mock.patch.dict(os.environ, {"PATH": ""}), mock.patch.object(sys, "executable", "no-python")):
+            patch.start()
+            self.addCleanup(patch.stop)
 
     def test_good_pictures_pass(self) -> None:
         for name, data in self.GOOD.items():
@@ -906,6 +904,17 @@ class MaskBoxTest(InputTest):
             for route, option in (("edits", "--image"), ("responses", "--input-image")):
                 with self.subTest(box, route=route):
                     self.assert_broken(self.edit(option, image, "--mask-box", box, route=route), "mask-box")
+
+    def test_a_box_that_leaves_by_its_percentages_is_refused_though_its_pixels_fit(self) -> None:
+        image = self.write("in.png", rgb_png(200, 100))
+        for box, fits in (
+            ("50.1%,0,50%,9", False), ("0,50.1%,9,50%", False), ("50.1%,50.1%,50%,50%", False),
+            ("50%,0,50%,9", True), ("0,50%,9,50%", True), ("50%,50%,50%,50%", True),
+            # Pixels and percentages are no sum: 100 and 50 % are the second half of 200.
+            ("100,0,50%,9", True), ("0,45,9,55%", True), ("50%,0,100,9", True), ("0,60%,9,40", True),
+        ):  # fmt: skip
+            with self.subTest(box):
+                self.assert_broken(self.edit("--image", image, "--mask-box", box), *([] if fits else ["mask-box"]))
 
     def test_boxes_that_are_none_are_refused(self) -> None:
         image = self.write("in.png", rgb_png(40, 20))

@@ -22,6 +22,7 @@ SOURCE = ROOT / "gpt_image.py"
 TEXT = SOURCE.read_text(encoding="utf-8")
 LINES = TEXT.splitlines()
 TREE = ast.parse(TEXT)
+NODES = list(ast.walk(TREE))
 SLOW_MODULES = ("ssl", "http.client", "urllib.request")  # importing them takes as long as starting Python
 OLDEST = (3, 9)
 
@@ -30,7 +31,7 @@ Function = Union[ast.FunctionDef, ast.AsyncFunctionDef]
 
 def functions() -> List[Function]:
     """Returns every function of the program, methods and nested ones too."""
-    return [node for node in ast.walk(TREE) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))]
+    return [node for node in NODES if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))]
 
 
 class WithoutAnnotations(ast.NodeTransformer):
@@ -105,13 +106,13 @@ def forward_references() -> List[str]:
 
 def calls(name: str) -> List[int]:
     """Returns the lines on which a function is called by its plain name."""
-    return [node.lineno for node in ast.walk(TREE)
+    return [node.lineno for node in NODES
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == name]  # fmt: skip
 
 
 def attributes(name: str) -> List[int]:
     """Returns the lines on which an attribute of this name is used."""
-    return [node.lineno for node in ast.walk(TREE) if isinstance(node, ast.Attribute) and node.attr == name]
+    return [node.lineno for node in NODES if isinstance(node, ast.Attribute) and node.attr == name]
 
 
 def imported(node: ast.AST) -> List[str]:
@@ -136,7 +137,7 @@ class TheFileIsReadDownward(unittest.TestCase):
         self.assertEqual(found, [], "\n".join(found))
 
     def test_no_module_state_changes(self) -> None:
-        self.assertEqual([node.lineno for node in ast.walk(TREE) if isinstance(node, ast.Global)], [])
+        self.assertEqual([node.lineno for node in NODES if isinstance(node, ast.Global)], [])
         for node in TREE.body:
             if isinstance(node, (ast.Assign, ast.AnnAssign)):
                 for name in names_defined(node):
@@ -183,7 +184,7 @@ class FunctionsAreShort(unittest.TestCase):
         self.assertEqual(re.findall(r"\b(?:TODO|FIXME|XXX|HACK)\b", TEXT), [])
 
     def test_no_name_says_utils_helper_manager_or_handler(self) -> None:
-        names = [node.name for node in ast.walk(TREE) if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
+        names = [node.name for node in NODES if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
         self.assertEqual([name for name in names if re.search("util|helper|manager|handler", name, re.IGNORECASE)], [])
 
 
@@ -193,12 +194,12 @@ class ThereIsOneWayOut(unittest.TestCase):
     def test_print_is_called_in_one_place(self) -> None:
         self.assertEqual(len(calls("print")), 1)
         for stream in ("stdout", "stderr"):
-            writes = [node.lineno for node in ast.walk(TREE) if isinstance(node, ast.Attribute) and node.attr == "write"
+            writes = [node.lineno for node in NODES if isinstance(node, ast.Attribute) and node.attr == "write"
                       and isinstance(node.value, ast.Attribute) and node.value.attr == stream]  # fmt: skip
             self.assertEqual(writes, [])
 
     def test_the_interpreter_is_left_in_one_place(self) -> None:
-        exits = [node.lineno for node in ast.walk(TREE) if isinstance(node, ast.Name) and node.id == "SystemExit"]
+        exits = [node.lineno for node in NODES if isinstance(node, ast.Name) and node.id == "SystemExit"]
         self.assertEqual(len(exits), 1)
         self.assertEqual(calls("exit") + calls("quit"), [])
         self.assertEqual(attributes("_exit"), [])
@@ -211,7 +212,7 @@ class ThereIsOneWayOut(unittest.TestCase):
     def test_a_failure_is_the_only_exception_but_for_a_few(self) -> None:
         allowed = {"Failure", "KeyboardInterrupt", "ValueError", "ConnectionError", "AssertionError", "SystemExit"}
         raised = set()
-        for node in ast.walk(TREE):
+        for node in NODES:
             if isinstance(node, ast.Raise) and node.exc:
                 what = node.exc.func if isinstance(node.exc, ast.Call) else node.exc
                 raised.add(what.id if isinstance(what, ast.Name) else ast.unparse(what))
@@ -235,7 +236,7 @@ class OnlyTheStandardLibraryIsImported(ProgramTest):
         known = getattr(sys, "stdlib_module_names", None)
         if known is None:
             self.skipTest("sys.stdlib_module_names came with Python 3.10")
-        names = {name.partition(".")[0] for node in ast.walk(TREE) for name in imported(node)}
+        names = {name.partition(".")[0] for node in NODES for name in imported(node)}
         self.assertEqual(names - set(known), set())
 
     def test_what_only_a_call_needs_is_not_imported_at_the_top(self) -> None:

@@ -16,8 +16,8 @@ from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Sequ
 
 import gpt_image
 from tests import pictures
-from tests.support import FakeTransport, ProgramTest, Ran, reply
-from tests.test_reply import cut, picture
+from tests.support import FakeTransport, ProgramTest, Ran, cut, reply
+from tests.test_reply import picture
 
 STREAM = ("--stream", "--partial-images", "2")
 OLD = b"something of the user's"
@@ -660,6 +660,27 @@ class RoutesTest(WriterTest):
         ran = self.run_main("extract", "kept.json", "--output", "out/o-{index}.png", "--overwrite")
         self.assertEqual(ran.code, 0)
         self.assertEqual([Path(path).read_bytes() for path in self.paths(ran)], [A, B])
+
+    def test_the_previews_of_an_extracted_picture_lose_its_number_too(self) -> None:
+        kinds = (("partial_image", B), ("completed", A))
+        rows = [{"type": f"image_generation.{kind}", "b64_json": base64.b64encode(data).decode()} for kind, data in kinds]
+        self.write("kept.sse", "".join(f"data: {json.dumps(row)}\n\n" for row in rows).encode())
+        ran = self.run_main("extract", "kept.sse", "--output", "out/o.png")
+        self.assertEqual((ran.code, self.files("out")), (0, ["o-partial-1.png", "o.png"]), ran.err)
+        self.assertEqual([row["path"] for row in ran.json["partial_images"]], ["out/o-partial-1.png"])
+
+    def test_an_extracted_picture_that_loses_its_number_replaces_only_what_it_may(self) -> None:
+        self.write("kept.json", images(A))
+        self.assertEqual(self.paths(self.run_main("extract", "kept.json", "--output", "o.png")), ["o.png"])
+        Path("o.png").write_bytes(b"mine")
+        self.assertEqual(self.run_main("extract", "kept.json", "--output", "o.png").code, 7)
+        ran = self.run_main("extract", "kept.json", "--output", "o.png", "--overwrite")
+        self.assertEqual((ran.code, self.paths(ran), Path("o.png").read_bytes()), (0, ["o.png"], A), ran.err)
+        # Of another format than its name says it gets another name, and what has that name was never meant.
+        Path("o.jpg").write_bytes(b"old")
+        Path("o.png").write_bytes(b"mine")
+        ran = self.run_main("extract", "kept.json", "--output", "o.jpg", "--overwrite")
+        self.assertEqual((ran.code, Path("o.png").read_bytes(), self.paths(ran)), (0, b"mine", ["o-2.png"]), ran.err)
 
 
 if __name__ == "__main__":
