@@ -15,8 +15,10 @@ import sys
 import time
 import unittest
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Sequence
+from types import FrameType
+from typing import Any, Callable, Dict, Iterator, List, Sequence, Tuple
 
+import gpt_image
 from tests import pictures
 from tests.support import KEY, SCRIPT, ProgramTest, Ran, child
 from tests.test_transport import Raw
@@ -234,6 +236,44 @@ class Signals(ProcessTest):
                 self.assertEqual((done.returncode, self.files("out")), (0, ["p-1.png", "p-2.png", "p-3.png"]), done.stderr)
                 self.assertNotIn("Traceback", done.stderr)
                 shutil.rmtree("out")
+
+
+class AnyMoment(ProgramTest):
+    """A signal between any two lines of the program, from the moment that bytes of the reply are there."""
+
+    def interrupted_at(self, number: int) -> Tuple[Ran, int]:
+        """Makes a call that gets SIGINT at a line, counted from the arrival of bytes; returns how many lines there were."""
+        lines, armed = [0], [False]
+
+        def trace(frame: FrameType, event: str, _: Any) -> Any:
+            if frame.f_code.co_filename != gpt_image.__file__:
+                return None
+            if armed[0] and event == "line":
+                lines[0] += 1
+                if lines[0] == number:
+                    signal.raise_signal(signal.SIGINT)
+            return trace
+
+        def pieces() -> Iterator[bytes]:
+            armed[0] = True
+            yield HALF
+            armed[0] = False
+            raise ConnectionError("reset by peer")
+
+        before = sys.gettrace()
+        self.addCleanup(sys.settrace, before)
+        sys.settrace(trace)
+        ran = self.run_main(*THREE, "--output", f"{number}/p.png", transport=lambda *_: gpt_image.Reply(200, {}, pieces()))
+        sys.settrace(before)
+        return ran, lines[0]
+
+    def test_what_arrived_is_kept_whenever_the_signal_comes(self) -> None:
+        ran, count = self.interrupted_at(0)
+        self.assertEqual(ran.code, 5)
+        for number in range(1, count, 11):
+            with self.subTest(line=number):
+                ran, _ = self.interrupted_at(number)
+                self.assertEqual((ran.code, Path(ran.json["saved_response"]).read_bytes()), (130, HALF), ran.err)
 
 
 class FullDisks(ProcessTest):
