@@ -2957,11 +2957,7 @@ class Attempt:
             yield block
             done += len(block)
             self.progress.phase("uploading", percent=100 * done // max(self.total, 1), size=amount(self.total))
-        self.finished()
-
-    def finished(self) -> None:
-        """Notes that the request is out: from here on it may run, and be billed."""
-        self.sent = not self.broken
+        self.sent = not self.broken  # from here on the request may run, and be billed
         self.progress.phase("waiting")
 
     def connected(self, sock: Any) -> None:
@@ -3174,7 +3170,7 @@ def refusal_of(error: Json, status: int = 200, reason: str = "") -> Failure:
         status=None if status == 200 else status,
         type=kind,
         code=code,
-        may_be_billed=server and row.retry != "safe",
+        may_be_billed=server,
     )
 
 
@@ -3223,15 +3219,18 @@ def retry_wait(headers: Mapping[str, str], attempt: int) -> float | None:
     return wait
 
 
-def may_retry(status: int, headers: Mapping[str, str], failure: Failure) -> str:
-    """Returns whether a refused request is made again: "safe", "billable" or "never"."""
-    verdict = status_row(status).retry
+def verdict_on(reply: Reply, failure: Failure) -> tuple[str, bool]:
+    """Returns whether a refused request is made again ("safe", "billable" or "never"), and whether it may be billed."""
+    verdict, asked = status_row(reply.status).retry, reply.headers.get("x-should-retry")
     said = f"{failure.details.get('code')} {failure.details.get('type')} {failure.message}"
-    if MONEY_WORDS.search(said) or headers.get("x-should-retry") == "false" or status < 400:
-        return "never"
-    if verdict == "safe" and status != 429 and RAN_BEHIND.match(failure.message):
+    if MONEY_WORDS.search(said) or reply.status < 400:
+        return "never", False
+    if verdict == "safe" and reply.status != 429 and RAN_BEHIND.match(failure.message):
         verdict = "billable"
-    return "safe" if verdict == "never" and headers.get("x-should-retry") == "true" else verdict
+    billed = verdict == "billable"  # whatever the server says of trying again
+    if asked == "false" or asked == "true" and verdict == "never":
+        verdict = "never" if asked == "false" else "safe"
+    return verdict, billed
 
 
 class Tries:
@@ -3264,9 +3263,7 @@ def judged(outcome: Reply | Fault, request: Request, free: bool) -> tuple[Failur
         return failure, "billable" if outcome.sent else "safe", b""
     body = read_body(outcome)
     failure = error_failure(outcome, body)
-    verdict = may_retry(outcome.status, outcome.headers, failure)
-    # x-should-retry does not undo a bill
-    failure.details["may_be_billed"] = "billable" in (verdict, may_retry(outcome.status, {}, failure))
+    verdict, failure.details["may_be_billed"] = verdict_on(outcome, failure)
     return failure, verdict, body
 
 
@@ -4179,8 +4176,7 @@ class Call:
         self.shown: Callable[[str], None] = lambda path: None
         if settings.get("preview"):
             self.shown = Preview(context.console, context.environ).show
-        self.finals = 0  # the largest number of a final picture so far
-        self.numbers: dict[str, int] = {}  # number of each picture that has a key
+        self.numbers: dict[str, int] = {}  # number of each picture by its key, or by itself
         self.done: list[tuple[str, str]] = []  # key and hash of each final picture
         self.sequence = -1  # the last event's sequence_number, from 0
         self.kept = KeptReply(names.folder)
@@ -4336,12 +4332,8 @@ class Call:
     # Save: pictures -> files
 
     def number(self, key: str) -> int:
-        """Returns the number of a picture, from 1: by its key if it has one, else the next."""
-        if key in ("", "#"):
-            return self.finals + 1
-        if key not in self.numbers:
-            self.numbers[key] = max([self.finals, *self.numbers.values()]) + 1
-        return self.numbers[key]
+        """Returns the number of a picture, from 1: that of its key, or the next."""
+        return self.numbers.get(key) or 1 + max(self.numbers.values(), default=0)
 
     def claimed(self, body: Json) -> Lifted:
         """Returns the picture of an object, from wherever it stands: lifted already, inline, or behind a URL."""
@@ -4353,7 +4345,7 @@ class Call:
             return found
         lifted = self.new_picture()
         if re.match(r"(?!data:)[a-z][a-z0-9+.-]*:", text, re.IGNORECASE):
-            self.context.progress.phase("fetching", index=self.finals + 1)
+            self.context.progress.phase("fetching", index=self.number(""))
             lifted.trouble = self.fetch(text, lifted.save) or lifted.trouble
         else:
             lifted.write_odd(re.sub(r"^data:[^,]{0,200},", "", text, flags=re.IGNORECASE).encode("utf-8", "replace"))
@@ -4388,9 +4380,9 @@ class Call:
     def save_final(self, lifted: Lifted, event: Event) -> None:
         """Gives a finished picture its name, or notes why it has none."""
         key, result = event.key, self.result
-        used = key in [other for other, _ in self.done]
-        number = self.number("" if used else key)
-        self.finals = max(self.finals + (key in ("", "#")), number)
+        named = key not in ("", "#", *(other for other, _ in self.done))
+        number = self.number(key if named else "")
+        self.numbers[key if named else f" {number}"] = number
         row = self._saved(lifted, self.names.final(number), number, number <= self.names.expected)
         if row is None:
             return
@@ -4407,6 +4399,8 @@ class Call:
     def partial(self, event: Event) -> None:
         """Saves a preview as it arrives; one that is broken is no failure, since it was only a preview."""
         index, number = self.number(event.key), number_of(event.body.get("partial_image_index")) + 1
+        if event.key not in ("", "#"):
+            self.numbers[event.key] = index
         asked = self.settings.get("partial-images") or 0
         foreseen = index <= self.names.expected and number <= asked
         troubles = len(self.result.troubles)
