@@ -3788,7 +3788,7 @@ class Lifter:
 
 MOST_JSON = 4 * MIB  # bytes of a document without its pictures: no reply of this API comes near
 DEEPEST = 200  # brackets within brackets: the same
-SIGN = re.compile(rb'\\.|["{}\[\]]', re.DOTALL)
+SIGN = re.compile(rb'\\.?|["{}\[\]]', re.DOTALL)  # a backslash by itself ends the bytes: what it escapes comes next
 LIST_NAME = re.compile(rb'"(%s)"\s*:\s*\[\Z' % "|".join(LISTS).encode())
 UNFINISHED = re.compile(rb"[^\s\[\]{}:,\"]+\Z")  # a word or a number that may go on
 
@@ -3810,70 +3810,54 @@ class JsonReader:
     def __init__(self, lifter: Lifter, stream: bool) -> None:
         self.lifter, self.stream = lifter, stream
         self.event = ""  # the name that an event's line gives the document
-        self.too_much = False
         self.reset()
 
     def reset(self) -> None:
         """Forgets the document that was begun."""
-        self.text, self.held, self.quoted = bytearray(), b"", False
-        self.string_at = 0  # where the last string began
+        self.text, self.quoted, self.escaped = bytearray(), False, False
+        self.string_at = 0  # where the last string began or ended
         self.open: list[int] = []  # where the open brackets stand
         self.list = ""  # the name of the list of LISTS that is open
 
     def feed(self, data: bytes, last: bool = False) -> Iterator[Document]:
         """Takes the next bytes and yields the documents that they complete."""
-        data, self.held, at = self.held + self.lifter.feed(data, last), b"", 0
-        for match in SIGN.finditer(data):
+        data, at, sign = self.lifter.feed(data, last), 0, b""
+        for match in SIGN.finditer(data, self.escaped):
             sign = match.group()
             if sign == b'"':
                 self.quoted = not self.quoted
-                self.string_at = len(self.text) + match.start() - at if self.quoted else 0
+                self.string_at = len(self.text) + match.start() - at
             elif not self.quoted and sign in b"{}[]":
                 self.text += data[at : match.end()]
                 at = match.end()
-                yield from self._opened() if sign in b"{[" else self._closed()
-        rest = data[at:]
-        if (len(rest) - len(rest.rstrip(b"\\"))) % 2:
-            rest, self.held = rest[:-1], b"\\"
-        self.text += rest
-        if len(self.text) > MOST_JSON:
-            yield from self._give_up(f"more than {amount(MOST_JSON)} of JSON without a picture")
+                yield from self._bracket(sign)
+        self.text += data[at:]
+        self.escaped = sign == b"\\" if data else self.escaped
+        if len(self.text) > MOST_JSON or len(self.open) > DEEPEST:
+            self.reset()
+            yield Document("too much", {})
 
-    def _opened(self) -> Iterator[Document]:
-        self.open.append(len(self.text) - 1)
-        if len(self.open) > DEEPEST:
-            yield from self._give_up(f"more than {DEEPEST} brackets within brackets")
-        elif len(self.open) == 2 and not self.stream:
-            found = LIST_NAME.search(self.text, max(len(self.text) - 64, 0))
-            self.list = found[1].decode() if found else ""
-
-    def _closed(self) -> Iterator[Document]:
+    def _bracket(self, sign: bytes) -> Iterator[Document]:
+        if sign in b"{[":
+            self.open.append(len(self.text) - 1)
+            if len(self.open) == 2 and not self.stream:
+                found = LIST_NAME.search(self.text, max(len(self.text) - 64, 0))
+                self.list = found[1].decode() if found else ""
+            return
         start = self.open.pop() if self.open else 0
-        if len(self.open) == 2 and self.list:
-            value = parse_json(self.text[start:])
-            if isinstance(value, dict):
-                self.text[start:] = b"null"
-                yield Document(f"{self.list}[]", value)
-        elif len(self.open) == 1:
-            self.list = ""
+        value = parse_json(self.text[start:]) if len(self.open) == 2 and self.list else None
+        if isinstance(value, dict):
+            self.text[start:] = b"null"
+            yield Document(f"{self.list}[]", value)
         elif not self.open:
             yield from self._document()
 
-    def _give_up(self, why: str) -> Iterator[Document]:
-        self.reset()
-        if not self.too_much:
-            yield Document("too much", {"text": why})
-        self.too_much = True
-
     def _document(self) -> Iterator[Document]:
         """Yields the document that has just ended, or was cut: by its type, the kind of its object, or its event."""
-        text, cut, too_much = bytes(self.text), bool(self.open), self.too_much
+        text, cut = bytes(self.text), bool(self.open)
         closers = bytes(text[at] + 2 for at in reversed(self.open))  # } and ] stand two behind { and [ in ASCII
         text = (text[: self.string_at] if self.quoted else text).strip(b" \t\r\n,")
         self.reset()
-        self.too_much = False
-        if too_much or not text:
-            return
         value = parse_cut(text, closers) if cut else parse_json(text)
         if isinstance(value, dict):
             names = ("reply", self.event, value.get("object"), value.get("type"))
@@ -3881,9 +3865,9 @@ class JsonReader:
             yield Document(name, value, cut, self.stream or isinstance(names[-1], str))
         elif text == b"[DONE]":
             yield Document("done", {})
-        else:
+        elif text:
             yield Document("garbage", {"text": text[:200].decode("utf-8", "replace")}, cut)
-        self.event = ""
+        self.event = "" if text else self.event
 
     def finish(self) -> Iterator[Document]:
         """Ends what was begun, and yields what of it was whole."""
@@ -4269,7 +4253,10 @@ class Call:
         if document.name == "garbage":
             self.trouble(garbage_failure(document.value["text"]))
         elif document.name == "too much":
-            self.trouble(Failure(UNREADABLE, f"the reply holds {document.value['text']}", rule="reply-too-long"))
+            words = (
+                f"the reply holds more than {amount(MOST_JSON)} of JSON without a picture, or {DEEPEST} nested lists"
+            )
+            self.trouble(Failure(UNREADABLE, words, rule="reply-too-long"))
         elif document.name == "done":
             self.over = True
         else:
