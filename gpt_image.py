@@ -3477,15 +3477,6 @@ def output_names(settings: Settings, expected: int) -> OutputNames:
     return OutputNames(os.path.normpath(stem), suffix, expected > 1, bool(settings.get("overwrite")), expected)
 
 
-def unwritable(folder: str) -> str:
-    """Returns why a folder cannot be written, looking at the nearest one that exists, or nothing."""
-    while not os.path.lexists(folder) and os.path.dirname(folder) != folder:
-        folder = os.path.dirname(folder) or "."
-    if not os.path.isdir(folder):
-        return f"{folder} is not a folder"
-    return "" if os.access(folder, os.W_OK | os.X_OK) else f"no permission to write to {folder}"
-
-
 def exists(name: str) -> bool:
     """Tells whether a name is taken, be it by a dangling link; Failure if the disk cannot have such a name."""
     try:
@@ -3498,19 +3489,28 @@ def exists(name: str) -> bool:
     return True
 
 
+def check_folder(folder: str) -> None:
+    """Refuses a folder that cannot be written or made, by the nearest one that exists."""
+    while not os.path.lexists(folder) and os.path.dirname(folder) != folder:
+        folder = os.path.dirname(folder) or "."
+    if not os.path.isdir(folder):
+        raise Failure(OUTPUT, f"{folder} is not a folder", "choose another --output", rule="output-folder")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise Failure(OUTPUT, f"no permission to write to {folder}", "choose another --output", rule="output-folder")
+
+
 def check_names(names: list[str], overwrite: bool) -> None:
     """Refuses names that exist or repeat, and folders that cannot be written, before anything is sent."""
-    taken = [name for name in names if exists(name) and (os.path.isdir(name) or not overwrite)]
-    places = [absolute(name) for name in names]
-    twice = [name for name, place in zip(names, places) if places.count(place) > 1]
-    why = next(filter(None, (unwritable(os.path.dirname(name) or ".") for name in names)), "")
-    if taken:
-        words = f"{', '.join(taken[:3])} exists already" + (" …" if len(taken) > 3 else "")
-        raise Failure(OUTPUT, words, "choose another --output, or add --overwrite", rule="output-exists")
-    if twice:
-        raise Failure(OUTPUT, f"{twice[0]} would be written twice", "put {index} into --output", rule="output-twice")
-    if why:
-        raise Failure(OUTPUT, why, "choose another --output", rule="output-folder")
+    places: set[str] = set()
+    for name in names:
+        if exists(name) and (os.path.isdir(name) or not overwrite):
+            hint = "choose another --output, or add --overwrite"
+            raise Failure(OUTPUT, f"{name} exists already", hint, rule="output-exists")
+        if absolute(name) in places:
+            raise Failure(OUTPUT, f"{name} would be written twice", "put {index} into --output", rule="output-twice")
+        places.add(absolute(name))
+    for name in names:
+        check_folder(os.path.dirname(name) or ".")
 
 
 def make_folders(names: list[str], temp_files: TempFiles) -> None:
@@ -3560,17 +3560,14 @@ class Lifted:
 
     def write(self, data: bytes) -> bool:
         """Decodes the next piece; False, with nothing done, if not all of it is plain base64."""
-        if self.trouble:
-            return True
         text = self.carry + data
         whole = len(text) & ~3
-        carry = text[whole:]
-        decoded = None if self.padded or carry.translate(None, BASE64) else decoded_or_none(memoryview(text)[:whole])
-        if decoded is None:
-            return False
-        self.carry = carry
-        self.save(decoded)
-        return True
+        odd = self.padded or text[whole:].translate(None, BASE64)
+        decoded = None if odd else decoded_or_none(memoryview(text)[:whole])
+        if decoded is not None and not self.trouble:
+            self.carry = text[whole:]
+            self.save(decoded)
+        return decoded is not None or self.trouble is not None
 
     def write_odd(self, data: bytes) -> None:
         """Decodes a piece with white space or padding in it; any other character is an error."""
@@ -3749,16 +3746,16 @@ class Lifter:
                 data = self._lift(self.current, data, last, text)
                 continue
             match = self.beginning.search(data)
-            begins = match and match["short"] is None
-            if not begins and not last:
-                match = match or MAYBE_PICTURE.search(data, max(len(data) - 42, 0))
-            end = match.end() if match and begins else match.start() if match and not last else len(data)
+            if match and match["short"] is None:
+                self.current = self.new_picture()
+                text.append(data[: match.end()])
+                data = data[match.end() :]
+                continue
+            match = match or MAYBE_PICTURE.search(data, max(len(data) - 42, 0))
+            end = match.start() if match and not last else len(data)
             text.append(data[:end])
-            data = data[end:]
-            if not begins:
-                self.held = data
-                break
-            self.current = self.new_picture()
+            self.held = data[end:]
+            break
         return b"".join(text)
 
     def _lift(self, picture: Lifted, data: bytes, last: bool, text: list[bytes]) -> bytes:
