@@ -2877,53 +2877,36 @@ class Reply:
             return b""
 
 
-class Inflater:
-    """Undoes the compression of a reply, if its bytes say that there is one: relays announce what they do not do."""
+def unzipper(data: bytes, encoding: str) -> Any:
+    """Returns what unpacks a reply, if its first bytes say that it is packed: relays announce what they do not do."""
+    # https://www.rfc-editor.org/rfc/rfc1952 and rfc1950: the first two bytes of gzip and of zlib
+    zlib_head = data[0] & 15 == 8 and int.from_bytes(data[:2], "big") % 31 == 0
+    if data[:2] == b"\x1f\x8b" or zlib_head and encoding in ("gzip", "deflate"):
+        return zlib.decompressobj(zlib.MAX_WBITS | 32)
+    raw = encoding == "deflate" and not re.match(rb"\s*([{\[:<]|data|event|id|retry)", data)
+    return zlib.decompressobj(-zlib.MAX_WBITS) if raw else None
 
-    def __init__(self, encoding: str = "") -> None:
-        self.encoding, self.start = encoding.lower(), b""
-        self.kind = ""  # plain, zipped, or over where the last member has ended; empty where it is not known yet
-        self.unzip: Any = None
-        self.trouble = ""  # how the compressed data is damaged
 
-    def feed(self, data: bytes) -> Iterator[bytes]:
-        """Yields what the next bytes hold, in blocks, however much that is."""
-        data, self.start = self.start + data, b""
-        while data and self.kind != "over":
-            if not self.kind and len(data) < 2:
-                self.start = data
-                return
-            self.kind = self.kind or self._kind_of(data)
-            if self.kind == "plain":
-                yield data
-                return
+def unpacked(reply: Reply, chunks: Iterator[bytes]) -> Iterator[bytes]:
+    """Yields the bytes of a reply, unpacked block by block; damage becomes the reply's fault."""
+    head = b""
+    while len(head) < 2 and (chunk := next(chunks, b"")):
+        head += chunk
+    unzip = unzipper(head, reply.headers.get("content-encoding", "").lower()) if head[1:] else None
+    for chunk in itertools.chain([head], chunks):
+        while unzip and chunk:
+            if unzip.eof:  # several may stand one behind the other; what else comes behind the last says nothing
+                unzip, chunk = zlib.decompressobj(zlib.MAX_WBITS | 16), chunk if chunk[:1] == b"\x1f" else b""
             try:
-                yield self.unzip.decompress(data, BLOCK)
+                yield unzip.decompress(chunk, BLOCK)
             except zlib.error as error:
-                self.kind, self.trouble = "over", f"the compressed reply is damaged ({error})"
-            data = self.unzip.unconsumed_tail
-            if self.unzip.eof:  # another member may follow
-                self.kind, data = "", self.unzip.unused_data
-
-    def _kind_of(self, data: bytes) -> str:
-        # https://www.rfc-editor.org/rfc/rfc1952 and rfc1950: the first two bytes of gzip and of zlib
-        if data[:2] == b"\x1f\x8b":
-            self.unzip = zlib.decompressobj(zlib.MAX_WBITS | 16)
-        elif self.unzip:
-            return "over"
-        elif self.encoding in ("gzip", "deflate") and data[0] & 15 == 8 and int.from_bytes(data[:2], "big") % 31 == 0:
-            self.unzip = zlib.decompressobj()
-        elif self.encoding == "deflate" and not re.match(rb"\s*([{\[:<]|data|event|id|retry)", data):
-            self.unzip = zlib.decompressobj(-zlib.MAX_WBITS)
-        else:
-            return "plain"
-        return "zipped"
-
-    def finish(self) -> bytes:
-        """Returns what is left at the end of the reply."""
-        if self.kind == "zipped":
-            self.trouble = "the compressed reply was cut"
-        return self.start
+                reply.fault = Fault(f"the compressed reply is damaged ({error})", sent=True)
+                return
+            chunk = unzip.unused_data or unzip.unconsumed_tail
+        if chunk:
+            yield chunk
+    if unzip and not unzip.eof:
+        reply.fault = reply.fault or Fault("the compressed reply was cut", sent=True)
 
 
 Transport = Callable[[Request, float, Progress], "Reply | Fault"]
@@ -3128,13 +3111,13 @@ def as_object(value: Any) -> Json:
 
 def read_body(reply: Reply, most: int = MIB) -> bytes:
     """Reads a short reply, up to a limit."""
-    body, inflater = bytearray(), Inflater(reply.headers.get("content-encoding", ""))
-    for block in itertools.chain.from_iterable(inflater.feed(chunk) for chunk in iter(reply.read, b"")):
+    body = bytearray()
+    for block in unpacked(reply, iter(reply.read, b"")):
         body += block
         if len(body) > most:
             break
     reply.close()
-    return bytes(body[:most] or inflater.finish())
+    return bytes(body[:most])
 
 
 def page_title(text: str) -> str:
@@ -3689,8 +3672,8 @@ class KeptReply:
 # 10 Reply: a lifter, then a JSON or event reader on short text -> documents
 # ---------------------------------------------------------------------------------------------------------------------
 
-# Bytes go through four small steps: the inflater undoes compression, the lifter takes pictures out and leaves a token
-# in place of each, and what is left is short: a reader for JSON or for events cuts it into documents.
+# The lifter takes pictures out of the bytes and leaves a token in place of each; what is left is short, and a reader
+# for JSON, or for server-sent events with JSON in them, cuts it into documents.
 
 
 class Document(NamedTuple):
@@ -3925,40 +3908,23 @@ class SseReader:
         yield from self.json.finish()
 
 
-class ReplyReader:
-    """Tells JSON from server-sent events by the first bytes, whatever the header says, and yields the documents."""
-
-    def __init__(self, new_picture: Callable[[], Lifted], encoding: str = "") -> None:
-        self.inflater, self.lifter = Inflater(encoding), Lifter(new_picture)
-        self.reader: JsonReader | SseReader | None = None
-        self.start = b""
-
-    def feed(self, data: bytes) -> Iterator[Document]:
-        """Takes the next bytes of the reply."""
-        for block in self.inflater.feed(data):
-            yield from self._read(block)
-
-    def _read(self, data: bytes, last: bool = False) -> Iterator[Document]:
-        if not self.reader:
-            self.start = data = (self.start + data).lstrip(b"\xef\xbb\xbf \t\r\n")
-            if len(data) < 8 and not last:
-                return
-            if data[:1] in (b"{", b"["):
-                self.reader = JsonReader(self.lifter, stream=False)
-            elif re.match(rb"(data|event|id|retry)?:|(data|event|id|retry)\s*$", data):
-                self.reader = SseReader(self.lifter)
-            else:
-                self.start = data[:4096]
-                return
-        yield from self.reader.feed(data)
-
-    def finish(self) -> Iterator[Document]:
-        """Ends the reply; a garbage document holds the start of one that is neither JSON nor events."""
-        yield from self._read(self.inflater.finish(), last=True)
-        if self.reader:
-            yield from self.reader.finish()
-        elif self.start:
-            yield Document("garbage", {"text": self.start.decode("utf-8", "replace")})
+def documents_of(blocks: Iterator[bytes], lifter: Lifter) -> Iterator[Document]:
+    """Yields the documents of a reply, JSON or server-sent events by its first bytes, whatever its header says."""
+    start = b""
+    while len(start) < 8 and (block := next(blocks, b"")):
+        start = (start + block).lstrip(b"\xef\xbb\xbf \t\r\n")
+    if start[:1] in (b"{", b"["):
+        reader: JsonReader | SseReader = JsonReader(lifter, stream=False)
+    elif re.match(rb"(data|event|id|retry)?:|(data|event|id|retry)\s*$", start):
+        reader = SseReader(lifter)
+    else:
+        while len(start) < 4096 and (block := next(blocks, b"")):
+            start += block
+        yield from [Document("garbage", {"text": start[:4096].decode("utf-8", "replace")})] if start else []
+        return
+    for block in itertools.chain([start], blocks):
+        yield from reader.feed(block)
+    yield from reader.finish()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -4163,11 +4129,10 @@ class Call:
         self.kept = KeptReply(names.folder)
         self.begin()
 
-    def begin(self, encoding: str = "") -> None:
+    def begin(self) -> None:
         """Makes ready for the first reply, or for another one that goes on with the same pictures."""
         self.cut, self.understood, self.over = False, False, False
-        self.reader = ReplyReader(self.new_picture, encoding)
-        self.chat = Lifter(self.new_picture)
+        self.lifter, self.chat = Lifter(self.new_picture), Lifter(self.new_picture)
         self.words: list[str] = []  # of a chat message
 
     def new_picture(self) -> Lifted:
@@ -4188,55 +4153,56 @@ class Call:
 
     def receive(self, reply: Reply) -> Failure | None:
         """Reads a reply to its end and saves each picture as it is complete; returns how it failed."""
-        kept, failure = KeptReply(self.names.folder), None
-        self.begin(reply.headers.get("content-encoding", ""))
-        try:
-            for chunk in iter(reply.read, b""):
-                kept.write(chunk)
-                failure = failure or self._safely(self.reader.feed(chunk))
-                if self.over or self.context.stop.requested:
-                    break
-        except KeyboardInterrupt:
-            self.context.stop.requested = True
+        self.begin()
+        kept = KeptReply(self.names.folder)
+        chunks = self._chunks(reply, kept)
+        failure = self._safely(documents_of(unpacked(reply, chunks), self.lifter))
+        for _ in chunks:  # after a failure of ours: so that at least the reply is kept
+            pass
         reply.close()
-        late = self._safely(self._last_documents())
-        failure = failure or late
+        failure = failure or self._safely(self._end_of_chat())
         self.save_unclaimed()
         if kept.size > self.kept.size:  # of many polls, the reply that says most is kept
             kept, self.kept = self.kept, kept
         kept.close()
-        return self._how_it_ended(reply, failure)
-
-    def _how_it_ended(self, reply: Reply, failure: Failure | None) -> Failure | None:
-        """Returns the failure of a reply that was not read to its end."""
         if self.context.stop.requested:
             return Failure(INTERRUPTED, "interrupted", may_be_billed=True)
-        if failure or not (reply.fault or self.cut or self.reader.inflater.trouble):
+        if failure or not (reply.fault or self.cut):
             return failure
         if not reply.fault and not self.understood:
-            words = self.reader.inflater.trouble or "the reply ended before anything in it could be understood"
+            words = "the reply ended before anything in it could be understood"
             return Failure(UNREADABLE, words, may_be_billed=True)
-        words = reply.fault.message if reply.fault else self.reader.inflater.trouble or "the reply ended in the middle"
+        words = reply.fault.message if reply.fault else "the reply ended in the middle"
         return Failure(NETWORK, words, may_be_billed=True)
+
+    def _chunks(self, reply: Reply, kept: KeptReply) -> Iterator[bytes]:
+        """Yields the bytes of a reply, each kept first, until it is over or the user wants to stop."""
+        try:
+            for chunk in iter(reply.read, b""):
+                kept.write(chunk)
+                yield chunk
+                if self.over or self.context.stop.requested:
+                    return
+        except KeyboardInterrupt:
+            self.context.stop.requested = True
 
     def _safely(self, documents: Iterator[Document]) -> Failure | None:
         """Acts on documents; a full disk or a bug must not lose what was paid for, so that failure is returned."""
         try:
             for document in documents:
                 self.add(document)
-        except OSError as error:  # no new file: keep on reading, so that at least the reply is kept
+        except OSError as error:
             return unwritten(error)
         except Exception:
             return bug_failure()
         return None
 
-    def _last_documents(self) -> Iterator[Document]:
-        """Yields what a reply ended with, then the rest of a chat message."""
-        yield from self.reader.finish()
+    def _end_of_chat(self) -> Iterator[Document]:
+        """Yields the pictures of a chat message that are behind links; what is left of it is its text."""
         self.say("", last=True)
         words = "".join(self.words)
         for url in MARKDOWN_LINK.findall(words):
-            self.final(Event("final", {"url": url}))
+            yield Document("data[]", {"url": url})
         words = MARKDOWN_REST.sub("", MARKDOWN_LINK.sub("", words)).strip()
         if words:
             self.result.texts["chat"] = words
@@ -4298,16 +4264,16 @@ class Call:
         )
         self.words.append(said)
         for token in TOKEN.findall(said):
-            lifted = self.chat.take(token) or self.reader.lifter.take(token)
+            lifted = self.chat.take(token) or self.lifter.take(token)
             if lifted:
                 self.save_final(lifted, Event("final"))
         if begun:  # the pieces that follow are the rest of it
-            self.chat.current = self.reader.lifter.take(begun)
+            self.chat.current = self.lifter.take(begun)
 
     def _begun_picture(self, text: str) -> str:
         """Returns the token at the end of a piece of chat text, if its picture is not whole yet."""
         token = TOKEN.search(text, max(len(text) - 60, 0))
-        lifted = self.reader.lifter.lifted.get(token.group()) if token and token.end() == len(text) else None
+        lifted = self.lifter.lifted.get(token.group()) if token and token.end() == len(text) else None
         if not token or not lifted or lifted.looks_whole():
             return ""
         lifted.reopen()
@@ -4322,7 +4288,7 @@ class Call:
     def claimed(self, body: Json) -> Lifted:
         """Returns the picture of an object, from wherever it stands: lifted already, inline, or behind a URL."""
         text = picture_text(body)
-        found = self.reader.lifter.take(text)
+        found = self.lifter.take(text)
         if found:
             if not text.rstrip().endswith(">"):
                 found.trouble = found.trouble or Failure(UNREADABLE, "a picture is not base64 to its end")
@@ -4400,7 +4366,7 @@ class Call:
     def save_unclaimed(self) -> None:
         """Saves the pictures that came and that nothing named, but for those whose bytes are on disk already."""
         result = self.result
-        for lifted in (*self.reader.lifter.lifted.values(), *self.chat.lifted.values()):
+        for lifted in (*self.lifter.lifted.values(), *self.chat.lifted.values()):
             known = {row["sha256"] for row in result.images + result.partials + result.unclaimed}
             if lifted.finish() and lifted.hash.hexdigest() not in known:
                 number = len(result.unclaimed) + 1

@@ -115,11 +115,11 @@ def read(pieces: Iterable[bytes], new_picture: Callable[[], Any] = Sink) -> List
 
     A string that is no more than a picture becomes what `new_picture` made, or (base64, ended) of a Sink.
     """
-    reader = gpt_image.ReplyReader(new_picture)
+    lifter = gpt_image.Lifter(new_picture)
 
     def filled(value: Any) -> Any:
         if isinstance(value, str):
-            found = {token: reader.lifter.take(token) for token in gpt_image.TOKEN.findall(value)}
+            found = {token: lifter.take(token) for token in gpt_image.TOKEN.findall(value)}
             shown = {token: (row.text, row.ended) if isinstance(row, Sink) else row for token, row in found.items()}
             if len(shown) == 1 and re.fullmatch(r"\s*(data:[^,]*,)?<[^<>]*>\s*", value, re.IGNORECASE):
                 return next(iter(shown.values()))
@@ -128,10 +128,8 @@ def read(pieces: Iterable[bytes], new_picture: Callable[[], Any] = Sink) -> List
             return {key: filled(inner) for key, inner in value.items()}
         return [filled(inner) for inner in value] if isinstance(value, list) else value
 
-    found = []
-    for piece in pieces:
-        found += [document._replace(value=filled(document.value)) for document in reader.feed(piece)]
-    return found + [document._replace(value=filled(document.value)) for document in reader.finish()]
+    documents = gpt_image.documents_of(iter(pieces), lifter)
+    return [document._replace(value=filled(document.value)) for document in documents]
 
 
 def decoding(temp_files: gpt_image.TempFiles) -> Callable[[], Any]:
