@@ -3578,27 +3578,15 @@ class Lifted:
         self.hash.update(decoded)
         self.size += len(decoded)
 
-    def close(self, ended: bool = True) -> None:
-        """Ends the picture for now; `ended` if what stands behind it says that it is whole."""
-        self.file.close()
-        self.ended = ended
-
     def looks_whole(self) -> bool:
         """Tells whether what has come so far is a whole picture."""
         found = identify(self.path)
         return bool(found and found.whole)
 
-    def reopen(self) -> None:
-        """Goes on with a picture whose text was cut into pieces."""
-        self.file = open(self.path, "r+b", buffering=0)
-        self.file.seek(0, os.SEEK_END)
-
     def finish(self) -> Picture | None:
         """Decodes what is left and returns what the picture is; None, with the trouble noted, if it is none."""
         rest, self.carry = self.carry, b""
         if len(rest) > 1 and not self.trouble:
-            if self.file.closed:
-                self.reopen()
             self.save(binascii.a2b_base64(rest + b"A" * (4 - len(rest)))[: len(rest) - 1])
         self.file.close()
         picture = None if self.trouble else identify(self.path)
@@ -3755,7 +3743,7 @@ class Lifter:
         rest = data[end:] if end >= 0 else b""
         if rest or last:
             token = f"<{self.mark}:{next(self.numbers)}>"
-            picture.close(ended=bool(rest))
+            picture.ended = bool(rest)
             self.lifted[token], self.current = picture, None
             text.append(token.encode() + (b"" if rest else b'"'))
         return rest
@@ -4047,10 +4035,11 @@ def read_document(document: Document) -> Iterator[Event]:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-class Result:
+class Result(Tries):
     """What one call has come to: all that is reported of it."""
 
     def __init__(self, route: str, model: str | None = None) -> None:
+        super().__init__()
         self.route, self.model = route, model
         self.images: list[Json] = []
         self.partials: list[Json] = []
@@ -4059,7 +4048,6 @@ class Result:
         self.deltas: list[str] = []
         self.facts: Json = {}
         self.troubles: list[Failure] = []
-        self.tries = Tries()
         self.saved_response: str | None = None
         self.session_file: str | None = None
         self.mask: str | None = None
@@ -4144,9 +4132,9 @@ class Call:
     def send(self, request: Request) -> Failure | None:
         """Sends the request and receives the reply; returns how that failed, or raises a Failure if it was refused."""
         try:
-            reply = exchange(self.context, self.settings, request, self.result.tries)
+            reply = exchange(self.context, self.settings, request, self.result)
         except Failure:
-            self.kept.write(self.result.tries.refusal)
+            self.kept.write(self.result.refusal)
             self.keep(always=False)
             raise
         return self.receive(reply)
@@ -4166,14 +4154,14 @@ class Call:
             kept, self.kept = self.kept, kept
         kept.close()
         if self.context.stop.requested:
-            return Failure(INTERRUPTED, "interrupted", may_be_billed=True)
+            return Failure(INTERRUPTED, "interrupted")
         if failure or not (reply.fault or self.cut):
             return failure
         if not reply.fault and not self.understood:
             words = "the reply ended before anything in it could be understood"
-            return Failure(UNREADABLE, words, may_be_billed=True)
+            return Failure(UNREADABLE, words)
         words = reply.fault.message if reply.fault else "the reply ended in the middle"
-        return Failure(NETWORK, words, may_be_billed=True)
+        return Failure(NETWORK, words)
 
     def _chunks(self, reply: Reply, kept: KeptReply) -> Iterator[bytes]:
         """Yields the bytes of a reply, each kept first, until it is over or the user wants to stop."""
@@ -4274,10 +4262,7 @@ class Call:
         """Returns the token at the end of a piece of chat text, if its picture is not whole yet."""
         token = TOKEN.search(text, max(len(text) - 60, 0))
         lifted = self.lifter.lifted.get(token.group()) if token and token.end() == len(text) else None
-        if not token or not lifted or lifted.looks_whole():
-            return ""
-        lifted.reopen()
-        return token.group()
+        return token.group() if token and lifted and not lifted.looks_whole() else ""
 
     # Save: pictures -> files
 
@@ -4299,7 +4284,7 @@ class Call:
             lifted.trouble = self.fetch(text, lifted.save) or lifted.trouble
         else:
             lifted.write_odd(re.sub(r"^data:[^,]{0,200},", "", text, flags=re.IGNORECASE).encode("utf-8", "replace"))
-        lifted.close()
+        lifted.ended = True
         return lifted
 
     def fetch(self, url: str, save: Callable[[bytes], None]) -> Failure | None:
@@ -4311,12 +4296,14 @@ class Call:
         request = Request("GET", url, [("Accept", "image/*"), ("User-Agent", f"gpt-image/{__version__}")])
         try:
             reply = exchange(self.context, self.settings, request)
+            for chunk in iter(reply.read, b""):
+                save(chunk)
+            reply.close()
+            if reply.fault:
+                raise Failure(NETWORK, reply.fault.message)
         except Failure as failure:
             return Failure(NETWORK, f"the picture at {url[:200]} cannot be fetched: {failure.message}", failure.hint)
-        for chunk in iter(reply.read, b""):
-            save(chunk)
-        reply.close()
-        return Failure(NETWORK, f"{url[:200]}: {reply.fault.message}") if reply.fault else None
+        return None
 
     def final(self, event: Event) -> None:
         """Saves a finished picture; the same bytes under the same key, or once with an id and once without, are one."""
@@ -4461,35 +4448,27 @@ class Call:
         stored = background or cut and self.settings.get("store") is not False
         if not isinstance(facts.get("id"), str) or not stored:
             return failure
+        first, limit = failure, LONGEST_POLL if background else LONGEST_LOOK
+        waited, wait = 0.0, 0.0 if cut else POLL_FIRST
         try:
-            ended = self._wait(failure, cut)
+            while cut or not failure and facts.get("status") in (None, *WORKING):
+                if waited > limit:
+                    raise Failure(RUNNING, f"no end after {waited:.0f} s")
+                if facts.get("status") in WORKING:
+                    self.context.progress.phase("polling", status=facts["status"])
+                self.context.sleep(wait)
+                waited, wait = waited + wait, min(max(wait * POLL_GROWTH, POLL_FIRST), POLL_MOST)
+                failure = self.read_again()
+                cut = background and failure is not None and failure.exit == NETWORK
         except Failure as error:
-            words = f"the response is still running, or cannot be reached ({error.message})"
-            ended = Failure(RUNNING, words, may_be_billed=True)
+            failure = Failure(RUNNING, f"the response is still running: {error.message}")
         except KeyboardInterrupt:
-            ended = Failure(INTERRUPTED, "interrupted while waiting", may_be_billed=True)
-        if ended and ended.exit in (RUNNING, INTERRUPTED) and facts.get("status") not in ENDED:
-            ended.hint = f"collect it later: {self.resume_command()}"
-        if background and not ended:
+            failure = Failure(INTERRUPTED, "interrupted while waiting")
+        if failure and failure.exit in (RUNNING, INTERRUPTED) and facts.get("status") not in ENDED:
+            failure.hint = f"collect it later: {self.resume_command()}"
+        if background and not failure:
             self.forget_session()
-        return ended if background or not ended or ended.exit == INTERRUPTED else failure
-
-    def _wait(self, failure: Failure | None, cut: bool) -> Failure | None:
-        """Asks for a response until it has ended, or for as long as is sensible."""
-        facts, background = self.result.facts, self.settings.get("background-mode")
-        limit, waited, wait = LONGEST_POLL if background else LONGEST_LOOK, 0.0, 0.0 if cut else POLL_FIRST
-        while cut or not failure and facts.get("status") in (None, *WORKING):
-            if waited > limit:
-                return Failure(RUNNING, "the response is still running", may_be_billed=True)
-            if facts.get("status") in WORKING:
-                self.context.progress.phase("polling", status=facts["status"])
-            self.context.sleep(wait)
-            waited, wait = waited + wait, min(max(wait * POLL_GROWTH, POLL_FIRST), POLL_MOST)
-            failure = self.read_again()
-            cut = failure is not None and failure.exit == NETWORK
-            if cut and not background:
-                break
-        return failure
+        return failure if background or not failure or failure.exit == INTERRUPTED else first
 
     # Conclude: was everything there that was asked for, and what is kept if not
 
@@ -4505,7 +4484,7 @@ class Call:
     def conclude(self, failure: Failure | None, wanted: int) -> int:
         """Ends the call: success, or the failure with what was received kept."""
         result, console = self.result, self.context.console
-        failure = self._judged(failure, wanted)
+        failure = self.judged_reply(failure, wanted)
         queued = result.session_file and result.facts.get("status") not in ENDED  # its reply is of no use
         self.keep(always=bool(failure and not queued))
         if failure and queued:
@@ -4521,41 +4500,41 @@ class Call:
             console.warn("the model answered in words only")
         return OK
 
-    def _judged(self, failure: Failure | None, wanted: int) -> Failure | None:
-        """Returns why a reply is not what was asked for, or None if every picture is on disk."""
+    def judged_reply(self, failure: Failure | None, wanted: int) -> Failure | None:
+        """Returns why a reply is not what was asked for, with all that was wrong; None if every picture is on disk."""
         result = self.result
         whole = sum(row["whole"] for row in result.images)
-        came, enough = f"{whole} of {plural(wanted, 'picture')}", whole >= wanted
-        if failure and failure.exit == NETWORK and enough and wanted:
-            failure.hint = "every picture asked for is on disk: do not call again"
+        enough = whole >= wanted
         troubles = [found for found in (failure, *result.troubles) if found]
         troubles = [found for found in troubles if not (enough and found.details.get("rule") == "reply-garbage")]
-        if troubles:
-            return self._with_problems(troubles, "" if enough else f" ({came} saved)")
-        if enough:
+        if not troubles and not enough:
+            troubles = [self._lacking()]
+        if not troubles:
             return None
+        first = troubles[0]
+        first.details.setdefault("may_be_billed", result.billed)
+        if first.exit in (UNREADABLE, OUTPUT, NETWORK):
+            first.message += "" if enough else f" ({whole} of {plural(wanted, 'picture')} saved)"
+        if first.exit == NETWORK and enough and wanted:
+            first.hint = "every picture asked for is on disk: do not call again"
+        if len(troubles) > 1:
+            first.details["problems"] = [
+                {"rule": found.details.get("rule"), "message": found.message, "hint": found.hint} for found in troubles
+            ]
+        return first
+
+    def _lacking(self) -> Failure:
+        """Returns the failure of a reply that was read well and lacks pictures."""
+        result = self.result
         status, reason = result.facts.get("status"), as_object(result.facts.get("incomplete_details")).get("reason")
-        words = f"the response is {status}" if status in ENDED[1:] else f"the reply holds {came}"
-        words += f" ({reason})" if reason else ""
+        words = f"the response is {status}" if status in ENDED[1:] else "the reply lacks pictures"
+        words = (words if self.kept.size else "the reply is empty") + (f": {reason}" if reason else "")
         words += (
             f"; {plural(len(result.unclaimed), 'picture')} that nothing named are saved" if result.unclaimed else ""
         )
-        hint = "the model answered in words; say in the prompt that you want a picture" if result.text else None
-        return Failure(UNREADABLE, words if self.kept.size else "the reply is empty", hint, may_be_billed=True)
-
-    def _with_problems(self, troubles: list[Failure], came: str) -> Failure:
-        """Returns the first of several troubles, with all of them as its problems."""
-        first = troubles[0]
-        if first.exit in (UNREADABLE, OUTPUT, NETWORK):
-            first.message += came
-        if first.exit in (UNREADABLE, OUTPUT, NETWORK, BUG):
-            first.details.setdefault("may_be_billed", True)
-        if len(troubles) > 1:
-            rows = [
-                {"rule": found.details.get("rule"), "message": found.message, "hint": found.hint} for found in troubles
-            ]
-            first.details["problems"] = rows
-        return first
+        hint = "a preview is never taken for a finished picture" if result.partials else None
+        hint = "the model answered in words; say in the prompt that you want a picture" if result.text else hint
+        return Failure(UNREADABLE, words, hint)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -4710,6 +4689,7 @@ def resume(context: Context, settings: Settings, problems: list[Problem], target
     check_key(settings)
     model = session.get("model")
     result.route, result.model = "responses", model if isinstance(model, str) else None
+    result.billed = True  # a response that exists was accepted
     result.facts["id"], result.session_file = session["response_id"], target if os.path.isfile(target) else None
     made = Call(context, settings, names, result)
     if settings.get("cancel"):  # may be repeated
@@ -4749,21 +4729,16 @@ def extract(context: Context, settings: Settings, problems: list[Problem], targe
         made = Call(context, settings, names._replace(several=True), result)
         failure = made.receive(Reply(200, {}, iter(lambda: file.read(BLOCK), b"")))
     made.kept.close()
-    if failure and failure.exit in (OUTPUT, BUG, INTERRUPTED):
-        raise failure
+    severe = (OUTPUT, BUG, INTERRUPTED)
+    failure = made.judged_reply(failure if failure and failure.exit in severe else None, 1)
     if len(result.images) == 1:
         without_number(result, names, context.temp_files)
     if made.cut:
         context.console.warn(f"{target} is cut short; what it holds whole was taken out")
-    cut = [found for found in result.troubles if found.details.get("rule") == "picture-cut"]
-    troubles = [found for found in result.troubles if found not in cut or not result.images]
-    if troubles and not result.images or any(found.exit == OUTPUT for found in troubles):
-        raise troubles[0]
-    for trouble in troubles:
+    if failure and (not result.images or failure.exit in severe):
+        raise failure
+    for trouble in result.troubles:
         context.console.warn(trouble.message)
-    if not result.images:
-        hint = "a preview is never taken for one" if result.partials else None
-        raise Failure(UNREADABLE, f"{target} holds no finished picture", hint)
     return OK
 
 
@@ -5121,8 +5096,8 @@ def result_of(result: Result, failure: Failure | None, warnings: list[str], seco
         "ok": failure is None, "route": result.route, "model": result.model, "images": result.images,
         "partial_images": result.partials, "unclaimed": result.unclaimed, "text": result.text,
         "response_id": response_id,
-        "request_id": result.tries.request_id, "usage": usage, "cost": cost_of(usage, result.route, result.model),
-        "seconds": round(seconds, 1), "attempts": result.tries.count, "saved_response": result.saved_response,
+        "request_id": result.request_id, "usage": usage, "cost": cost_of(usage, result.route, result.model),
+        "seconds": round(seconds, 1), "attempts": result.count, "saved_response": result.saved_response,
         "session_file": result.session_file, "warnings": warnings, "error": error_of(failure) if failure else None,
     }  # fmt: skip
     return {**found, "mask": result.mask} if result.mask else found
@@ -5177,7 +5152,7 @@ def outcome_of(context: Context, argv: list[str], result: Result) -> tuple[int, 
     except Failure as error:
         return error.exit, error
     except KeyboardInterrupt:
-        return INTERRUPTED, Failure(INTERRUPTED, "interrupted", may_be_billed=result.tries.may_be_billed)
+        return INTERRUPTED, Failure(INTERRUPTED, "interrupted", may_be_billed=result.may_be_billed)
     except Exception:
         return BUG, bug_failure()
 
