@@ -2985,8 +2985,8 @@ def connection_classes(attempt: Attempt) -> tuple[Any, Any]:
             self.timeout = min(attempt.timeout, CONNECT_TIMEOUT)
             attempt.stop.arm(True)  # nothing is sent yet
             super().connect()
-            attempt.stop.arm(False)
             attempt.connected(self.sock)
+            attempt.stop.arm(False)
 
         def send(self, data: Any) -> None:
             if self.sock is None:
@@ -3996,35 +3996,32 @@ def chat_events(choice: Json) -> Iterator[Event]:
 
 
 def read_document(document: Document) -> Iterator[Event]:
-    """Yields what a document means by its row of EVENTS."""
+    """Yields what a document means by its row of EVENTS; a picture that no row names is left unclaimed."""
     row = next((row for row in EVENTS if re.fullmatch(row.pattern, document.name)), None)
     if not row and not document.stream:
         row = REPLY_ROW
-    value = document.value
-    body = as_object(value.get(row.key)) if row and row.key else value
-    error = value.get("error")
+    value, error = document.value, document.value.get("error")
+    body = as_object(value.get(row.key)) or value if row and row.key else value
     if error and (not row or row.meaning not in ("item", "response")):
         yield Event("error", error if isinstance(error, dict) else {"message": str(error)})
-    elif not row:
-        yield Event("unknown", value, text=document.name)
-    elif row.meaning == "response":
-        if picture_text(body or value):  # a picture that nothing names: it may be a preview if it came in a stream
-            yield Event("unknown" if document.stream else "final", body or value, text=document.name)
-        yield from response_events(body or value)
-    elif row.meaning == "item":
-        yield from item_events(body or value, item_key(value, body or value))
-    elif row.meaning == "chat":
+    elif row and row.meaning == "response":
+        if picture_text(body) and not document.stream:  # in a stream it may be a preview
+            yield Event("final", body)
+        yield from response_events(body)
+    elif row and row.meaning == "item":
+        yield from item_events(body, item_key(value, body))
+    elif row and row.meaning == "chat":
         yield from chat_events(value)
-    elif row.meaning == "chunk":
+    elif row and row.meaning == "chunk":
         yield Event("facts", value)
         for choice in objects_in(value.get("choices")):
             yield from chat_events(choice)
-    elif row.meaning == "text":
+    elif row and row.meaning == "text":
         if isinstance(value.get("delta"), str):
             yield Event("delta", text=value["delta"])
-    elif row.meaning == "error":
+    elif row and row.meaning == "error":
         yield Event("error", value)
-    elif picture_text(value):
+    elif row and picture_text(value):
         yield Event("facts", value)
         # Some gateways give every element of `data` the id of the call.
         yield Event(row.meaning, value, "" if document.name == "data[]" else item_key(value, value))
@@ -4233,9 +4230,6 @@ class Call:
             self.write_session()
         elif event.kind == "error":
             self.trouble(refusal_of(event.body))
-        elif picture_text(event.body):
-            self.context.console.warn(f"an event named {event.text!r} holds a picture; it is saved as a preview")
-            self.partial(event)
 
     def trouble(self, failure: Failure) -> None:
         """Notes what is wrong with a reply."""
@@ -4303,6 +4297,8 @@ class Call:
                 raise Failure(NETWORK, reply.fault.message)
         except Failure as failure:
             return Failure(NETWORK, f"the picture at {url[:200]} cannot be fetched: {failure.message}", failure.hint)
+        except KeyboardInterrupt:
+            self.context.stop.requested = True
         return None
 
     def final(self, event: Event) -> None:

@@ -208,12 +208,17 @@ class PreviewsAndFinalsTest(EventsTest):
                        "new_field": {"a": 1}})  # fmt: skip
         self.assert_saved(self.play(STREAM, body), ["big-f"])
 
-    def test_an_unknown_event_with_a_picture_is_saved_as_a_preview_and_told_of(self) -> None:
-        body = events({"type": "image_generation.draft", "b64_json": b64("big-d")},
-                      {"type": "image_generation.completed", "b64_json": b64("big-f")})  # fmt: skip
-        ran = self.play(STREAM, body)
-        self.assert_saved(ran, ["big-f"], [("big-d", 1, 1)])
-        self.assertIn("image_generation.draft", " ".join(ran.json["warnings"]))
+    def test_a_picture_that_nothing_in_a_stream_names_is_left_unclaimed_and_kept(self) -> None:
+        draft = {"type": "image_generation.draft", "b64_json": b64("big-d")}
+        for row in (draft, {"b64_json": b64("big-d")}, {"data": {"b64_json": b64("big-d")}}, {"images": [b64("big-d")]}):
+            with self.subTest(row.keys()):
+                ran = self.play(STREAM, events(row, {"type": "image_generation.completed", "b64_json": b64("big-f")}))
+                self.assert_saved(ran, ["big-f"])
+                self.assertEqual([kept["path"] for kept in ran.json["unclaimed"]], ["out/o-unclaimed-1.png"])
+                self.assertEqual(Path("out/o-unclaimed-1.png").read_bytes(), picture("big-d"))
+                ran = self.play(STREAM, events(row))
+                self.assertEqual((ran.code, len(ran.json["unclaimed"])), (6, 1))
+                self.assertIn("1 picture that nothing named", ran.error["message"])
 
     def test_pictures_of_a_list_that_share_the_id_of_their_call_are_all_saved(self) -> None:
         rows = [{"id": "call_1", "b64_json": b64(name)} for name in ("big-d", "big-f")]
@@ -227,9 +232,7 @@ class PreviewsAndFinalsTest(EventsTest):
                             transport=FakeTransport(gpt_image.Reply(200, {}, [body[:at], body[at:]])))  # fmt: skip
         self.assertEqual((ran.code, len(ran.json["images"])), (0, 1), ran.err)
 
-    def test_a_picture_that_nothing_names_is_a_preview_in_a_stream_and_a_final_in_json(self) -> None:
-        ran = self.play(STREAM, b"data: " + json.dumps({"b64_json": b64("big-d")}).encode() + b"\n\n")
-        self.assertEqual((ran.code, len(ran.json["images"]), len(ran.json["partial_images"])), (6, 0, 1))
+    def test_a_picture_that_nothing_names_is_a_final_in_json(self) -> None:
         ran = self.play("generations x", json.dumps({"b64_json": b64("big-d")}).encode())
         self.assertEqual((ran.code, len(ran.json["images"])), (0, 1))
 
