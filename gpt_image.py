@@ -1103,14 +1103,14 @@ BLOCK = 128 * 1024  # bytes read, sent or received at a time
 
 
 class Picture(NamedTuple):
-    """What the bytes of a picture say; a side is 0 where the format keeps it from us."""
+    """What the bytes of a picture say; a side is 0 where the format keeps it from us, or has none in pixels."""
 
     format: str
     width: int = 0
     height: int = 0
     alpha: bool = False  # of a PNG
     animated: bool = False  # of a GIF
-    whole: bool = True
+    whole: bool | None = None  # None where the bytes cannot tell
     turned: bool = False  # of a JPEG: EXIF says to show it with width and height exchanged
 
     @property
@@ -1147,53 +1147,34 @@ def png_chunks(file: IO[bytes]) -> Iterator[tuple[bytes, int]]:
 def identify_png(file: IO[bytes], head: bytes) -> Picture:
     """Reads size, alpha (an alpha channel or tRNS) and completeness of a PNG."""
     kinds = {kind for kind, _ in png_chunks(file)}
-    width, height, colour = struct.unpack(">IIxB", head[16:26])
+    width, height, colour = struct.unpack_from(">IIxB", head, 16)
     return Picture("png", width, height, colour in (4, 6) or b"tRNS" in kinds, whole=b"IEND" in kinds)
 
 
-def jpeg_segments(file: IO[bytes]) -> Iterator[tuple[int, int]]:
-    """Yields marker and length of each segment of a JPEG, the file standing at its data; ends where the scan begins."""
-    # https://www.w3.org/Graphics/JPEG/itu-t81.pdf, annex B
-    at = 2
-    while True:
-        file.seek(at)
-        start, marker, length = struct.unpack(">BBH", file.read(4).ljust(4, b"\0"))
-        if start != 0xFF or marker == 0xDA:
-            return
-        if marker == 0xFF:  # a fill byte
-            at += 1
-            continue
-        yield marker, length - 2
-        at += 2 + length
-
-
-JPEG_FRAMES = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})
-
-
-def jpeg_turned(segment: bytes) -> bool:
-    """Tells whether an APP1 segment's EXIF orientation (tag 0x0112) exchanges width and height."""
-    exif, tiff = segment[:6], segment[6:]
-    order = "<" if tiff[:2] == b"II" else ">"
-    try:
-        (start,) = struct.unpack_from(order + "I", tiff, 4)
-        (count,) = struct.unpack_from(order + "H", tiff, start)
-        for at in range(start + 2, start + 2 + 12 * count, 12):
-            tag, value = struct.unpack_from(order + "H6xH", tiff, at)
-            if tag == 0x0112:
-                return exif == b"Exif\0\0" and value in (5, 6, 7, 8)
-    except struct.error:
-        pass  # cut short, or no EXIF at all
-    return False
+JPEG_FRAMES = b"\xc0\xc1\xc2\xc3\xc5\xc6\xc7\xc9\xca\xcb\xcd\xce\xcf"  # the markers of segments that hold the size
+# EXIF in either byte order up to its first orientation (tag 0x0112, of one value); 5 to 8 exchange width and height.
+ORIENTATION = re.compile(
+    rb"Exif\0\0(?:II\*\0.{4,999}?\x12\x01[\x03\x04]\0\x01\0\0\0"
+    rb"|MM\0\*.{4,999}?\x01\x12\0\x03\0\0\0\x01\0)(.)",
+    re.DOTALL,
+)
 
 
 def identify_jpeg(file: IO[bytes], head: bytes) -> Picture:
     """Reads frame and orientation of a JPEG; whole if an end marker stands in the last kilobytes of its scan."""
-    width, height, turned = 0, 0, False
-    for marker, length in jpeg_segments(file):
+    # https://www.w3.org/Graphics/JPEG/itu-t81.pdf, annex B
+    width, height, turned, marker = 0, 0, False, b""
+    file.seek(2)
+    while marker != b"\xda":  # there the scan begins
+        marker = file.read(1)
+        if marker == b"\xff":  # it stands before each marker, and may be repeated
+            continue
+        (length,) = struct.unpack(">H", file.read(2))
+        segment = file.read(max(length - 2, 0))
+        exif = ORIENTATION.match(segment) if marker == b"\xe1" else None
+        turned = turned or bool(exif and exif[1] in b"\5\6\7\x08")
         if marker in JPEG_FRAMES:
-            height, width = struct.unpack(">xHH", file.read(5))
-        elif marker == 0xE1:
-            turned = turned or jpeg_turned(file.read(max(length, 0)))
+            height, width = struct.unpack_from(">xHH", segment)
     scan = file.tell()
     file.seek(max(length_of(file) - 4096, scan))
     return Picture("jpeg", width, height, whole=width > 0 and b"\xff\xd9" in file.read(), turned=turned)
@@ -1218,7 +1199,7 @@ def colour_table(flags: int) -> int:
 def identify_gif(file: IO[bytes], head: bytes) -> Picture:
     """Walks the blocks of a GIF: more than one image descriptor is an animation, and a trailer ends a whole file."""
     # https://www.w3.org/Graphics/GIF/spec-gif89a.txt
-    width, height, flags = struct.unpack("<HHB", head[6:11])
+    width, height, flags = struct.unpack_from("<HHB", head, 6)
     frames = 0
     file.seek(13 + colour_table(flags))
     while (kind := file.read(1)) in (b"!", b","):
@@ -1226,28 +1207,17 @@ def identify_gif(file: IO[bytes], head: bytes) -> Picture:
             frames += 1
             file.seek(colour_table(file.read(9)[8]), os.SEEK_CUR)
         file.seek(1, os.SEEK_CUR)  # the label of an extension, or the code size of an image
-        while (size := file.read(1)) not in (b"", b"\0"):
-            file.seek(size[0], os.SEEK_CUR)
+        while size := file.read(1)[0]:
+            file.seek(size, os.SEEK_CUR)
     return Picture("gif", width, height, animated=frames > 1, whole=kind == b";")
 
 
-SVG_NUMBER = rb"([0-9]{1,9}(?:\.[0-9]+)?)"
-SVG_SIDE = re.compile(rb'\s(width|height)\s*=\s*["\']%s(?:px)?["\']' % SVG_NUMBER)
-SVG_BOX = re.compile(rb'viewBox\s*=\s*["\'][-0-9.]+[\s,]+[-0-9.]+[\s,]+%s[\s,]+%s' % (SVG_NUMBER, SVG_NUMBER))
-
-
 def identify_svg(file: IO[bytes], head: bytes) -> Picture | None:
-    """Reads width and height, or the view box, of an SVG's root element; other XML is no picture."""
-    file.seek(0)
-    root = re.search(rb"<svg\b[^>]{0,9999}>?", file.read(65536))
-    if not root:
+    """Looks for the root element of an SVG and for its end; other XML is no picture."""
+    if b"<svg" not in head:
         return None
     file.seek(max(length_of(file) - 64, 0))
-    whole = b"</svg>" in file.read()
-    sides, box = dict(SVG_SIDE.findall(root.group())), SVG_BOX.search(root.group())
-    found = (sides[b"width"], sides[b"height"]) if len(sides) == 2 else box.groups() if box else (0, 0)
-    width, height = (round(float(side)) for side in found)
-    return Picture("svg", width, height, whole=whole)
+    return Picture("svg", whole=b"</svg>" in file.read())
 
 
 def identify_iso(file: IO[bytes], head: bytes) -> Picture:
@@ -1256,7 +1226,7 @@ def identify_iso(file: IO[bytes], head: bytes) -> Picture:
     while at < end:
         file.seek(at)
         size = int.from_bytes(file.read(4), "big")
-        at += size if size >= 8 else end - at  # 0 is a box up to the end, 1 one of more than 4 GB
+        at = at + size if size >= 8 else end  # 0 is a box up to the end, 1 one of more than 4 GB
     return Picture("avif" if head[8:11] == b"avi" else "heic", whole=at == end)
 
 
@@ -1274,13 +1244,17 @@ class Signature(NamedTuple):
     identify: Callable[[IO[bytes], bytes], Picture | None] | None = None  # None: only the name matters here
 
 
-JSON_FORMS = {b"/": rb"(?:\\?/|\\u002[fF])", b"+": rb"(?:\+|\\u002[bB])"}  # PHP escapes the first, some the second
+# How characters of base64 may stand in JSON text: PHP escapes the slash, and some escape the plus.
+JSON_FORMS = {
+    b"/": rb"(?:\\?/|\\u002[fF])",
+    b"+": rb"(?:\+|\\u002[bB])",
+    b".": rb"(?:[A-Za-z0-9/+]|\\/|\\u002[fFbB])",
+}
 
 
 def in_json(pattern: bytes) -> bytes:
     """Returns a pattern of base64 for JSON text, where a slash or a plus may be escaped."""
-    forms = {**JSON_FORMS, b".": rb"(?:[A-Za-z0-9]|%s)" % b"|".join(JSON_FORMS.values())}
-    return re.sub(rb"[/+.]", lambda match: forms[match.group()], pattern)
+    return re.sub(rb"[/+.]", lambda match: JSON_FORMS[match.group()], pattern)
 
 
 SIGNATURES = (
@@ -1311,12 +1285,12 @@ def base64_pattern() -> bytes:
 
 def identify_file(file: IO[bytes]) -> Picture | None:
     """Returns what the bytes of an open file say, or None if it is no picture."""
-    head = file.read(4096)
+    head = file.read(65536)
     for row in SIGNATURES:
         if re.match(row.pattern, head, re.DOTALL):
             try:
                 return row.identify(file, head) if row.identify else Picture(row.format)
-            except (IndexError, ValueError, OverflowError, struct.error):
+            except (IndexError, ValueError, struct.error):
                 return Picture(row.format, whole=False)
     return None
 
@@ -1342,46 +1316,41 @@ def png_data(file: IO[bytes]) -> Iterator[bytes]:
 # Whether a PNG is opaque can be told without undoing its filters. They work on each channel by itself, so as long as
 # every row so far was opaque, the alpha bytes of an opaque row are one known pattern for each filter type, at any
 # depth: the first byte, then the same byte over and over. The first row that deviates proves a pixel not opaque.
-OPAQUE_FIRST_ROW = ((255, 255), (255, 0), (255, 255), (255, 128), (255, 0))
-OPAQUE_NEXT_ROWS = ((255, 255), (255, 0), (0, 0), (128, 0), (0, 0))
-# https://www.w3.org/TR/png-3/#8InterlaceMethods: x and y of the first pixel, and the steps, of each Adam7 pass
-ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+OPAQUE_FIRST_ROW = (b"\xff\xff", b"\xff\0", b"\xff\xff", b"\xff\x80", b"\xff\0")
+OPAQUE_NEXT_ROWS = (b"\xff\xff", b"\xff\0", b"\0\0", b"\x80\0", b"\0\0")
 MASK_SIDE = 16_384  # pixels; what claims to be larger is not looked into
+# The PNG that are looked into, by depth, colour type (with alpha) and interlacing (none), and their bytes a pixel.
+PIXEL_BYTES = {(8, 4, 0): 2, (16, 4, 0): 4, (8, 6, 0): 4, (16, 6, 0): 8}
 
 
-def png_rows(file: IO[bytes], width: int, height: int, step: int, interlaced: bool) -> Iterator[tuple[bool, bytes]]:
-    """Yields, of each row of a PNG with `step` bytes a pixel: whether it is the first of its pass, and its bytes."""
-    blocks, data = png_data(file), bytearray()
-    for x, y, step_x, step_y in ADAM7 if interlaced else ((0, 0, 1, 1),):
-        pixels = -(-(width - x) // step_x)
-        size = 1 + pixels * step  # the filter type comes first
-        for line in range(y, height if pixels > 0 else 0, step_y):
-            while len(data) < size:
-                block = next(blocks, None)
-                if block is None:
-                    raise ValueError("the data end early")
-                data += block
-            yield line == y, bytes(data[:size])
+def png_rows(file: IO[bytes], size: int) -> Iterator[bytes]:
+    """Yields the rows of a PNG that is not interlaced, `size` bytes each, still filtered."""
+    data = bytearray()
+    for block in png_data(file):
+        data += block
+        for _ in range(len(data) // size):
+            yield bytes(data[:size])
             del data[:size]
 
 
 def png_opaque(path: str) -> bool:
     """Tells whether every pixel of a PNG with an alpha channel is opaque, in constant memory; a damaged one is not."""
     with open(path, "rb") as file:
-        try:
-            width, height, depth, colour, interlaced = struct.unpack(">16xIIBBxxB", file.read(29))
-            if colour not in (4, 6) or max(width, height) > MASK_SIDE:
-                return False
-            deep = depth // 8  # bytes a sample
-            step = deep * (colour - 2)  # bytes a pixel: grey and alpha, or three colours and alpha
-            for first, row in png_rows(file, width, height, step, interlaced):
-                start, rest = (OPAQUE_FIRST_ROW if first else OPAQUE_NEXT_ROWS)[row[0]]
-                alpha = bytes([start]) + bytes([rest]) * (len(row) // step - 1)
-                if any(row[1 + step - plane :: step] != alpha for plane in range(1, deep + 1)):
-                    return False
-        except (struct.error, ValueError, IndexError, zlib.error):
+        width, height, depth, colour, interlaced = struct.unpack(">16xIIBBxxB", file.read(29))
+        step = PIXEL_BYTES.get((depth, colour, interlaced))
+        if not step or max(width, height) > MASK_SIDE:
             return False
-    return True
+        rows = 0
+        try:
+            for row in itertools.islice(png_rows(file, 1 + width * step), height):  # the filter type comes first
+                pattern = (OPAQUE_NEXT_ROWS if rows else OPAQUE_FIRST_ROW)[row[0]]
+                alpha = pattern[:1] + pattern[1:] * (width - 1)
+                if any(row[1 + step - place :: step] != alpha for place in range(1, depth // 8 + 1)):
+                    return False
+                rows += 1
+        except (IndexError, zlib.error):
+            return False
+    return bool(rows == height)
 
 
 def png_chunk(kind: bytes, data: bytes) -> bytes:
@@ -1389,19 +1358,23 @@ def png_chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
-def box_pixels(box: str, width: int, height: int) -> tuple[int, int, int, int]:
-    """Returns x, y, width and height of a box in pixels of a picture of the given size."""
+def box_edges(box: str, width: int, height: int) -> tuple[float, float, float, float]:
+    """Returns left, top, right and bottom of a box in pixels of a picture of the given size, not rounded."""
     parts = zip(box.split(","), (width, height, width, height))
-    x, y, w, h = (round(float(part[:-1]) * of / 100) if "%" in part else int(part) for part, of in parts)
-    return x, y, w, h
+    x, y, w, h = (float(part[:-1]) * side / 100 if "%" in part else int(part) for part, side in parts)
+    return x, y, x + w, y + h
+
+
+def box_pixels(box: str, width: int, height: int) -> tuple[int, int, int, int]:
+    """Returns x, y, width and height of a box in whole pixels; its edges are rounded, so that what fits still does."""
+    left, top, right, bottom = map(round, box_edges(box, width, height))
+    return left, top, right - left, bottom - top
 
 
 def box_fits(box: str, width: int, height: int) -> bool:
-    """Tells whether a box lies within a picture and is not empty; rounding must not hide that per cents leave it."""
-    x, y, w, h = box_pixels(box, width, height)
-    percents = [float(part[:-1]) if "%" in part else 0 for part in box.split(",")]
-    leaves = any(start + side > 100 for start, side in zip(percents, percents[2:]))
-    return w > 0 and h > 0 and x + w <= width and y + h <= height and not leaves
+    """Tells whether a box lies within a picture (up to errors of floating point) and is not empty."""
+    right, bottom = box_edges(box, width, height)[2:]
+    return min(box_pixels(box, width, height)[2:]) > 0 and right < width + 0.01 and bottom < height + 0.01
 
 
 def mask_png(width: int, height: int, boxes: list[tuple[int, int, int, int]]) -> bytes:
@@ -1413,9 +1386,9 @@ def mask_png(width: int, height: int, boxes: list[tuple[int, int, int, int]]) ->
             if y <= line < y + h:
                 row[2 * x : 2 * (x + w)] = b"\xff\x00" * w
         data += deflate.compress(b"\0" + row)
-    header = struct.pack(">IIBBBBB", width, height, 8, 4, 0, 0, 0)
-    body = bytes(data) + deflate.flush()
-    return PNG_SIGNATURE + png_chunk(b"IHDR", header) + png_chunk(b"IDAT", body) + png_chunk(b"IEND", b"")
+    header = struct.pack(">II", width, height) + b"\x08\x04\0\0\0"  # 8 bits, grey and alpha
+    chunks = ((b"IHDR", header), (b"IDAT", data + deflate.flush()), (b"IEND", b""))
+    return PNG_SIGNATURE + b"".join(itertools.starmap(png_chunk, chunks))
 
 
 def is_taken(picture: Picture, route: str) -> bool:
@@ -1452,7 +1425,7 @@ def convert_to_png(path: str, target: str, environ: Mapping[str, str]) -> str:
     safe = {name: value for name, value in environ.items() if name not in KEY_NAMES}
     for name, program, *arguments in CONVERTERS:
         found = shutil.which(program, path=environ.get("PATH"))
-        if not found or not os.path.isabs(found) or os.path.dirname(found) == os.getcwd():  # Windows looks here first
+        if not found or not os.path.isabs(found):  # Windows looks into the current folder first
             continue
         command = [found, *(word.format(source=path, target=target) for word in arguments)]
         try:
@@ -2250,7 +2223,7 @@ def check_input(checked: Checked, given: InputPicture) -> Problems:
         yield given.problem(
             "image-type", f"{'animated ' * picture.animated}{picture.format} is not taken here", NO_CONVERTER
         )
-    elif not picture.whole:
+    elif picture.whole is False:
         yield given.problem("image-truncated", f"the {picture.format} is cut short", "export or download it again")
     elif given.kind == "file" and FORMAT_OF_SUFFIX.get(suffix, picture.format) != picture.format:
         yield given.problem(
@@ -2282,7 +2255,7 @@ def check_images(checked: Checked) -> Problems:
 def check_mask_file(given: InputPicture, first: Picture | None) -> Problems:
     """Checks a mask's size in bytes, format, dimensions, and then its pixels, so that no claim is taken on trust."""
     mask = given.picture
-    if mask is None or not mask.whole:
+    if mask is None or mask.whole is False:
         return
     if mask.format != "png":
         yield given.problem(
