@@ -1171,8 +1171,8 @@ def identify_jpeg(file: IO[bytes], head: bytes) -> Picture:
             continue
         (length,) = struct.unpack(">H", file.read(2))
         segment = file.read(max(length - 2, 0))
-        exif = ORIENTATION.match(segment) if marker == b"\xe1" else None
-        turned = turned or bool(exif and exif[1] in b"\5\6\7\x08")
+        if exif := ORIENTATION.match(segment):
+            turned = exif[1] in b"\5\6\7\x08"
         if marker in JPEG_FRAMES:
             height, width = struct.unpack_from(">xHH", segment)
     scan = file.tell()
@@ -1334,23 +1334,22 @@ def png_rows(file: IO[bytes], size: int) -> Iterator[bytes]:
 
 
 def png_opaque(path: str) -> bool:
-    """Tells whether every pixel of a PNG with an alpha channel is opaque, in constant memory; a damaged one is not."""
+    """Tells whether every pixel of a PNG with an alpha channel is opaque, in constant memory, as far as it can be read."""
     with open(path, "rb") as file:
         width, height, depth, colour, interlaced = struct.unpack(">16xIIBBxxB", file.read(29))
         step = PIXEL_BYTES.get((depth, colour, interlaced))
         if not step or max(width, height) > MASK_SIDE:
             return False
-        rows = 0
+        patterns = OPAQUE_FIRST_ROW
         try:
             for row in itertools.islice(png_rows(file, 1 + width * step), height):  # the filter type comes first
-                pattern = (OPAQUE_NEXT_ROWS if rows else OPAQUE_FIRST_ROW)[row[0]]
+                pattern, patterns = patterns[row[0]], OPAQUE_NEXT_ROWS
                 alpha = pattern[:1] + pattern[1:] * (width - 1)
-                if any(row[1 + step - place :: step] != alpha for place in range(1, depth // 8 + 1)):
+                if any(row[place::step] != alpha for place in range(step - depth // 8 + 1, step + 1)):
                     return False
-                rows += 1
         except (IndexError, zlib.error):
             return False
-    return bool(rows == height)
+    return True
 
 
 def png_chunk(kind: bytes, data: bytes) -> bytes:
