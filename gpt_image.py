@@ -515,8 +515,7 @@ def parse_word(text: str) -> str:
 
 def parse_format(text: str) -> str:
     """Reads the name of a picture format."""
-    word = parse_word(text)
-    return "jpeg" if word == "jpg" else word
+    return parse_word(text).replace("jpg", "jpeg")
 
 
 def parse_url(text: str) -> str:
@@ -553,10 +552,8 @@ def read_text(path: str) -> str:
     try:
         with open(path, encoding="utf-8-sig") as file:
             return file.read()
-    except OSError as error:
-        raise ValueError(f"cannot read {path}: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"cannot read {path} as UTF-8 text: {getattr(error, 'strerror', None) or error}") from error
 
 
 def parse_object(text: str) -> Json:
@@ -582,7 +579,10 @@ def parse_tool_choice(text: str) -> Any:
     raise ValueError("expected auto, required, none, image_generation or a JSON object")
 
 
-SECRET_HEADER = re.compile(r"auth|key|token|secret|cookie|passw|credential|signature|session", re.IGNORECASE)
+# By a word in its name, or by how its value begins.
+SECRET_HEADER = re.compile(
+    r"[^:]*(auth|key|token|secret|cookie|passw|credential|signature|session|:((bearer|basic)\s|sk-))", re.IGNORECASE
+)
 
 
 class HeaderLine(NamedTuple):
@@ -594,8 +594,7 @@ class HeaderLine(NamedTuple):
     @property
     def value(self) -> str | Secret:
         """Returns the value, hidden if it is to be."""
-        secret = SECRET_HEADER.search(self.name) or re.match(r"(Bearer|Basic)\s|sk-", self.text)
-        return Secret(self.text) if secret else self.text
+        return Secret(self.text) if SECRET_HEADER.match(f"{self.name}:{self.text}") else self.text
 
     def __str__(self) -> str:
         return f"{self.name}: {self.value}"
@@ -603,15 +602,12 @@ class HeaderLine(NamedTuple):
 
 def parse_header(text: str) -> HeaderLine:
     """Reads `Name: value`; CR, LF, NUL and other control characters are refused, since they could forge headers."""
-    name, colon, value = text.partition(":")
-    name, value = name.strip(" "), value.strip(" \t")
-    if not colon or not re.fullmatch(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+", name):
-        raise ValueError("expected 'Name: value'")
-    if name.lower() in ("content-length", "content-type", "transfer-encoding", "host", "connection"):
-        raise ValueError(f"{name} is set by the program itself")
-    if not re.fullmatch(r"[\x20-\x7e\t\xa0-\xff]*", value):
-        raise ValueError("a header value is one line of printable Latin-1 characters")
-    return HeaderLine(name, value)
+    line = re.fullmatch(r" *([A-Za-z0-9!#$%&'*+.^_`|~-]+) *:[ \t]*([\x20-\x7e\t\xa0-\xff]*?)[ \t]*", text)
+    if not line:
+        raise ValueError("expected 'Name: value', in one line of printable Latin-1 characters")
+    if line[1].lower() in ("content-length", "content-type", "transfer-encoding", "host", "connection"):
+        raise ValueError(f"{line[1]} is set by the program itself")
+    return HeaderLine(line[1], line[2])
 
 
 def parse_box(text: str) -> str:
@@ -624,12 +620,12 @@ def parse_box(text: str) -> str:
 
 def one_of(values: tuple[str, ...]) -> str:
     """Returns values as words: a, b or c."""
-    return " or ".join(filter(None, (", ".join(values[:-1]), values[-1])))
+    return " or ".join(", ".join(values).rsplit(", ", 1))
 
 
 def choice(*values: str, strict: bool = False) -> Kind:
     """Returns the kind of a word out of several."""
-    return Kind(str, "|".join(values), f"expected {one_of(values)}", choices=values, strict=strict)
+    return Kind(str, "|".join(values), choices=values, strict=strict)
 
 
 def number(low: int, high: int | None = None) -> Kind:
@@ -909,14 +905,13 @@ class Model(NamedTuple):
     instead: str = ""
 
 
-TAKES_1: Takes = {
-    "quality": ("auto", "low", "medium", "high"), "format": ("png", "jpeg", "webp"), "complexity": (), "markup": (),
-    "frame-count": (), "frame-duration-ms": (), "svg-model": (), "svg-effort": (), "response-format": (), "style": (),
+BEFORE_26: Takes = {
+    "format": ("png", "jpeg", "webp"), "complexity": (), "frame-count": (), "frame-duration-ms": (), "svg-model": (),
+    "svg-effort": (), "response-format": (), "style": (),
 }  # fmt: skip
+TAKES_1: Takes = {**BEFORE_26, "quality": ("auto", "low", "medium", "high"), "markup": ()}
 TAKES_2: Takes = {**TAKES_1, "background": ("auto", "opaque"), "input-fidelity": ()}
-TAKES_25: Takes = {
-    **{name: values for name, values in TAKES_1.items() if name not in ("quality", "markup")}, "input-fidelity": (),
-}  # fmt: skip
+TAKES_25: Takes = {**BEFORE_26, "input-fidelity": ()}
 TAKES_26: Takes = {"input-fidelity": (), "response-format": (), "style": ()}
 TAKES_DALLE: Takes = {
     "quality": ("auto", "standard", "hd"), "response-format": ("b64_json", "url"), "style": ("vivid", "natural"),
@@ -1076,22 +1071,20 @@ def tokens_of(model: Model, size: str, quality: str) -> int:
 
 def cost_of(usage: Any, route: str, model: str | None) -> Json | None:
     """Returns the dollars of a call by its usage, or None where the prices or the usage are not known."""
-
-    def count(*keys: str) -> int:
-        value = usage
-        for key in keys:
-            value = value.get(key) if isinstance(value, dict) else None
-        return value if isinstance(value, int) and 0 <= value < 10**9 else 0
-
-    counts = {"output": count("output_tokens")}
-    for kind in ("text", "image"):
-        counts[f"cached_{kind}"] = count("input_tokens_details", "cached_tokens_details", f"{kind}_tokens")
-        counts[kind] = count("input_tokens_details", f"{kind}_tokens") - counts[f"cached_{kind}"]
-    understood = isinstance(usage, dict) and isinstance(usage.get("output_tokens"), int)
-    whole = sum(counts.values()) == count("input_tokens") + counts["output"]
-    if not understood or not whole or route not in IMAGES or not model_row(model or "").tokens:
+    if route not in IMAGES or not model_row(model or "").tokens:
         return None
-    return {"usd": round(sum(counts[name] * PRICES[name] for name in counts) / 1e6, 6), "prices_of": FACTS_OF}
+    try:
+        details = usage["input_tokens_details"]
+        cached = details.get("cached_tokens_details") or {}
+        counts = {"output": usage["output_tokens"]}
+        for kind in ("text", "image"):
+            counts[f"cached_{kind}"] = cached.get(f"{kind}_tokens", 0)
+            counts[kind] = details.get(f"{kind}_tokens", 0) - counts[f"cached_{kind}"]
+        complete = sum(counts.values()) == usage["input_tokens"] + usage["output_tokens"]
+        dollars = sum(counts[name] * PRICES[name] for name in counts) / 1e6
+    except (ArithmeticError, AttributeError, LookupError, TypeError):
+        return None
+    return {"usd": round(dollars, 6), "prices_of": FACTS_OF} if complete else None
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -1357,11 +1350,11 @@ def png_chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
-def box_edges(box: str, width: int, height: int) -> tuple[float, float, float, float]:
+def box_edges(box: str, width: int, height: int) -> list[float]:
     """Returns left, top, right and bottom of a box in pixels of a picture of the given size, not rounded."""
     parts = zip(box.split(","), (width, height, width, height))
     x, y, w, h = (float(part[:-1]) * side / 100 if "%" in part else int(part) for part, side in parts)
-    return x, y, x + w, y + h
+    return [x, y, x + w, y + h]
 
 
 def box_pixels(box: str, width: int, height: int) -> tuple[int, int, int, int]:
