@@ -680,7 +680,7 @@ IMAGES = ("generations", "edits")
 ALL = (*IMAGES, "responses")
 NET = (*ALL, "resume", "config")
 SAVES = (*ALL, "resume", "extract")
-EVERY = (*ALL, "resume", "extract", "config")
+EVERY = (*SAVES, "config")
 
 
 class Option(NamedTuple):
@@ -1061,10 +1061,10 @@ PARTIAL_TOKENS = 100  # output tokens of each preview
 
 def tokens_of(model: Model, size: str, quality: str) -> int:
     """Returns the output tokens of one picture by the published formula, or 0 where none is known."""
-    factor, sides = model.tokens.get(quality, 0), re.fullmatch(r"([0-9]+)x([0-9]+)", size)
-    if not factor or not sides:
+    sides = re.fullmatch(r"([1-9][0-9]*)x([1-9][0-9]*)", size)
+    if not sides:
         return 0
-    short, long = sorted(map(int, sides.groups()))
+    factor, (short, long) = model.tokens.get(quality, 0), sorted(map(int, sides.groups()))
     # round() rounds halves to even; the published figures round them up
     return math.ceil(factor * int(factor * short / long + 0.5) * (2_000_000 + long * short) / 4_000_000)
 
@@ -1312,8 +1312,6 @@ def png_data(file: IO[bytes]) -> Iterator[bytes]:
 OPAQUE_FIRST_ROW = (b"\xff\xff", b"\xff\0", b"\xff\xff", b"\xff\x80", b"\xff\0")
 OPAQUE_NEXT_ROWS = (b"\xff\xff", b"\xff\0", b"\0\0", b"\x80\0", b"\0\0")
 MASK_SIDE = 16_384  # pixels; what claims to be larger is not looked into
-# The PNG that are looked into, by depth, colour type (with alpha) and interlacing (none), and their bytes a pixel.
-PIXEL_BYTES = {(8, 4, 0): 2, (16, 4, 0): 4, (8, 6, 0): 4, (16, 6, 0): 8}
 
 
 def png_rows(file: IO[bytes], size: int) -> Iterator[bytes]:
@@ -1327,12 +1325,12 @@ def png_rows(file: IO[bytes], size: int) -> Iterator[bytes]:
 
 
 def png_opaque(path: str) -> bool:
-    """Tells whether every pixel of a PNG with an alpha channel is opaque, in constant memory, as far as it can be read."""
+    """Tells whether every pixel of a PNG with an alpha channel is opaque, as far as it can be read."""
     with open(path, "rb") as file:
         width, height, depth, colour, interlaced = struct.unpack(">16xIIBBxxB", file.read(29))
-        step = PIXEL_BYTES.get((depth, colour, interlaced))
-        if not step or max(width, height) > MASK_SIDE:
+        if colour not in (4, 6) or interlaced or max(width, height) > MASK_SIDE:
             return False
+        step = depth // 8 * (colour - 2)  # bytes a pixel: grey and alpha, or three colours and alpha
         patterns = OPAQUE_FIRST_ROW
         try:
             for row in itertools.islice(png_rows(file, 1 + width * step), height):  # the filter type comes first
@@ -1345,28 +1343,23 @@ def png_opaque(path: str) -> bool:
     return True
 
 
-def png_chunk(kind: bytes, data: bytes) -> bytes:
+def png_chunk(kind: bytes, data: bytes | bytearray) -> bytes:
     """Returns a PNG chunk with its length and checksum."""
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
-def box_edges(box: str, width: int, height: int) -> list[float]:
-    """Returns left, top, right and bottom of a box in pixels of a picture of the given size, not rounded."""
+def box_pixels(box: str, width: int, height: int) -> tuple[int, int, int, int]:
+    """Returns x, y, width and height of a box in pixels of a picture of the given size; its edges are rounded."""
     parts = zip(box.split(","), (width, height, width, height))
     x, y, w, h = (float(part[:-1]) * side / 100 if "%" in part else int(part) for part, side in parts)
-    return [x, y, x + w, y + h]
-
-
-def box_pixels(box: str, width: int, height: int) -> tuple[int, int, int, int]:
-    """Returns x, y, width and height of a box in whole pixels; its edges are rounded, so that what fits still does."""
-    left, top, right, bottom = map(round, box_edges(box, width, height))
-    return left, top, right - left, bottom - top
+    left, top = round(x), round(y)
+    return left, top, round(x + w) - left, round(y + h) - top
 
 
 def box_fits(box: str, width: int, height: int) -> bool:
-    """Tells whether a box lies within a picture (up to errors of floating point) and is not empty."""
-    right, bottom = box_edges(box, width, height)[2:]
-    return min(box_pixels(box, width, height)[2:]) > 0 and right < width + 0.01 and bottom < height + 0.01
+    """Tells whether a box lies within a picture and is not empty."""
+    x, y, w, h = box_pixels(box, width, height)
+    return w > 0 and h > 0 and x + w <= width and y + h <= height
 
 
 def mask_png(width: int, height: int, boxes: list[tuple[int, int, int, int]]) -> bytes:
@@ -1379,8 +1372,8 @@ def mask_png(width: int, height: int, boxes: list[tuple[int, int, int, int]]) ->
                 row[2 * x : 2 * (x + w)] = b"\xff\x00" * w
         data += deflate.compress(b"\0" + row)
     header = struct.pack(">II", width, height) + b"\x08\x04\0\0\0"  # 8 bits, grey and alpha
-    chunks = ((b"IHDR", header), (b"IDAT", data + deflate.flush()), (b"IEND", b""))
-    return PNG_SIGNATURE + b"".join(itertools.starmap(png_chunk, chunks))
+    data += deflate.flush()
+    return PNG_SIGNATURE + png_chunk(b"IHDR", header) + png_chunk(b"IDAT", data) + png_chunk(b"IEND", b"")
 
 
 def is_taken(picture: Picture, route: str) -> bool:
@@ -1416,8 +1409,8 @@ def convert_to_png(path: str, target: str, environ: Mapping[str, str]) -> str:
 
     safe = {name: value for name, value in environ.items() if name not in KEY_NAMES}
     for name, program, *arguments in CONVERTERS:
-        found = shutil.which(program, path=environ.get("PATH"))
-        if not found or not os.path.isabs(found):  # Windows looks into the current folder first
+        found = shutil.which(program, path=environ.get("PATH")) or ""
+        if not os.path.isabs(found):  # Windows looks into the current folder first
             continue
         command = [found, *(word.format(source=path, target=target) for word in arguments)]
         try:

@@ -881,6 +881,14 @@ class MaskBoxTest(InputTest):
                     self.assertEqual(clear_pixels(mask), inside(40, 20, pixels))
                     self.assertIn(mask if route == "edits" else base64.b64encode(mask), body)
 
+    def test_both_edges_of_a_box_in_per_cent_are_rounded_so_that_halves_fit(self) -> None:
+        for width in range(1, 40):
+            left = gpt_image.box_pixels("0%,0%,50%,100%", width, 9)
+            right = gpt_image.box_pixels("50%,0%,50%,100%", width, 9)
+            with self.subTest(width=width):
+                self.assertEqual((left[0], left[2], right[0] + right[2]), (0, right[0], width))
+                self.assertEqual(gpt_image.box_fits("50%,0%,50%,100%", width, 9), right[2] > 0)
+
     def test_boxes_on_a_turned_jpeg_are_as_it_is_seen(self) -> None:
         image = self.write("in.jpg", jpeg(20, 40, exif(6, "big")))
         mask, _, _ = self.made("edits", image, "30,0,10,20")
@@ -897,9 +905,9 @@ class MaskBoxTest(InputTest):
             "50%,0,60%,1",
             "0%,0%,0%,10%",
             "0.1%,0,0.1%,5",
-            "50%,0,51%,1",  # only rounding would make it fit
-            "0,50%,1,52%",
-            "0,0,101%,1",
+            "50%,0,52%,1",
+            "0,50%,1,53%",
+            "0,0,102%,1",
         ):
             for route, option in (("edits", "--image"), ("responses", "--input-image")):
                 with self.subTest(box, route=route):
