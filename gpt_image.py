@@ -612,10 +612,11 @@ def parse_header(text: str) -> HeaderLine:
 
 def parse_box(text: str) -> str:
     """Reads a rectangle, `X,Y,WIDTH,HEIGHT` in pixels, or in per cent with a `%` behind the number; drops blanks."""
-    parts = [part.strip() for part in text.split(",")]
-    if len(parts) != 4 or not all(re.fullmatch(r"[0-9]{1,5}|[0-9]{1,3}(\.[0-9]+)?%", part) for part in parts):
+    box = re.sub(r"\s*,\s*", ",", text.strip())
+    side = r"([0-9]{1,5}|[0-9]{1,3}(\.[0-9]+)?%)"
+    if not re.fullmatch(rf"{side},{side},{side},{side}", box):
         raise ValueError("expected X,Y,WIDTH,HEIGHT in pixels or per cent, such as 10,20,300,200 or 25%,0%,50%,100%")
-    return ",".join(parts)
+    return box
 
 
 def one_of(values: tuple[str, ...]) -> str:
@@ -628,10 +629,9 @@ def choice(*values: str, strict: bool = False) -> Kind:
     return Kind(str, "|".join(values), choices=values, strict=strict)
 
 
-def number(low: int, high: int | None = None) -> Kind:
+def number(low: int, high: int) -> Kind:
     """Returns the kind of a whole number in a range, both ends included."""
-    words = f"from {low} to {high}" if high is not None else f"of {low} or more"
-    return Kind(parse_number, "N", f"expected a whole number {words}", low=low, high=high)
+    return Kind(parse_number, "N", f"expected a whole number from {low} to {high}", low=low, high=high)
 
 
 TEXT = Kind(str, "TEXT")
@@ -713,21 +713,14 @@ class Option(NamedTuple):
 
 RESPONSES = ("responses",)
 
-
-def grouped(group: str, *rows: Option) -> list[Option]:
-    """Returns rows as a group of the help and of the reference."""
-    return [row._replace(group=group) for row in rows]
-
-
-OPTIONS = (
-    *grouped(
-        "Prompt",
+# By the groups of the help and of the reference.
+OPTION_GROUPS = {
+    "Prompt": (
         Option("prompt", TEXT, "what to make; PROMPT as an argument means the same"),
         Option("prompt-file", PATH, "read the prompt from a UTF-8 file; - is standard input"),
         Option("input-text", TEXT._replace(repeat=True), "a piece of the prompt (repeatable)", RESPONSES),
     ),
-    *grouped(
-        "Picture",
+    "Picture": (
         Option("model", NAME, "image model", IMAGES, sends="top", env=("OPENAI_IMAGE_MODEL",), default="gpt-image-2",
                chat=True),
         Option("model", NAME, "text model that calls the image tool", RESPONSES, sends="top",
@@ -760,8 +753,7 @@ OPTIONS = (
         Option("style", choice("vivid", "natural"), "style, for retired models on gateways", IMAGES, sends="image",
                env=("OPENAI_IMAGE_STYLE",)),
     ),
-    *grouped(
-        "Input pictures",
+    "Input pictures": (
         Option("image", PICTURES, "picture to edit (repeatable, up to 16)", ("edits",), also=("input",), input="image",
                chat=True),
         Option("input-image", PICTURES, "picture for the model to see (repeatable)", RESPONSES, input="image"),
@@ -784,8 +776,7 @@ OPTIONS = (
         Option("image-field-style", choice("brackets", "simple", "indexed", strict=True),
                "form field of the pictures: image[], image or image[0]", ("edits",), default="brackets"),
     ),
-    *grouped(
-        "Response",
+    "Response": (
         Option("action", choice("auto", "generate", "edit"), "whether the tool makes or edits", RESPONSES,
                sends="image"),
         Option("tool-choice", TOOL_CHOICE, "whether the model must call the tool", RESPONSES, sends="top",
@@ -811,8 +802,7 @@ OPTIONS = (
                env=("OPENAI_IMAGE_EXTRA_JSON",)),
         Option("cancel", FLAG, "cancel the background response", ("resume",)),
     ),
-    *grouped(
-        "Output",
+    "Output": (
         Option("output", Kind(str, "PATTERN"), "file, folder, or pattern with {index} and {partial}", SAVES,
                also=("o",)),
         Option("overwrite", FLAG, "replace files that exist", SAVES),
@@ -820,16 +810,14 @@ OPTIONS = (
         Option("dry-run", FLAG, "check everything and show the request; needs no key and sends nothing"),
         Option("curl", FLAG, "print the request as a curl command and send nothing"),
     ),
-    *grouped(
-        "Display",
+    "Display": (
         Option("json", FLAG, "print the result as JSON on a terminal too", EVERY),
         Option("progress", choice("auto", "plain", "json", "none", strict=True), "how to show progress on stderr",
                SAVES, default="auto"),
         Option("quiet", FLAG, "no progress and no warnings on stderr", EVERY, also=("q",)),
         Option("preview", FLAG, "show the pictures in the terminal, where it can", SAVES),
     ),
-    *grouped(
-        "Connection",
+    "Connection": (
         Option("no-validate", FLAG, "turn refusals of our own checks into warnings"),
         Option("protocol", choice("openai_images", "openai_chat", strict=True),
                "openai_chat for gateways with chat only", IMAGES, env=("OPENAI_IMAGE_PROTOCOL",),
@@ -853,15 +841,15 @@ OPTIONS = (
         Option("retry-billable", FLAG, "try again too when the failed try may have been billed"),
         Option("allow-http", FLAG, "send the key over plain http to a public host", NET),
     ),
-    *grouped(
-        "Config",
+    "Config": (
         Option("init", FLAG, "write a commented .env into the current folder, never over an existing one",
                ("config",)),
         Option("check", FLAG, "ask the endpoint, free of charge, whether it accepts the key", ("config",)),
         Option("completion", choice("bash", "zsh", "fish", strict=True), "print a completion script for this shell",
                ("config",)),
     ),
-)  # fmt: skip
+}  # fmt: skip
+OPTIONS = tuple(row._replace(group=group) for group, rows in OPTION_GROUPS.items() for row in rows)
 KEY_NAMES = [name for row in OPTIONS if row.secret for name in row.env]
 
 
