@@ -515,8 +515,7 @@ def parse_word(text: str) -> str:
 
 def parse_format(text: str) -> str:
     """Reads the name of a picture format."""
-    word = parse_word(text)
-    return "jpeg" if word == "jpg" else word
+    return parse_word(text).replace("jpg", "jpeg")
 
 
 def parse_url(text: str) -> str:
@@ -553,10 +552,8 @@ def read_text(path: str) -> str:
     try:
         with open(path, encoding="utf-8-sig") as file:
             return file.read()
-    except OSError as error:
-        raise ValueError(f"cannot read {path}: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"cannot read {path} as UTF-8 text: {getattr(error, 'strerror', None) or error}") from error
 
 
 def parse_object(text: str) -> Json:
@@ -582,7 +579,10 @@ def parse_tool_choice(text: str) -> Any:
     raise ValueError("expected auto, required, none, image_generation or a JSON object")
 
 
-SECRET_HEADER = re.compile(r"auth|key|token|secret|cookie|passw|credential|signature|session", re.IGNORECASE)
+# By a word in its name, or by how its value begins.
+SECRET_HEADER = re.compile(
+    r"[^:]*(auth|key|token|secret|cookie|passw|credential|signature|session|:((bearer|basic)\s|sk-))", re.IGNORECASE
+)
 
 
 class HeaderLine(NamedTuple):
@@ -594,8 +594,7 @@ class HeaderLine(NamedTuple):
     @property
     def value(self) -> str | Secret:
         """Returns the value, hidden if it is to be."""
-        secret = SECRET_HEADER.search(self.name) or re.match(r"(Bearer|Basic)\s|sk-", self.text)
-        return Secret(self.text) if secret else self.text
+        return Secret(self.text) if SECRET_HEADER.match(f"{self.name}:{self.text}") else self.text
 
     def __str__(self) -> str:
         return f"{self.name}: {self.value}"
@@ -603,39 +602,36 @@ class HeaderLine(NamedTuple):
 
 def parse_header(text: str) -> HeaderLine:
     """Reads `Name: value`; CR, LF, NUL and other control characters are refused, since they could forge headers."""
-    name, colon, value = text.partition(":")
-    name, value = name.strip(" "), value.strip(" \t")
-    if not colon or not re.fullmatch(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+", name):
-        raise ValueError("expected 'Name: value'")
-    if name.lower() in ("content-length", "content-type", "transfer-encoding", "host", "connection"):
-        raise ValueError(f"{name} is set by the program itself")
-    if not re.fullmatch(r"[\x20-\x7e\t\xa0-\xff]*", value):
-        raise ValueError("a header value is one line of printable Latin-1 characters")
-    return HeaderLine(name, value)
+    line = re.fullmatch(r" *([A-Za-z0-9!#$%&'*+.^_`|~-]+) *:[ \t]*([\x20-\x7e\t\xa0-\xff]*?)[ \t]*", text)
+    if not line:
+        raise ValueError("expected 'Name: value', in one line of printable Latin-1 characters")
+    if line[1].lower() in ("content-length", "content-type", "transfer-encoding", "host", "connection"):
+        raise ValueError(f"{line[1]} is set by the program itself")
+    return HeaderLine(line[1], line[2])
 
 
 def parse_box(text: str) -> str:
     """Reads a rectangle, `X,Y,WIDTH,HEIGHT` in pixels, or in per cent with a `%` behind the number; drops blanks."""
-    parts = [part.strip() for part in text.split(",")]
-    if len(parts) != 4 or not all(re.fullmatch(r"[0-9]{1,5}|[0-9]{1,3}(\.[0-9]+)?%", part) for part in parts):
+    box = re.sub(r"\s*,\s*", ",", text.strip())
+    side = r"([0-9]{1,5}|[0-9]{1,3}(\.[0-9]+)?%)"
+    if not re.fullmatch(rf"{side},{side},{side},{side}", box):
         raise ValueError("expected X,Y,WIDTH,HEIGHT in pixels or per cent, such as 10,20,300,200 or 25%,0%,50%,100%")
-    return ",".join(parts)
+    return box
 
 
 def one_of(values: tuple[str, ...]) -> str:
     """Returns values as words: a, b or c."""
-    return " or ".join(filter(None, (", ".join(values[:-1]), values[-1])))
+    return " or ".join(", ".join(values).rsplit(", ", 1))
 
 
 def choice(*values: str, strict: bool = False) -> Kind:
     """Returns the kind of a word out of several."""
-    return Kind(str, "|".join(values), f"expected {one_of(values)}", choices=values, strict=strict)
+    return Kind(str, "|".join(values), choices=values, strict=strict)
 
 
-def number(low: int, high: int | None = None) -> Kind:
+def number(low: int, high: int) -> Kind:
     """Returns the kind of a whole number in a range, both ends included."""
-    words = f"from {low} to {high}" if high is not None else f"of {low} or more"
-    return Kind(parse_number, "N", f"expected a whole number {words}", low=low, high=high)
+    return Kind(parse_number, "N", f"expected a whole number from {low} to {high}", low=low, high=high)
 
 
 TEXT = Kind(str, "TEXT")
@@ -684,7 +680,7 @@ IMAGES = ("generations", "edits")
 ALL = (*IMAGES, "responses")
 NET = (*ALL, "resume", "config")
 SAVES = (*ALL, "resume", "extract")
-EVERY = (*ALL, "resume", "extract", "config")
+EVERY = (*SAVES, "config")
 
 
 class Option(NamedTuple):
@@ -717,21 +713,14 @@ class Option(NamedTuple):
 
 RESPONSES = ("responses",)
 
-
-def grouped(group: str, *rows: Option) -> list[Option]:
-    """Returns rows as a group of the help and of the reference."""
-    return [row._replace(group=group) for row in rows]
-
-
-OPTIONS = (
-    *grouped(
-        "Prompt",
+# By the groups of the help and of the reference.
+OPTION_GROUPS = {
+    "Prompt": (
         Option("prompt", TEXT, "what to make; PROMPT as an argument means the same"),
         Option("prompt-file", PATH, "read the prompt from a UTF-8 file; - is standard input"),
         Option("input-text", TEXT._replace(repeat=True), "a piece of the prompt (repeatable)", RESPONSES),
     ),
-    *grouped(
-        "Picture",
+    "Picture": (
         Option("model", NAME, "image model", IMAGES, sends="top", env=("OPENAI_IMAGE_MODEL",), default="gpt-image-2",
                chat=True),
         Option("model", NAME, "text model that calls the image tool", RESPONSES, sends="top",
@@ -764,8 +753,7 @@ OPTIONS = (
         Option("style", choice("vivid", "natural"), "style, for retired models on gateways", IMAGES, sends="image",
                env=("OPENAI_IMAGE_STYLE",)),
     ),
-    *grouped(
-        "Input pictures",
+    "Input pictures": (
         Option("image", PICTURES, "picture to edit (repeatable, up to 16)", ("edits",), also=("input",), input="image",
                chat=True),
         Option("input-image", PICTURES, "picture for the model to see (repeatable)", RESPONSES, input="image"),
@@ -788,8 +776,7 @@ OPTIONS = (
         Option("image-field-style", choice("brackets", "simple", "indexed", strict=True),
                "form field of the pictures: image[], image or image[0]", ("edits",), default="brackets"),
     ),
-    *grouped(
-        "Response",
+    "Response": (
         Option("action", choice("auto", "generate", "edit"), "whether the tool makes or edits", RESPONSES,
                sends="image"),
         Option("tool-choice", TOOL_CHOICE, "whether the model must call the tool", RESPONSES, sends="top",
@@ -815,8 +802,7 @@ OPTIONS = (
                env=("OPENAI_IMAGE_EXTRA_JSON",)),
         Option("cancel", FLAG, "cancel the background response", ("resume",)),
     ),
-    *grouped(
-        "Output",
+    "Output": (
         Option("output", Kind(str, "PATTERN"), "file, folder, or pattern with {index} and {partial}", SAVES,
                also=("o",)),
         Option("overwrite", FLAG, "replace files that exist", SAVES),
@@ -824,16 +810,14 @@ OPTIONS = (
         Option("dry-run", FLAG, "check everything and show the request; needs no key and sends nothing"),
         Option("curl", FLAG, "print the request as a curl command and send nothing"),
     ),
-    *grouped(
-        "Display",
+    "Display": (
         Option("json", FLAG, "print the result as JSON on a terminal too", EVERY),
         Option("progress", choice("auto", "plain", "json", "none", strict=True), "how to show progress on stderr",
                SAVES, default="auto"),
         Option("quiet", FLAG, "no progress and no warnings on stderr", EVERY, also=("q",)),
         Option("preview", FLAG, "show the pictures in the terminal, where it can", SAVES),
     ),
-    *grouped(
-        "Connection",
+    "Connection": (
         Option("no-validate", FLAG, "turn refusals of our own checks into warnings"),
         Option("protocol", choice("openai_images", "openai_chat", strict=True),
                "openai_chat for gateways with chat only", IMAGES, env=("OPENAI_IMAGE_PROTOCOL",),
@@ -857,15 +841,15 @@ OPTIONS = (
         Option("retry-billable", FLAG, "try again too when the failed try may have been billed"),
         Option("allow-http", FLAG, "send the key over plain http to a public host", NET),
     ),
-    *grouped(
-        "Config",
+    "Config": (
         Option("init", FLAG, "write a commented .env into the current folder, never over an existing one",
                ("config",)),
         Option("check", FLAG, "ask the endpoint, free of charge, whether it accepts the key", ("config",)),
         Option("completion", choice("bash", "zsh", "fish", strict=True), "print a completion script for this shell",
                ("config",)),
     ),
-)  # fmt: skip
+}  # fmt: skip
+OPTIONS = tuple(row._replace(group=group) for group, rows in OPTION_GROUPS.items() for row in rows)
 KEY_NAMES = [name for row in OPTIONS if row.secret for name in row.env]
 
 
@@ -909,14 +893,13 @@ class Model(NamedTuple):
     instead: str = ""
 
 
-TAKES_1: Takes = {
-    "quality": ("auto", "low", "medium", "high"), "format": ("png", "jpeg", "webp"), "complexity": (), "markup": (),
-    "frame-count": (), "frame-duration-ms": (), "svg-model": (), "svg-effort": (), "response-format": (), "style": (),
+BEFORE_26: Takes = {
+    "format": ("png", "jpeg", "webp"), "complexity": (), "frame-count": (), "frame-duration-ms": (), "svg-model": (),
+    "svg-effort": (), "response-format": (), "style": (),
 }  # fmt: skip
+TAKES_1: Takes = {**BEFORE_26, "quality": ("auto", "low", "medium", "high"), "markup": ()}
 TAKES_2: Takes = {**TAKES_1, "background": ("auto", "opaque"), "input-fidelity": ()}
-TAKES_25: Takes = {
-    **{name: values for name, values in TAKES_1.items() if name not in ("quality", "markup")}, "input-fidelity": (),
-}  # fmt: skip
+TAKES_25: Takes = {**BEFORE_26, "input-fidelity": ()}
 TAKES_26: Takes = {"input-fidelity": (), "response-format": (), "style": ()}
 TAKES_DALLE: Takes = {
     "quality": ("auto", "standard", "hd"), "response-format": ("b64_json", "url"), "style": ("vivid", "natural"),
@@ -1066,32 +1049,30 @@ PARTIAL_TOKENS = 100  # output tokens of each preview
 
 def tokens_of(model: Model, size: str, quality: str) -> int:
     """Returns the output tokens of one picture by the published formula, or 0 where none is known."""
-    factor, sides = model.tokens.get(quality, 0), re.fullmatch(r"([0-9]+)x([0-9]+)", size)
-    if not factor or not sides:
+    sides = re.fullmatch(r"([1-9][0-9]*)x([1-9][0-9]*)", size)
+    if not sides:
         return 0
-    short, long = sorted(map(int, sides.groups()))
+    factor, (short, long) = model.tokens.get(quality, 0), sorted(map(int, sides.groups()))
     # round() rounds halves to even; the published figures round them up
     return math.ceil(factor * int(factor * short / long + 0.5) * (2_000_000 + long * short) / 4_000_000)
 
 
 def cost_of(usage: Any, route: str, model: str | None) -> Json | None:
     """Returns the dollars of a call by its usage, or None where the prices or the usage are not known."""
-
-    def count(*keys: str) -> int:
-        value = usage
-        for key in keys:
-            value = value.get(key) if isinstance(value, dict) else None
-        return value if isinstance(value, int) and 0 <= value < 10**9 else 0
-
-    counts = {"output": count("output_tokens")}
-    for kind in ("text", "image"):
-        counts[f"cached_{kind}"] = count("input_tokens_details", "cached_tokens_details", f"{kind}_tokens")
-        counts[kind] = count("input_tokens_details", f"{kind}_tokens") - counts[f"cached_{kind}"]
-    understood = isinstance(usage, dict) and isinstance(usage.get("output_tokens"), int)
-    whole = sum(counts.values()) == count("input_tokens") + counts["output"]
-    if not understood or not whole or route not in IMAGES or not model_row(model or "").tokens:
+    if route not in IMAGES or not model_row(model or "").tokens:
         return None
-    return {"usd": round(sum(counts[name] * PRICES[name] for name in counts) / 1e6, 6), "prices_of": FACTS_OF}
+    try:
+        details = usage["input_tokens_details"]
+        cached = details.get("cached_tokens_details") or {}
+        counts = {"output": usage["output_tokens"]}
+        for kind in ("text", "image"):
+            counts[f"cached_{kind}"] = cached.get(f"{kind}_tokens", 0)
+            counts[kind] = details.get(f"{kind}_tokens", 0) - counts[f"cached_{kind}"]
+        complete = sum(counts.values()) == usage["input_tokens"] + usage["output_tokens"]
+        dollars = sum(counts[name] * PRICES[name] for name in counts) / 1e6
+    except (ArithmeticError, AttributeError, LookupError, TypeError):
+        return None
+    return {"usd": round(dollars, 6), "prices_of": FACTS_OF} if complete else None
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -1103,14 +1084,14 @@ BLOCK = 128 * 1024  # bytes read, sent or received at a time
 
 
 class Picture(NamedTuple):
-    """What the bytes of a picture say; a side is 0 where the format keeps it from us."""
+    """What the bytes of a picture say; a side is 0 where the format keeps it from us, or has none in pixels."""
 
     format: str
     width: int = 0
     height: int = 0
     alpha: bool = False  # of a PNG
     animated: bool = False  # of a GIF
-    whole: bool = True
+    whole: bool | None = None  # None where the bytes cannot tell
     turned: bool = False  # of a JPEG: EXIF says to show it with width and height exchanged
 
     @property
@@ -1147,53 +1128,34 @@ def png_chunks(file: IO[bytes]) -> Iterator[tuple[bytes, int]]:
 def identify_png(file: IO[bytes], head: bytes) -> Picture:
     """Reads size, alpha (an alpha channel or tRNS) and completeness of a PNG."""
     kinds = {kind for kind, _ in png_chunks(file)}
-    width, height, colour = struct.unpack(">IIxB", head[16:26])
+    width, height, colour = struct.unpack_from(">IIxB", head, 16)
     return Picture("png", width, height, colour in (4, 6) or b"tRNS" in kinds, whole=b"IEND" in kinds)
 
 
-def jpeg_segments(file: IO[bytes]) -> Iterator[tuple[int, int]]:
-    """Yields marker and length of each segment of a JPEG, the file standing at its data; ends where the scan begins."""
-    # https://www.w3.org/Graphics/JPEG/itu-t81.pdf, annex B
-    at = 2
-    while True:
-        file.seek(at)
-        start, marker, length = struct.unpack(">BBH", file.read(4).ljust(4, b"\0"))
-        if start != 0xFF or marker == 0xDA:
-            return
-        if marker == 0xFF:  # a fill byte
-            at += 1
-            continue
-        yield marker, length - 2
-        at += 2 + length
-
-
-JPEG_FRAMES = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})
-
-
-def jpeg_turned(segment: bytes) -> bool:
-    """Tells whether an APP1 segment's EXIF orientation (tag 0x0112) exchanges width and height."""
-    exif, tiff = segment[:6], segment[6:]
-    order = "<" if tiff[:2] == b"II" else ">"
-    try:
-        (start,) = struct.unpack_from(order + "I", tiff, 4)
-        (count,) = struct.unpack_from(order + "H", tiff, start)
-        for at in range(start + 2, start + 2 + 12 * count, 12):
-            tag, value = struct.unpack_from(order + "H6xH", tiff, at)
-            if tag == 0x0112:
-                return exif == b"Exif\0\0" and value in (5, 6, 7, 8)
-    except struct.error:
-        pass  # cut short, or no EXIF at all
-    return False
+JPEG_FRAMES = b"\xc0\xc1\xc2\xc3\xc5\xc6\xc7\xc9\xca\xcb\xcd\xce\xcf"  # the markers of segments that hold the size
+# EXIF in either byte order up to its first orientation (tag 0x0112, of one value); 5 to 8 exchange width and height.
+ORIENTATION = re.compile(
+    rb"Exif\0\0(?:II\*\0.{4,999}?\x12\x01[\x03\x04]\0\x01\0\0\0"
+    rb"|MM\0\*.{4,999}?\x01\x12\0\x03\0\0\0\x01\0)(.)",
+    re.DOTALL,
+)
 
 
 def identify_jpeg(file: IO[bytes], head: bytes) -> Picture:
     """Reads frame and orientation of a JPEG; whole if an end marker stands in the last kilobytes of its scan."""
-    width, height, turned = 0, 0, False
-    for marker, length in jpeg_segments(file):
+    # https://www.w3.org/Graphics/JPEG/itu-t81.pdf, annex B
+    width, height, turned, marker = 0, 0, False, b""
+    file.seek(2)
+    while marker != b"\xda":  # there the scan begins
+        marker = file.read(1)
+        if marker == b"\xff":  # it stands before each marker, and may be repeated
+            continue
+        (length,) = struct.unpack(">H", file.read(2))
+        segment = file.read(max(length - 2, 0))
+        if exif := ORIENTATION.match(segment):
+            turned = exif[1] in b"\5\6\7\x08"
         if marker in JPEG_FRAMES:
-            height, width = struct.unpack(">xHH", file.read(5))
-        elif marker == 0xE1:
-            turned = turned or jpeg_turned(file.read(max(length, 0)))
+            height, width = struct.unpack_from(">xHH", segment)
     scan = file.tell()
     file.seek(max(length_of(file) - 4096, scan))
     return Picture("jpeg", width, height, whole=width > 0 and b"\xff\xd9" in file.read(), turned=turned)
@@ -1218,7 +1180,7 @@ def colour_table(flags: int) -> int:
 def identify_gif(file: IO[bytes], head: bytes) -> Picture:
     """Walks the blocks of a GIF: more than one image descriptor is an animation, and a trailer ends a whole file."""
     # https://www.w3.org/Graphics/GIF/spec-gif89a.txt
-    width, height, flags = struct.unpack("<HHB", head[6:11])
+    width, height, flags = struct.unpack_from("<HHB", head, 6)
     frames = 0
     file.seek(13 + colour_table(flags))
     while (kind := file.read(1)) in (b"!", b","):
@@ -1226,28 +1188,17 @@ def identify_gif(file: IO[bytes], head: bytes) -> Picture:
             frames += 1
             file.seek(colour_table(file.read(9)[8]), os.SEEK_CUR)
         file.seek(1, os.SEEK_CUR)  # the label of an extension, or the code size of an image
-        while (size := file.read(1)) not in (b"", b"\0"):
-            file.seek(size[0], os.SEEK_CUR)
+        while size := file.read(1)[0]:
+            file.seek(size, os.SEEK_CUR)
     return Picture("gif", width, height, animated=frames > 1, whole=kind == b";")
 
 
-SVG_NUMBER = rb"([0-9]{1,9}(?:\.[0-9]+)?)"
-SVG_SIDE = re.compile(rb'\s(width|height)\s*=\s*["\']%s(?:px)?["\']' % SVG_NUMBER)
-SVG_BOX = re.compile(rb'viewBox\s*=\s*["\'][-0-9.]+[\s,]+[-0-9.]+[\s,]+%s[\s,]+%s' % (SVG_NUMBER, SVG_NUMBER))
-
-
 def identify_svg(file: IO[bytes], head: bytes) -> Picture | None:
-    """Reads width and height, or the view box, of an SVG's root element; other XML is no picture."""
-    file.seek(0)
-    root = re.search(rb"<svg\b[^>]{0,9999}>?", file.read(65536))
-    if not root:
+    """Looks for the root element of an SVG and for its end; other XML is no picture."""
+    if b"<svg" not in head:
         return None
     file.seek(max(length_of(file) - 64, 0))
-    whole = b"</svg>" in file.read()
-    sides, box = dict(SVG_SIDE.findall(root.group())), SVG_BOX.search(root.group())
-    found = (sides[b"width"], sides[b"height"]) if len(sides) == 2 else box.groups() if box else (0, 0)
-    width, height = (round(float(side)) for side in found)
-    return Picture("svg", width, height, whole=whole)
+    return Picture("svg", whole=b"</svg>" in file.read())
 
 
 def identify_iso(file: IO[bytes], head: bytes) -> Picture:
@@ -1256,7 +1207,7 @@ def identify_iso(file: IO[bytes], head: bytes) -> Picture:
     while at < end:
         file.seek(at)
         size = int.from_bytes(file.read(4), "big")
-        at += size if size >= 8 else end - at  # 0 is a box up to the end, 1 one of more than 4 GB
+        at = at + size if size >= 8 else end  # 0 is a box up to the end, 1 one of more than 4 GB
     return Picture("avif" if head[8:11] == b"avi" else "heic", whole=at == end)
 
 
@@ -1274,13 +1225,17 @@ class Signature(NamedTuple):
     identify: Callable[[IO[bytes], bytes], Picture | None] | None = None  # None: only the name matters here
 
 
-JSON_FORMS = {b"/": rb"(?:\\?/|\\u002[fF])", b"+": rb"(?:\+|\\u002[bB])"}  # PHP escapes the first, some the second
+# How characters of base64 may stand in JSON text: PHP escapes the slash, and some escape the plus.
+JSON_FORMS = {
+    b"/": rb"(?:\\?/|\\u002[fF])",
+    b"+": rb"(?:\+|\\u002[bB])",
+    b".": rb"(?:[A-Za-z0-9/+]|\\/|\\u002[fFbB])",
+}
 
 
 def in_json(pattern: bytes) -> bytes:
     """Returns a pattern of base64 for JSON text, where a slash or a plus may be escaped."""
-    forms = {**JSON_FORMS, b".": rb"(?:[A-Za-z0-9]|%s)" % b"|".join(JSON_FORMS.values())}
-    return re.sub(rb"[/+.]", lambda match: forms[match.group()], pattern)
+    return re.sub(rb"[/+.]", lambda match: JSON_FORMS[match.group()], pattern)
 
 
 SIGNATURES = (
@@ -1311,12 +1266,12 @@ def base64_pattern() -> bytes:
 
 def identify_file(file: IO[bytes]) -> Picture | None:
     """Returns what the bytes of an open file say, or None if it is no picture."""
-    head = file.read(4096)
+    head = file.read(65536)
     for row in SIGNATURES:
         if re.match(row.pattern, head, re.DOTALL):
             try:
                 return row.identify(file, head) if row.identify else Picture(row.format)
-            except (IndexError, ValueError, OverflowError, struct.error):
+            except (IndexError, ValueError, struct.error):
                 return Picture(row.format, whole=False)
     return None
 
@@ -1342,66 +1297,57 @@ def png_data(file: IO[bytes]) -> Iterator[bytes]:
 # Whether a PNG is opaque can be told without undoing its filters. They work on each channel by itself, so as long as
 # every row so far was opaque, the alpha bytes of an opaque row are one known pattern for each filter type, at any
 # depth: the first byte, then the same byte over and over. The first row that deviates proves a pixel not opaque.
-OPAQUE_FIRST_ROW = ((255, 255), (255, 0), (255, 255), (255, 128), (255, 0))
-OPAQUE_NEXT_ROWS = ((255, 255), (255, 0), (0, 0), (128, 0), (0, 0))
-# https://www.w3.org/TR/png-3/#8InterlaceMethods: x and y of the first pixel, and the steps, of each Adam7 pass
-ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+OPAQUE_FIRST_ROW = (b"\xff\xff", b"\xff\0", b"\xff\xff", b"\xff\x80", b"\xff\0")
+OPAQUE_NEXT_ROWS = (b"\xff\xff", b"\xff\0", b"\0\0", b"\x80\0", b"\0\0")
 MASK_SIDE = 16_384  # pixels; what claims to be larger is not looked into
 
 
-def png_rows(file: IO[bytes], width: int, height: int, step: int, interlaced: bool) -> Iterator[tuple[bool, bytes]]:
-    """Yields, of each row of a PNG with `step` bytes a pixel: whether it is the first of its pass, and its bytes."""
-    blocks, data = png_data(file), bytearray()
-    for x, y, step_x, step_y in ADAM7 if interlaced else ((0, 0, 1, 1),):
-        pixels = -(-(width - x) // step_x)
-        size = 1 + pixels * step  # the filter type comes first
-        for line in range(y, height if pixels > 0 else 0, step_y):
-            while len(data) < size:
-                block = next(blocks, None)
-                if block is None:
-                    raise ValueError("the data end early")
-                data += block
-            yield line == y, bytes(data[:size])
+def png_rows(file: IO[bytes], size: int) -> Iterator[bytes]:
+    """Yields the rows of a PNG that is not interlaced, `size` bytes each, still filtered."""
+    data = bytearray()
+    for block in png_data(file):
+        data += block
+        for _ in range(len(data) // size):
+            yield bytes(data[:size])
             del data[:size]
 
 
 def png_opaque(path: str) -> bool:
-    """Tells whether every pixel of a PNG with an alpha channel is opaque, in constant memory; a damaged one is not."""
+    """Tells whether every pixel of a PNG with an alpha channel is opaque, as far as it can be read."""
     with open(path, "rb") as file:
+        width, height, depth, colour, interlaced = struct.unpack(">16xIIBBxxB", file.read(29))
+        if colour not in (4, 6) or interlaced or max(width, height) > MASK_SIDE:
+            return False
+        step = depth // 8 * (colour - 2)  # bytes a pixel: grey and alpha, or three colours and alpha
+        patterns = OPAQUE_FIRST_ROW
         try:
-            width, height, depth, colour, interlaced = struct.unpack(">16xIIBBxxB", file.read(29))
-            if colour not in (4, 6) or max(width, height) > MASK_SIDE:
-                return False
-            deep = depth // 8  # bytes a sample
-            step = deep * (colour - 2)  # bytes a pixel: grey and alpha, or three colours and alpha
-            for first, row in png_rows(file, width, height, step, interlaced):
-                start, rest = (OPAQUE_FIRST_ROW if first else OPAQUE_NEXT_ROWS)[row[0]]
-                alpha = bytes([start]) + bytes([rest]) * (len(row) // step - 1)
-                if any(row[1 + step - plane :: step] != alpha for plane in range(1, deep + 1)):
+            for row in itertools.islice(png_rows(file, 1 + width * step), height):  # the filter type comes first
+                pattern, patterns = patterns[row[0]], OPAQUE_NEXT_ROWS
+                alpha = pattern[:1] + pattern[1:] * (width - 1)
+                if any(row[place::step] != alpha for place in range(step - depth // 8 + 1, step + 1)):
                     return False
-        except (struct.error, ValueError, IndexError, zlib.error):
+        except (IndexError, zlib.error):
             return False
     return True
 
 
-def png_chunk(kind: bytes, data: bytes) -> bytes:
+def png_chunk(kind: bytes, data: bytes | bytearray) -> bytes:
     """Returns a PNG chunk with its length and checksum."""
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
 def box_pixels(box: str, width: int, height: int) -> tuple[int, int, int, int]:
-    """Returns x, y, width and height of a box in pixels of a picture of the given size."""
+    """Returns x, y, width and height of a box in pixels of a picture of the given size; its edges are rounded."""
     parts = zip(box.split(","), (width, height, width, height))
-    x, y, w, h = (round(float(part[:-1]) * of / 100) if "%" in part else int(part) for part, of in parts)
-    return x, y, w, h
+    x, y, w, h = (float(part[:-1]) * side / 100 if "%" in part else int(part) for part, side in parts)
+    left, top = round(x), round(y)
+    return left, top, round(x + w) - left, round(y + h) - top
 
 
 def box_fits(box: str, width: int, height: int) -> bool:
-    """Tells whether a box lies within a picture and is not empty; rounding must not hide that per cents leave it."""
+    """Tells whether a box lies within a picture and is not empty."""
     x, y, w, h = box_pixels(box, width, height)
-    percents = [float(part[:-1]) if "%" in part else 0 for part in box.split(",")]
-    leaves = any(start + side > 100 for start, side in zip(percents, percents[2:]))
-    return w > 0 and h > 0 and x + w <= width and y + h <= height and not leaves
+    return w > 0 and h > 0 and x + w <= width and y + h <= height
 
 
 def mask_png(width: int, height: int, boxes: list[tuple[int, int, int, int]]) -> bytes:
@@ -1413,9 +1359,9 @@ def mask_png(width: int, height: int, boxes: list[tuple[int, int, int, int]]) ->
             if y <= line < y + h:
                 row[2 * x : 2 * (x + w)] = b"\xff\x00" * w
         data += deflate.compress(b"\0" + row)
-    header = struct.pack(">IIBBBBB", width, height, 8, 4, 0, 0, 0)
-    body = bytes(data) + deflate.flush()
-    return PNG_SIGNATURE + png_chunk(b"IHDR", header) + png_chunk(b"IDAT", body) + png_chunk(b"IEND", b"")
+    header = struct.pack(">II", width, height) + b"\x08\x04\0\0\0"  # 8 bits, grey and alpha
+    data += deflate.flush()
+    return PNG_SIGNATURE + png_chunk(b"IHDR", header) + png_chunk(b"IDAT", data) + png_chunk(b"IEND", b"")
 
 
 def is_taken(picture: Picture, route: str) -> bool:
@@ -1451,8 +1397,8 @@ def convert_to_png(path: str, target: str, environ: Mapping[str, str]) -> str:
 
     safe = {name: value for name, value in environ.items() if name not in KEY_NAMES}
     for name, program, *arguments in CONVERTERS:
-        found = shutil.which(program, path=environ.get("PATH"))
-        if not found or not os.path.isabs(found) or os.path.dirname(found) == os.getcwd():  # Windows looks here first
+        found = shutil.which(program, path=environ.get("PATH")) or ""
+        if not os.path.isabs(found):  # Windows looks into the current folder first
             continue
         command = [found, *(word.format(source=path, target=target) for word in arguments)]
         try:
@@ -2250,7 +2196,7 @@ def check_input(checked: Checked, given: InputPicture) -> Problems:
         yield given.problem(
             "image-type", f"{'animated ' * picture.animated}{picture.format} is not taken here", NO_CONVERTER
         )
-    elif not picture.whole:
+    elif picture.whole is False:
         yield given.problem("image-truncated", f"the {picture.format} is cut short", "export or download it again")
     elif given.kind == "file" and FORMAT_OF_SUFFIX.get(suffix, picture.format) != picture.format:
         yield given.problem(
@@ -2282,7 +2228,7 @@ def check_images(checked: Checked) -> Problems:
 def check_mask_file(given: InputPicture, first: Picture | None) -> Problems:
     """Checks a mask's size in bytes, format, dimensions, and then its pixels, so that no claim is taken on trust."""
     mask = given.picture
-    if mask is None or not mask.whole:
+    if mask is None or mask.whole is False:
         return
     if mask.format != "png":
         yield given.problem(
