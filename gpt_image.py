@@ -1336,18 +1336,23 @@ def png_chunk(kind: bytes, data: bytes | bytearray) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
-def box_pixels(box: str, width: int, height: int) -> tuple[int, int, int, int]:
-    """Returns x, y, width and height of a box in pixels of a picture of the given size; its edges are rounded."""
+def box_edges(box: str, width: int, height: int) -> list[float]:
+    """Returns the left, upper, right and lower edge of a box in pixels of a picture of the given size, unrounded."""
     parts = zip(box.split(","), (width, height, width, height))
     x, y, w, h = (float(part[:-1]) * side / 100 if "%" in part else int(part) for part, side in parts)
-    left, top = round(x), round(y)
-    return left, top, round(x + w) - left, round(y + h) - top
+    return [round(edge, 6) for edge in (x, y, x + w, y + h)]
+
+
+def box_pixels(box: str, width: int, height: int) -> tuple[int, int, int, int]:
+    """Returns x, y, width and height of a box in pixels; its edges are rounded."""
+    left, top, right, bottom = map(round, box_edges(box, width, height))
+    return left, top, right - left, bottom - top
 
 
 def box_fits(box: str, width: int, height: int) -> bool:
     """Tells whether a box lies within a picture and is not empty."""
-    x, y, w, h = box_pixels(box, width, height)
-    return w > 0 and h > 0 and x + w <= width and y + h <= height
+    _, _, right, bottom = box_edges(box, width, height)
+    return right <= width and bottom <= height and 0 not in box_pixels(box, width, height)[2:]
 
 
 def mask_png(width: int, height: int, boxes: list[tuple[int, int, int, int]]) -> bytes:
@@ -3540,6 +3545,8 @@ class Lifted:
             self.trouble = Failure(UNREADABLE, "a picture is no picture, by its first bytes")
         elif picture and not picture.whole and (not self.ended or len(rest) == 1):  # its text was cut, not the picture
             self.trouble, picture = Failure(UNREADABLE, "a picture is cut short", rule="picture-cut"), None
+        elif picture and picture.whole is None:  # its format cannot tell, its text did
+            picture = picture._replace(whole=True)
         return picture
 
 
