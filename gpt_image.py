@@ -131,27 +131,25 @@ class Secret:
 # A server's words go to a terminal: escape sequences in them must not.
 CONTROL = dict.fromkeys([*range(9), *range(11, 32), *range(127, 160)])
 UNPRINTABLE = re.compile("[\x7f-\x9f\ud800-\udfff]")  # what JSON leaves as it is, and a stream may not take
-# What a styled line begins with, and the colour of its first word.
+COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 STYLES = {
-    "error": ("gpt_image.py: ", "\x1b[1;31m"),
-    "warning": ("gpt_image.py: ", "\x1b[33m"),
-    "hint": ("  ", "\x1b[36m"),
+    "": "",
+    "error": "gpt_image.py: \x1b[1;31merror:\x1b[0m ",
+    "warning": "gpt_image.py: \x1b[33mwarning:\x1b[0m ",
+    "hint": "  \x1b[36mhint:\x1b[0m ",
 }
 
 
 def is_terminal(stream: IO[str]) -> bool:
     """Tells whether a stream is a terminal; a closed one is not."""
-    try:
-        return stream.isatty()
-    except (AttributeError, ValueError):
-        return False
+    return not stream.closed and stream.isatty()
 
 
 def columns(stream: IO[str]) -> int:
     """Returns the width of a terminal, or 0 where it is not known or the stream was closed."""
     try:
         return os.get_terminal_size(stream.fileno()).columns
-    except (AttributeError, OSError, ValueError):
+    except (OSError, ValueError):
         return 0
 
 
@@ -178,7 +176,7 @@ class Console:
         from _thread import allocate_lock  # `threading` costs a start-up more than it gives here
 
         self.stdout, self.stderr, self.lock = stdout, stderr, allocate_lock()
-        self.hidden: set[str] = set()  # every form of every secret
+        self.hidden: list[str] = []  # every form of every secret, the longest first, since one may hold another
         self.warnings: list[str] = []
         self.quiet, self.lost = False, ""
         self.tells = True  # False where stderr holds a JSON object a line
@@ -188,21 +186,18 @@ class Console:
 
     def hide(self, *secrets: Secret) -> None:
         """Keeps secrets out of all that is printed or kept from now on."""
-        self.hidden.update(form for secret in secrets for form in secret.forms())
-
-    def forms(self) -> list[str]:
-        """Returns all that must not be shown, the longest first, since one may hold another."""
-        return sorted(self.hidden, key=len, reverse=True)
+        forms = {form for secret in secrets for form in secret.forms()}
+        self.hidden = sorted(forms.union(self.hidden), key=len, reverse=True)
 
     def clean(self, text: str) -> str:
         """Returns the text without any secret."""
-        for form in self.forms():
+        for form in self.hidden:
             text = text.replace(form, "***")
         return text
 
     def cleaned(self, blocks: Iterable[bytes]) -> Iterator[bytes]:
         """Yields the bytes of a reply without any secret, as long as they were, wherever the blocks end."""
-        needles = [form.encode("utf-8", "surrogateescape") for form in self.forms()]
+        needles = [form.encode("utf-8", "surrogateescape") for form in self.hidden]
         most = max(map(len, needles), default=1)
         # Searched in what came and blotted out in a copy, since secrets may overlap.
         came, shown = bytearray(), bytearray()
@@ -210,10 +205,9 @@ class Console:
             came += block
             shown += block
             for needle in needles:
-                at = came.find(needle)
-                while at >= 0:
+                at = -1
+                while (at := came.find(needle, at + 1)) >= 0:
                     shown[at : at + len(needle)] = b"*" * len(needle)
-                    at = came.find(needle, at + 1)
             whole = max(len(came) - most + 1, 0)  # a secret that begins behind it may go on in the next block
             yield bytes(shown[:whole])
             del came[:whole], shown[:whole]
@@ -222,10 +216,9 @@ class Console:
     def _put(self, stream: IO[str], text: str) -> None:
         try:
             print(self.clean(text), end="", file=stream, flush=True)
-        except BrokenPipeError:
-            self.abandon(stream)
         except OSError as error:  # a full disk behind a stream is not worth a picture, but the result must not vanish
-            self.lost = str(error.strerror) if stream is self.stdout else self.lost
+            if stream is self.stdout and not isinstance(error, BrokenPipeError):
+                self.lost = str(error.strerror)
             self.abandon(stream)
         except ValueError:
             pass  # a closed stream
@@ -234,24 +227,27 @@ class Console:
         """Points a stream whose reader is gone at the null device, so that the interpreter's own flush is quiet too."""
         try:
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-        except (OSError, ValueError):
+        except OSError:
             pass
 
-    def _write(self, stream: IO[str], texts: Iterable[str], line: str = "") -> None:
-        """Writes texts in one go, where the live line stood; `line` is what stands there afterwards."""
+    def _write(self, stream: IO[str], texts: Iterable[str]) -> None:
+        """Writes texts in one go, where the live line stood."""
         with self.lock:
-            if self.line and not line:
+            if self.line:
+                self.line = ""
                 self._put(self.stderr, "\r\x1b[K")
-            self.line = line
             for text in texts:
                 self._put(stream, text)
 
     def redraw(self, line: str) -> None:
         """Writes the live line anew if it has changed, so that it does not flicker; an empty one is taken away."""
         width = columns(self.stderr) or 80
-        line = line if len(line) < width else line[: max(width - 2, 0)] + "…"
-        if line != self.line:
-            self._write(self.stderr, [f"\r{line}\x1b[K"] if line else [], line)
+        if len(line) >= width:
+            line = line[: width - 2] + "…"
+        with self.lock:
+            if line != self.line:
+                self.line = line
+                self._put(self.stderr, f"\r{line}\x1b[K")
 
     def draw(self, texts: Iterable[str]) -> None:
         """Writes raw texts to stderr, such as escape sequences of our own."""
@@ -259,11 +255,9 @@ class Console:
 
     def say(self, text: str, style: str = "") -> None:
         """Prints one line to stderr, with its first word coloured if the terminal wants that."""
-        text = text.translate(CONTROL)
-        if style:
-            start, colour = STYLES[style]
-            text = f"{start}{colour}{style}:\x1b[0m {text}" if self.colour else f"{start}{style}: {text}"
-        if self.live and columns(self.stderr):
+        start = STYLES[style] if self.colour else COLOUR.sub("", STYLES[style])
+        text = start + text.translate(CONTROL)
+        if self.live:
             text = fitted(text, columns(self.stderr))
         self.draw([text + "\n"])
 
@@ -292,11 +286,9 @@ class Console:
 
 def amount(size: float) -> str:
     """Returns a number of bytes as words, such as `1.8 MB`."""
-    for unit in ("bytes", "kB", "MB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.1f} GB"
+    if size < 1000:
+        return f"{size:.0f} bytes"
+    return f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1000:.1f} kB"
 
 
 def plural(count: int, noun: str) -> str:
@@ -332,8 +324,7 @@ class Progress:
     A thread redraws the live line ten times a second and gives the heartbeat, since the call itself waits in `recv`.
     """
 
-    HEARTBEAT = 30.0  # seconds
-    TICKS = {"live": 0.1, "plain": 1.0}  # seconds
+    HEARTBEAT, TICK = 30.0, 0.1  # seconds
 
     def __init__(self, console: Console, mode: str, clock: Callable[[], float]) -> None:
         self.console, self.clock = console, clock
@@ -342,7 +333,7 @@ class Progress:
             self.mode = "none"
         console.tells = self.mode != "json"
         self.started = self.shown = clock()
-        self.name = self.text = ""
+        self.name, self.text = "", "working"
         self.thread: Any = None
 
     def __enter__(self) -> Progress:
@@ -356,30 +347,23 @@ class Progress:
 
     def phase(self, name: str, **facts: Any) -> None:
         """Tells that a phase has begun or moved on; the facts fill its row of PHASES."""
-        if self.mode == "json":
-            self._tell_json(name, facts)
-        elif self.mode != "none":
-            self._tell(name, facts)
-            if not self.thread:
-                self._start()
-
-    def _tell_json(self, name: str, facts: Json) -> None:
-        # A 200 MB reply has thousands of chunks: what only moves on is told once a second.
-        now = self.clock()
-        if name != self.name or not PHASES[name].first or now - self.shown >= 1:
-            self.name, self.shown = name, now
-            self.console.draw([json.dumps({"phase": name, "seconds": round(now - self.started, 1), **facts}) + "\n"])
-
-    def _tell(self, name: str, facts: Json) -> None:
-        row = PHASES[name]
-        text = row.words.format(**facts)
-        if row.lasting:
-            self.console.say(text)
+        if self.mode == "none":
             return
-        if self.mode == "plain" and name != self.name:
+        row, now = PHASES[name], self.clock()
+        text, begins = row.words.format(**facts), name != self.name
+        if not row.lasting:
+            self.name, self.text = name, text
+        if self.mode == "json":
+            # A 200 MB reply has thousands of chunks: what only moves on is told once a second.
+            if begins or not row.first or now - self.shown >= 1:
+                self.shown = now
+                told = {"phase": name, "seconds": round(now - self.started, 1), **facts}
+                self.console.draw([json.dumps(told) + "\n"])
+        elif row.lasting or (begins and self.mode == "plain"):
+            self.shown = now
             self.console.say(row.first.format(**facts) or text)
-            self.shown = self.clock()
-        self.name, self.text = name, text
+        if not self.thread:
+            self._start()
 
     def _start(self) -> None:
         """Starts the thread with the first phase: checks alone need none."""
@@ -390,17 +374,18 @@ class Progress:
         self.thread.start()
 
     def _tick(self) -> None:
-        while not self.ended.wait(self.TICKS[self.mode]):
+        while not self.ended.wait(self.TICK):
             self.beat()
 
     def beat(self) -> None:
         """Redraws the live line; in plain progress, says now and then that the call still goes on."""
         now = self.clock()
-        if self.mode == "live" and self.text:
-            self.console.redraw(f"{self.text} · {now - self.started:.0f} s")
+        seconds = f"{now - self.started:.0f} s"
+        if self.mode == "live":
+            self.console.redraw(f"{self.text} · {seconds}")
         elif self.mode == "plain" and now - self.shown >= self.HEARTBEAT:
             self.shown = now
-            self.console.say(f"{self.text or 'working'}, {now - self.started:.0f} s so far")
+            self.console.say(f"{self.text}, {seconds} so far")
 
 
 def base64_blocks(path: str, size: int) -> Iterator[str]:
@@ -428,60 +413,47 @@ def iterm_sequences(path: str) -> Iterator[str]:
 
 
 class Protocol(NamedTuple):
-    """How terminals show a picture: the suffixes of what they can, and the escape sequences of a file."""
+    """A row of PROTOCOLS: a way to show pictures, what its terminals set as NAME=value, and the suffixes they take."""
 
+    variable: str
     suffixes: tuple[str, ...]
     sequences: Callable[[str], Iterator[str]]
 
 
-KITTY = Protocol((".png",), kitty_sequences)
-ITERM = Protocol((".png", ".jpg", ".jpeg", ".gif", ".webp"), iterm_sequences)
-
-
-class Terminal(NamedTuple):
-    """A row of TERMINALS: a variable a terminal sets, what it looks like there, and the way it shows pictures."""
-
-    variable: str
-    pattern: str
-    protocol: Protocol
-
-
-# Variables that a terminal passes on through tmux come first: TERM_PROGRAM says `tmux` there.
-TERMINALS = (
-    Terminal("KITTY_WINDOW_ID", r".+", KITTY),
-    Terminal("GHOSTTY_RESOURCES_DIR", r".+", KITTY),
-    Terminal("TERM", r"xterm-(kitty|ghostty)", KITTY),
-    Terminal("WEZTERM_PANE", r".+", ITERM),
-    Terminal("LC_TERMINAL", r"iTerm2", ITERM),
-    Terminal("TERM_PROGRAM", r"iTerm\.app|WezTerm|vscode", ITERM),
-    Terminal("TERM_PROGRAM", r"ghostty", KITTY),
+PROTOCOLS = (
+    Protocol(
+        r"(KITTY_WINDOW_ID|GHOSTTY_RESOURCES_DIR)=.+|TERM=xterm-(kitty|ghostty)|TERM_PROGRAM=ghostty",
+        (".png",),
+        kitty_sequences,
+    ),
+    # tmux passes the first two on, where TERM_PROGRAM says `tmux`.
+    Protocol(
+        r"WEZTERM_PANE=.+|LC_TERMINAL=iTerm2|TERM_PROGRAM=(iTerm\.app|WezTerm|vscode)",
+        (".png", ".jpg", ".jpeg", ".gif", ".webp"),
+        iterm_sequences,
+    ),
 )
-
-
-def passed_through_tmux(sequence: str) -> str:
-    """Returns an escape sequence as tmux hands it on, with allow-passthrough on."""
-    # https://github.com/tmux/tmux/wiki/FAQ
-    return "\x1bPtmux;" + sequence.replace("\x1b", "\x1b\x1b") + "\x1b\\"
 
 
 class Preview:
     """Shows pictures in the terminal itself, where its variables say that it can."""
 
     def __init__(self, console: Console, environ: Mapping[str, str]) -> None:
-        self.console, self.tmux, self.told = console, bool(environ.get("TMUX")), False
-        known = (row.protocol for row in TERMINALS if re.fullmatch(row.pattern, environ.get(row.variable, "")))
-        self.protocol = next(known, None) if console.live else None
+        self.console, self.tmux = console, environ.get("TMUX")
+        pairs = [f"{name}={value}" for name, value in environ.items() if console.live]
+        known = (row for row in PROTOCOLS for pair in pairs if re.fullmatch(row.variable, pair))
+        self.protocol = next(known, None)
 
     def show(self, path: str) -> None:
-        """Shows a saved picture, whose suffix tells the truth, or says once why not."""
+        """Shows a saved picture, whose suffix tells the truth, or warns that it cannot be shown."""
         if self.protocol and path.lower().endswith(self.protocol.suffixes):
             sequences = self.protocol.sequences(path)
-            self.console.draw(map(passed_through_tmux, sequences) if self.tmux else sequences)
-            self.console.draw(["\n"])
-        elif not self.told:
-            self.told = True
+            if self.tmux:  # https://github.com/tmux/tmux/wiki/FAQ, with allow-passthrough on
+                sequences = ("\x1bPtmux;" + text.replace("\x1b", "\x1b\x1b") + "\x1b\\" for text in sequences)
+            self.console.draw(itertools.chain(sequences, ["\n"]))
+        else:
             why = "cannot show this format" if self.protocol else "shows no pictures, or does not say that it does"
-            self.console.tell(f"--preview: this terminal {why}")
+            self.console.warn(f"--preview: this terminal {why}")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -4809,14 +4781,14 @@ def extract(context: Context, settings: Settings, problems: list[Problem], targe
 
 
 def spellings(row: Option) -> list[str]:
-    """Returns every way to type an option, the usual one first."""
-    names = [f"--{row.name}"] + [f"-{name}" if len(name) == 1 else f"--{name}" for name in row.also]
-    return names + ([f"--{row.negative}"] if row.negative else [])
+    """Returns every way to type an option, the usual one first, and the one that says no last."""
+    others = [name for name in (*row.also, row.negative) if name]
+    return [f"--{row.name}"] + [f"-{name}" if len(name) == 1 else f"--{name}" for name in others]
 
 
-def words_of(command: str) -> list[str]:
-    """Returns every option that can be typed after a subcommand."""
-    return [word for row in options_of(command).values() for word in spellings(row)]
+def words_of(command: str) -> dict[str, Option]:
+    """Returns every option that can be typed after a subcommand, by each of its spellings."""
+    return {word: row for row in options_of(command).values() for word in spellings(row)}
 
 
 class Shell(NamedTuple):
@@ -4871,8 +4843,8 @@ def completion_script(shell: str) -> str:
     """Returns a completion script: subcommands, the options of each, and the values of those that have a choice."""
     script, case, either = SHELLS[shell]
     options = [case % (name, " ".join(words_of(name))) for name in EVERY]
-    chosen = [row for row in OPTIONS if row.kind.choices]
-    values = [case % (either.join(spellings(row)), " ".join(row.kind.choices)) for row in chosen]
+    chosen = {either.join(spellings(row)): row.kind.choices for row in OPTIONS if row.kind.choices}
+    values = [case % (words, " ".join(choices)) for words, choices in chosen.items()]
     return script % {"commands": " ".join(EVERY), "options": "\n".join(options), "values": "\n".join(values)}
 
 
@@ -4885,19 +4857,18 @@ def example_dotenv() -> str:
     for row in sorted((row for row in OPTIONS if row.env), key=lambda row: not row.secret):
         choices = f"; one of {', '.join(row.kind.choices)}" if row.kind.choices else ""
         default = f"; default {row.default}" if row.default else ""
-        names = [f"{name}=" if row.secret and name == row.env[0] else f"# {name}=" for name in row.env]
-        lines += ["", f"# {row.help}{choices}{default}", *names]
-    return "\n".join(lines) + "\n"
+        lines += ["", f"# {row.help}{choices}{default}", *(f"# {name}=" for name in row.env)]
+    return "\n".join(lines).replace("# OPENAI_API_KEY=", "OPENAI_API_KEY=") + "\n"
 
 
 def init_env(context: Context) -> int:
     """Writes a commented .env into the current folder, for its owner only, never over an existing one."""
     try:
-        file = os.fdopen(os.open(".env", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8")
+        with open(".env", "x", encoding="utf-8") as file:
+            os.chmod(".env", 0o600)  # there is no key in it yet
+            file.write(example_dotenv())
     except OSError as error:
         raise Failure(OUTPUT, f".env: {error.strerror}", "edit it, or remove it first", rule="env-exists") from error
-    with file:
-        file.write(example_dotenv())
     context.console.tell("wrote .env; put the key behind OPENAI_API_KEY= and keep it out of version control")
     context.console.print(".env")
     return OK
@@ -4912,7 +4883,7 @@ def check_endpoint(context: Context, settings: Settings) -> int:
     if not isinstance(listed, list):
         hint = "is the base URL right? It usually ends in /v1"
         raise Failure(UNREADABLE, f"{url} answers, but not as this API does", hint)
-    names = [row["id"] for row in objects_in(listed) if isinstance(row.get("id"), str)]
+    names = [str(row.get("id")) for row in objects_in(listed)]
     context.console.tell(f"the key is accepted by {origin_of(url)}; {plural(len(names), 'model')} listed")
     images = [name for name in names if "image" in name]
     context.console.print_json({"ok": True, "url": url, "key_accepted": True, "image_models": images})
@@ -4924,11 +4895,10 @@ def settings_lines(commands: Mapping[str, Json]) -> Iterator[str]:
     found: dict[str, list[str]] = {}
     for command, settings in commands.items():
         for name, row in settings.items():
-            value = row["value"] if isinstance(row["value"], str) else json.dumps(row["value"], default=str)
+            value = row["value"] if isinstance(row["value"], str) else json.dumps(row["value"])
             found.setdefault(f"--{name:<18} {value:<28} {row['source']}", []).append(command)
     for line, where in sorted(found.items()):
-        everywhere = "config" in where or set(ALL) <= set(where)
-        yield line if everywhere else f"{line}  ({', '.join(where)})"
+        yield line if "config" in where or len(where) == len(ALL) else f"{line}  ({', '.join(where)})"
 
 
 def show_settings(context: Context, settings: Settings) -> int:
@@ -4957,20 +4927,23 @@ def config(context: Context, settings: Settings, problems: list[Problem], _: str
 
 
 class Command(NamedTuple):
-    """A row of COMMANDS: what runs a subcommand, its line in the help, its argument, and an example."""
+    """A row of COMMANDS: what runs a subcommand, its line in the help, its argument with its meaning, an example."""
 
     run: Callable[[Context, Settings, list[Problem], str | None, Result], int]
     summary: str
     argument: str
+    meaning: str
     example: str
 
 
 COMMANDS = {
-    **{row.name: Command(call, row.summary, "PROMPT", row.example) for row in ROUTES},
-    "resume": Command(resume, "collect a background response", "TARGET", "resume out/poster.session.json"),
+    **{row.name: Command(call, row.summary, "PROMPT", "says what to make", row.example) for row in ROUTES},
+    "resume": Command(resume, "collect a background response", "TARGET", "is a session file, or the id of a response",
+                      "resume out/poster.session.json"),
     "extract": Command(extract, "take the pictures out of a saved reply, offline", "FILE",
+                       "is a reply that was kept or saved: JSON or events, whole or cut short",
                        "extract out/poster.reply --output out/poster.png"),
-    "config": Command(config, "show the settings in force; write a .env; check the key", "", "config --check"),
+    "config": Command(config, "show the settings in force; write a .env; check the key", "", "", "config --check"),
 }  # fmt: skip
 
 
@@ -4986,68 +4959,37 @@ class Parser(argparse.ArgumentParser):
         raise Failure(USAGE, message, "see --help", rule="usage")
 
 
-def help_width() -> int:
-    """Returns the width for help: that of the window, within reason."""
-    width = os.environ.get("COLUMNS", "")
-    return max(min(int(width) if width.isdecimal() else columns(sys.__stdout__ or sys.stdout) or 80, 100), 32)
-
-
-class HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    """The help as wide as the terminal, without the module that argparse loads to ask for it."""
-
-    def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=26, width=help_width() - 2)
-
-
 def add_option(group: Any, row: Option) -> None:
     """Adds an option to its group of the parser; a flag stores the text that says yes or no."""
-    note, no = f" (default: {row.default})" if row.default else "", f"--{row.negative}"
-    words = [word for word in spellings(row) if word != no]
+    words, note = spellings(row), f" (default: {row.default})" if row.default else ""
+    no = words.pop() if row.negative else ""
     facts: Json = {"action": "append" if row.kind.repeat else "store", "metavar": row.kind.metavar}
     if row.kind.flag:
         facts = {"action": "store_const", "const": "true"}
     group.add_argument(*words, dest=row.name, help=(row.help + note).replace("%", "%%"), **facts)
-    if row.negative:
+    if no:
         group.add_argument(no, dest=row.name, help="the opposite", action="store_const", const="false")
 
 
-def exit_lines() -> str:
-    """Returns the exit codes as the help shows them."""
-    return "exit codes:\n" + "\n".join(f"  {row.code:>3}  {row.meaning}" for row in EXITS)
-
-
-ARGUMENTS = {
-    "PROMPT": "what to make", "TARGET": "a session file, or the id of a response",
-    "FILE": "a reply that was kept or saved: JSON or events, whole or cut short",
-}  # fmt: skip
-
-
 @functools.lru_cache(maxsize=None)
-def build_parser(command: str, options: tuple[Option, ...]) -> Parser:
-    """Returns the parser of a subcommand, from its rows of the table; every value stays text."""
+def build_parser(command: str, table: tuple[Option, ...]) -> Parser:
+    """Returns the parser of a subcommand's options, from their rows of the table; every value stays text."""
     row = COMMANDS[command]
     argument = f" [{row.argument}]" if row.argument else ""
     parser = Parser(
         usage=f"gpt_image.py {command}{argument} [options]",
-        description=row.summary + ".",
-        epilog=f"example:\n  gpt_image.py {row.example}\n\n{exit_lines()}",
+        description=row.summary + (f"\n{row.argument} {row.meaning}" if row.argument else ""),
+        epilog=f"example:\n  gpt_image.py {row.example}",
         add_help=False,
         allow_abbrev=False,
-        formatter_class=HelpFormatter,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    if row.argument:
-        parser.add_argument("positional", nargs="?", metavar=row.argument, help=ARGUMENTS[row.argument])
-    for name in dict.fromkeys(option.group for option in options):
+    options = [option for option in table if command in option.commands]
+    for name, rows in itertools.groupby(options, lambda option: option.group):
         group = parser.add_argument_group(name.lower())
-        for option in options:
-            if option.group == name:
-                add_option(group, option)
+        for option in rows:
+            add_option(group, option)
     return parser
-
-
-def parser_of(command: str) -> Parser:
-    """Returns the parser of a subcommand, which is built once."""
-    return build_parser(command, tuple(options_of(command).values()))
 
 
 def overview() -> str:
@@ -5065,9 +5007,7 @@ examples:
 {examples}
 
 Add --dry-run to see what would be sent: it needs no key.
-COMMAND --help lists the options.
-
-{exit_lines()}"""
+COMMAND --help lists the options."""
 
 
 # What other programs call things.
@@ -5081,11 +5021,14 @@ MEANT = {
 
 def refuse_argument(command: str, word: str) -> None:
     """Refuses an argument too many: it is mostly a prompt without quotes."""
-    hint = "put the prompt into quotes" if COMMANDS[command].argument == "PROMPT" else f"see {command} --help"
-    if output_suffix(word) or os.path.exists(word):
-        hint = "write the option before each file, and quote names with blanks"
     if word in ("true", "false"):
         hint = "a switch such as --stream takes no value"
+    elif output_suffix(word) or os.path.exists(word):
+        hint = "write the option before each file, and quote names with blanks"
+    elif COMMANDS[command].argument == "PROMPT":
+        hint = "put the prompt into quotes"
+    else:
+        hint = f"see {command} --help"
     shown = "sk-…" if word.startswith("sk-") else word  # a key in the wrong place
     raise Failure(USAGE, f"{shown!r} is one word too many", hint, rule="usage")
 
@@ -5094,63 +5037,59 @@ def refuse_option(command: str, name: str) -> None:
     """Refuses what is no option of a subcommand, with the option that was probably meant."""
     known, others = words_of(command), [other for other in COMMANDS if name in words_of(other)]
     meant = MEANT.get(name, "")
-    if meant.split(" ")[0] not in known:
-        meant = "" if others else nearest_word(name, known)
-    hint = f"it belongs to {', '.join(others)}" if others else f"see {command} --help"
-    hint = f"did you mean {meant}?" if meant else hint
+    if meant.partition(" ")[0] in known:
+        hint = f"did you mean {meant}?"
+    elif others:
+        hint = f"it belongs to {', '.join(others)}"
+    else:
+        hint = did_you_mean(name, known) or f"see {command} --help"
     raise Failure(USAGE, f"{name} is no option of {command}", hint, rule="unknown-option")
 
 
 def refuse_command(argv: list[str]) -> None:
     """Refuses a command line that does not begin with a command."""
     word, later = argv[0] if argv else "", [word for word in argv if word in COMMANDS]
-    near = nearest_word(word, COMMANDS)
-    hint = f"did you mean {near}?" if near else f"one of {', '.join(COMMANDS)}; see --help"
     if later:
         hint = f"the command comes first: gpt_image.py {later[0]} …"
     elif " " in word:
         hint = f'make a picture with: gpt_image.py generations "{word}"'
+    else:
+        hint = did_you_mean(word, COMMANDS) or f"one of {', '.join(COMMANDS)}; see --help"
     raise Failure(USAGE, f"{word!r} is no command" if word else "no command is given", hint, rule="command")
 
 
 def joined(command: str, argv: list[str]) -> list[str]:
     """Returns the words with `--option -value` as `--option=-value`, unless the second is an option of its own."""
-    options = {word: row for row in options_of(command).values() for word in spellings(row)}
-    words: list[str] = []
+    options, words = words_of(command), [""]
     for word in argv:
-        row = options.get(words[-1]) if words else None
+        row = options.get(words[-1])
         if row and not row.kind.flag and word.startswith("-") and word.partition("=")[0] not in options:
             words[-1] = f"--{row.name}={word}"
         else:
             words.append(word)
-    return words
+    return words[1:]
 
 
 def parse(argv: list[str]) -> tuple[str, dict[str, Any], str | None]:
     """Returns the subcommand, the typed options and the argument; every mistake of spelling is a Failure."""
     if not argv or argv[0] not in COMMANDS:
         refuse_command(argv)
-    command = argv[0]
-    end = argv.index("--") if "--" in argv else len(argv)
-    known, extra = parser_of(command).parse_known_args(joined(command, argv[1:end]))
-    typed = vars(known)
-    arguments = [word for word in [typed.pop("positional", None), *argv[end + 1 :]] if word is not None]
-    for word in extra:
-        if word.startswith("-"):
+    command, end = argv[0], [*argv, "--"].index("--")
+    known, others = build_parser(command, OPTIONS).parse_known_args(joined(command, argv[1:end]))
+    for word in others:
+        if re.match(r"--?[A-Za-z][\w-]*(=|$)", word):
             refuse_option(command, word.partition("=")[0])
-        refuse_argument(command, word)
-    if len(arguments) > 1:
-        refuse_argument(command, arguments[1])
-    return command, typed, arguments[0] if arguments else None
+    arguments, most = [*others, *argv[end + 1 :]], 1 if COMMANDS[command].argument else 0
+    if len(arguments) > most:
+        refuse_argument(command, arguments[most])
+    return command, vars(known), arguments[0] if arguments else None
 
 
 def error_of(failure: Failure) -> Json:
     """Returns the `error` object of a result."""
-    details = failure.details
     return {
-        "exit": failure.exit, **{key: details.get(key) for key in ("rule", "status", "type", "code")},
-        "message": failure.message, "hint": failure.hint, "may_be_billed": bool(details.get("may_be_billed")),
-        "problems": details.get("problems") or [], "recovery": details.get("recovery"),
+        "exit": failure.exit, "rule": None, "status": None, "type": None, "code": None, "message": failure.message,
+        "hint": failure.hint, "may_be_billed": False, "problems": [], "recovery": None, **failure.details,
     }  # fmt: skip
 
 
@@ -5168,92 +5107,89 @@ def result_of(result: Result, failure: Failure | None, warnings: list[str], seco
     return {**found, "mask": result.mask} if result.mask else found
 
 
-def say_failure(failure: Failure, console: Console) -> None:
+def say_failure(error: Json, console: Console) -> None:
     """Says what went wrong, and what to do."""
-    for row in failure.details.get("problems") or [{"message": failure.message, "hint": failure.hint}]:
+    for row in error["problems"] or [error]:
         console.say(row["message"], "error")
         if row["hint"]:
             console.say(row["hint"], "hint")
-    if failure.details.get("may_be_billed"):
+    if error["may_be_billed"]:
         console.say("this call may have been billed", "hint")
 
 
-def say_result(result: Result, console: Console) -> None:
+def say_result(found: Json, console: Console) -> None:
     """Prints the saved paths, and says what else is worth a line to a person."""
-    if result.text:
-        console.say(result.text)
-    cost = cost_of(result.facts.get("usage"), result.route, result.model)
-    if cost:
-        console.tell(f"cost: {cost['usd']:.4f} USD at the prices of {cost['prices_of']}")
-    if result.images:
-        console.print("\n".join(row["path"] for row in result.images))
+    if found["text"]:
+        console.say(found["text"])
+    if found["cost"]:
+        console.tell("cost: {usd:.4f} USD at the prices of {prices_of}".format(**found["cost"]))
+    if found["images"]:
+        console.print("\n".join(row["path"] for row in found["images"]))
 
 
-PROGRESS = ("auto", "plain", "json", "none")
-
-
-def run_command(context: Context, argv: list[str], result: Result) -> int:
+def run_command(context: Context, argv: list[str], result: Result) -> None:
     """Parses, resolves and runs; what goes wrong leaves as Failure."""
     console, environ = context.console, context.environ
-    console.hide(*(Secret(environ[name]) for name in key_names({}) if environ.get(name)))  # before any error
-    command, typed, positional = parse(argv)
-    result.route = command
+    console.hide(*(Secret(environ.get(name, "")) for name in KEY_NAMES))  # before any error
+    command, typed, argument = parse(argv)
     console.quiet = bool(typed.get("quiet"))
     dotenv = find_dotenv(typed, environ, console)
     settings, problems = resolve(command, typed, environ, dotenv)
     hide_secrets(settings, typed, environ, dotenv, console)
-    mode = settings.get("progress", "none")
-    offline = settings.get("dry-run") or settings.get("curl")
-    shown = "none" if offline or mode not in PROGRESS else mode
-    with Progress(console, shown, context.progress.clock) as progress:
+    with Progress(console, settings.get("progress", "none"), context.progress.clock) as progress:
         context = context._replace(dotenv=dotenv, progress=progress)
-        return COMMANDS[command].run(context, settings, problems, positional, result)
+        COMMANDS[command].run(context, settings, problems, argument, result)
 
 
-def outcome_of(context: Context, argv: list[str], result: Result) -> tuple[int, Failure | None]:
-    """Runs a command and returns its exit code, and the failure that it ended with."""
+def failure_of(context: Context, argv: list[str], result: Result) -> Failure | None:
+    """Runs a command and returns the failure that it ended with, if it did."""
     try:
-        return run_command(context, argv, result), None
+        run_command(context, argv, result)
     except Failure as error:
-        return error.exit, error
+        return error
     except KeyboardInterrupt:
-        return INTERRUPTED, Failure(INTERRUPTED, "interrupted", may_be_billed=result.tries.may_be_billed)
+        return Failure(INTERRUPTED, "interrupted", may_be_billed=result.tries.may_be_billed)
     except Exception:
-        return BUG, bug_failure()
+        return bug_failure()
+    return None
 
 
 def run(context: Context, argv: list[str]) -> int:
     """Runs a command and says how it ended: the result to stdout, the words to stderr."""
     console, clock, result = context.console, context.progress.clock, Result(argv[0] if argv else "")
     started = clock()
-    code, failure = outcome_of(context, argv, result)
+    failure = failure_of(context, argv, result)
     context.stop.arm(True)  # everything is on disk
+    found = result_of(result, failure, console.warnings, clock() - started)
     try:
         if failure:
-            say_failure(failure, console)
-        if "--json" in argv or not is_terminal(console.stdout):
-            if failure or not result.reported:
-                console.print_json(result_of(result, failure, console.warnings, clock() - started))
-        elif not result.reported:
-            say_result(result, console)
+            say_failure(found["error"], console)
+        if failure or not result.reported:
+            if "--json" in argv or not is_terminal(console.stdout):
+                console.print_json(found)
+            else:
+                say_result(found, console)
     except KeyboardInterrupt:  # nobody reads
         console.abandon(console.stdout)
         return INTERRUPTED
-    if console.lost and code == OK:
+    if console.lost and not failure:
         console.say(f"the result cannot be written to standard output: {console.lost}", "error")
         return OUTPUT
-    return code
+    return failure.exit if failure else OK
 
 
 def help_text(argv: list[str]) -> str:
     """Returns what --version and --help print, or nothing for a command that is to run."""
-    options = argv[: argv.index("--")] if "--" in argv else argv
-    if argv[:1] in (["--version"], ["-V"]):
+    first, options = argv[:1], argv[: [*argv, "--"].index("--")]
+    if first in (["--version"], ["-V"]):
         return f"gpt_image.py {__version__}"
-    if "--help" in options or "-h" in options or argv[:1] == ["help"]:
-        text = parser_of(argv[0]).format_help().rstrip() if argv[0] in COMMANDS else overview()
-        return fitted(text, help_width())
-    return ""
+    if first != ["help"] and "--help" not in options and "-h" not in options:
+        return ""
+    import shutil
+
+    text = build_parser(argv[0], OPTIONS).format_help() if argv[0] in COMMANDS else overview()
+    exits = "\n".join(f"  {row.code:>3}  {row.meaning}" for row in EXITS)
+    return fitted(f"{text.rstrip()}\n\nexit codes:\n{exits}", shutil.get_terminal_size().columns)
 
 
 def standard(name: str, errors: str = "backslashreplace") -> IO[str]:
@@ -5279,7 +5215,7 @@ def main(
         console.print(text)
         return OK
     with Stop() as stop, TempFiles() as temp_files:
-        transport = transport or (lambda request, timeout, progress: send(request, timeout, progress, stop))
+        transport = transport or functools.partial(send, stop=stop)
         quiet = Progress(console, "none", clock)
         context = Context(console, stdin, environ, Dotenv(), transport, sleep or stop.sleep, stop, temp_files, quiet)
         return run(context, argv)
