@@ -230,14 +230,14 @@ class Console:
         except OSError:
             pass
 
-    def _write(self, stream: IO[str], texts: Iterable[str]) -> None:
-        """Writes texts in one go, where the live line stood."""
+    def draw(self, texts: Iterable[str], stream: IO[str] | None = None) -> None:
+        """Writes raw texts in one go where the live line stood, to stderr unless to another stream."""
         with self.lock:
             if self.line:
                 self.line = ""
                 self._put(self.stderr, "\r\x1b[K")
             for text in texts:
-                self._put(stream, text)
+                self._put(stream or self.stderr, text)
 
     def redraw(self, line: str) -> None:
         """Writes the live line anew if it has changed, so that it does not flicker; an empty one is taken away."""
@@ -248,10 +248,6 @@ class Console:
             if line != self.line:
                 self.line = line
                 self._put(self.stderr, f"\r{line}\x1b[K")
-
-    def draw(self, texts: Iterable[str]) -> None:
-        """Writes raw texts to stderr, such as escape sequences of our own."""
-        self._write(self.stderr, texts)
 
     def say(self, text: str, style: str = "") -> None:
         """Prints one line to stderr, with its first word coloured if the terminal wants that."""
@@ -276,11 +272,11 @@ class Console:
 
     def print(self, text: str) -> None:
         """Prints the result to stdout."""
-        self._write(self.stdout, [text + "\n"])
+        self.draw([text + "\n"], self.stdout)
 
     def print_json(self, value: Any) -> None:
         """Prints one JSON object to stdout; what is not valid Unicode in a file name is escaped."""
-        text = self.clean(json.dumps(value, indent=2, ensure_ascii=False))
+        text = json.dumps(value, indent=2, ensure_ascii=False)
         self.print(UNPRINTABLE.sub(lambda match: f"\\u{ord(match.group()):04x}", text))
 
 
@@ -388,18 +384,18 @@ class Progress:
             self.console.say(f"{self.text}, {seconds} so far")
 
 
-def base64_blocks(path: str, size: int) -> Iterator[str]:
-    """Yields a file in base64, `size` bytes (a multiple of three) at a time."""
+def base64_blocks(path: str) -> Iterator[str]:
+    """Yields a file in base64, in pieces of 4096 characters."""
     with open(path, "rb") as file:
-        while block := file.read(size):
+        while block := file.read(3072):
             yield binascii.b2a_base64(block, newline=False).decode()
 
 
 # https://sw.kovidgoyal.net/kitty/graphics-protocol/
 def kitty_sequences(path: str) -> Iterator[str]:
-    """Yields a picture for kitty: chunks of 4096 characters, with m=1 until the last."""
+    """Yields a picture for kitty: pieces of at most 4096 characters, with m=1 until the last."""
     control = "a=T,f=100,q=2,"
-    for text in base64_blocks(path, 3072):
+    for text in base64_blocks(path):
         yield f"\x1b_G{control}m=1;{text}\x1b\\"
         control = ""
     yield "\x1b_Gm=0;\x1b\\"
@@ -408,27 +404,27 @@ def kitty_sequences(path: str) -> Iterator[str]:
 # https://iterm2.com/documentation-images.html
 def iterm_sequences(path: str) -> Iterator[str]:
     """Yields a picture for iTerm2: one sequence, since tmux would not put pieces together."""
-    text = "".join(base64_blocks(path, 3 * 64 * 1024))
+    text = "".join(base64_blocks(path))
     yield f"\x1b]1337;File=inline=1;preserveAspectRatio=1;size={os.path.getsize(path)}:{text}\x07"
 
 
 class Protocol(NamedTuple):
-    """A row of PROTOCOLS: a way to show pictures, what its terminals set as NAME=value, and the suffixes they take."""
+    """A row of PROTOCOLS: a way to show pictures, the variables of its terminals, and the suffixes they take."""
 
-    variable: str
+    variables: str
     suffixes: tuple[str, ...]
     sequences: Callable[[str], Iterator[str]]
 
 
+# tmux passes on the variables that stand first; it sets TERM_PROGRAM itself.
 PROTOCOLS = (
     Protocol(
-        r"(KITTY_WINDOW_ID|GHOSTTY_RESOURCES_DIR)=.+|TERM=xterm-(kitty|ghostty)|TERM_PROGRAM=ghostty",
+        r"^((KITTY_WINDOW_ID|GHOSTTY_RESOURCES_DIR)=.+|TERM=xterm-(kitty|ghostty)|TERM_PROGRAM=ghostty)$",
         (".png",),
         kitty_sequences,
     ),
-    # tmux passes the first two on, where TERM_PROGRAM says `tmux`.
     Protocol(
-        r"WEZTERM_PANE=.+|LC_TERMINAL=iTerm2|TERM_PROGRAM=(iTerm\.app|WezTerm|vscode)",
+        r"^(WEZTERM_PANE=.+|LC_TERMINAL=iTerm2|TERM_PROGRAM=(iTerm\.app|WezTerm|vscode))$",
         (".png", ".jpg", ".jpeg", ".gif", ".webp"),
         iterm_sequences,
     ),
@@ -440,9 +436,8 @@ class Preview:
 
     def __init__(self, console: Console, environ: Mapping[str, str]) -> None:
         self.console, self.tmux = console, environ.get("TMUX")
-        pairs = [f"{name}={value}" for name, value in environ.items() if console.live]
-        known = (row for row in PROTOCOLS for pair in pairs if re.fullmatch(row.variable, pair))
-        self.protocol = next(known, None)
+        said = "\n".join(map("=".join, environ.items())) if console.live else ""
+        self.protocol = next((row for row in PROTOCOLS if re.search(row.variables, said, re.MULTILINE)), None)
 
     def show(self, path: str) -> None:
         """Shows a saved picture, whose suffix tells the truth, or warns that it cannot be shown."""
@@ -4782,8 +4777,8 @@ def extract(context: Context, settings: Settings, problems: list[Problem], targe
 
 def spellings(row: Option) -> list[str]:
     """Returns every way to type an option, the usual one first, and the one that says no last."""
-    others = [name for name in (*row.also, row.negative) if name]
-    return [f"--{row.name}"] + [f"-{name}" if len(name) == 1 else f"--{name}" for name in others]
+    others = (*row.also, row.negative)
+    return [f"--{row.name}"] + [f"--{name}" if len(name) > 1 else f"-{name}" for name in others if name]
 
 
 def words_of(command: str) -> dict[str, Option]:
@@ -4811,6 +4806,7 @@ BASH = Shell(
   esac
   COMPREPLY=($(compgen -W "$fitting" -- "${COMP_WORDS[COMP_CWORD]}"))
 }
+[ -n "$ZSH_VERSION" ] && autoload -U +X bashcompinit && bashcompinit
 complete -o default -F _gpt_image gpt-image gpt_image.py""",
     "    %s) fitting='%s' ;;",
     "|",
@@ -4832,19 +4828,14 @@ complete -c gpt_image.py -a '(_gpt_image)'""",
     "    case %s; set fitting %s",
     " ",
 )
-SHELLS = {
-    "bash": BASH,
-    "zsh": BASH._replace(script="autoload -U +X bashcompinit && bashcompinit\n" + BASH.script),
-    "fish": FISH,
-}
+SHELLS = {"bash": BASH, "zsh": BASH, "fish": FISH}
 
 
 def completion_script(shell: str) -> str:
     """Returns a completion script: subcommands, the options of each, and the values of those that have a choice."""
     script, case, either = SHELLS[shell]
     options = [case % (name, " ".join(words_of(name))) for name in EVERY]
-    chosen = {either.join(spellings(row)): row.kind.choices for row in OPTIONS if row.kind.choices}
-    values = [case % (words, " ".join(choices)) for words, choices in chosen.items()]
+    values = [case % (either.join(spellings(row)), " ".join(row.kind.choices)) for row in OPTIONS if row.kind.choices]
     return script % {"commands": " ".join(EVERY), "options": "\n".join(options), "values": "\n".join(values)}
 
 
@@ -4861,7 +4852,7 @@ def example_dotenv() -> str:
     return "\n".join(lines).replace("# OPENAI_API_KEY=", "OPENAI_API_KEY=") + "\n"
 
 
-def init_env(context: Context) -> int:
+def init_env(console: Console) -> None:
     """Writes a commented .env into the current folder, for its owner only, never over an existing one."""
     try:
         with open(".env", "x", encoding="utf-8") as file:
@@ -4869,12 +4860,11 @@ def init_env(context: Context) -> int:
             file.write(example_dotenv())
     except OSError as error:
         raise Failure(OUTPUT, f".env: {error.strerror}", "edit it, or remove it first", rule="env-exists") from error
-    context.console.tell("wrote .env; put the key behind OPENAI_API_KEY= and keep it out of version control")
-    context.console.print(".env")
-    return OK
+    console.tell("wrote .env; put the key behind OPENAI_API_KEY= and keep it out of version control")
+    console.print(".env")
 
 
-def check_endpoint(context: Context, settings: Settings) -> int:
+def check_endpoint(context: Context, settings: Settings) -> None:
     """Asks the endpoint for its models, which is free of charge, and says whether the key is accepted."""
     check_key(settings)
     url = api_url(settings, "/models")
@@ -4884,10 +4874,9 @@ def check_endpoint(context: Context, settings: Settings) -> int:
         hint = "is the base URL right? It usually ends in /v1"
         raise Failure(UNREADABLE, f"{url} answers, but not as this API does", hint)
     names = [str(row.get("id")) for row in objects_in(listed)]
-    context.console.tell(f"the key is accepted by {origin_of(url)}; {plural(len(names), 'model')} listed")
-    images = [name for name in names if "image" in name]
-    context.console.print_json({"ok": True, "url": url, "key_accepted": True, "image_models": images})
-    return OK
+    context.console.tell(f"the key is accepted by {origin_of(url)}")
+    found = {"ok": True, "url": url, "key_accepted": True, "image_models": [name for name in names if "image" in name]}
+    context.console.print_json(found)
 
 
 def settings_lines(commands: Mapping[str, Json]) -> Iterator[str]:
@@ -4901,7 +4890,7 @@ def settings_lines(commands: Mapping[str, Json]) -> Iterator[str]:
         yield line if "config" in where or len(where) == len(ALL) else f"{line}  ({', '.join(where)})"
 
 
-def show_settings(context: Context, settings: Settings) -> int:
+def show_settings(context: Context, settings: Settings) -> None:
     """Shows the settings in force of each command, with their sources."""
     console, dotenv = context.console, context.dotenv
     commands = {name: shown_settings(resolve(name, {}, context.environ, dotenv)[0]) for name in ALL}
@@ -4910,26 +4899,27 @@ def show_settings(context: Context, settings: Settings) -> int:
         console.print("\n".join([f".env in force: {dotenv.path or 'none'}", *settings_lines(commands)]))
     else:
         console.print_json({"ok": True, "env_file": dotenv.path or None, "settings": commands})
-    return OK
 
 
-def config(context: Context, settings: Settings, problems: list[Problem], _: str | None, result: Result) -> int:
+def config(context: Context, settings: Settings, problems: list[Problem], _: str | None, result: Result) -> None:
     """Shows the settings in force; or writes a .env, prints a completion script, or asks the endpoint."""
+    console, shell = context.console, settings.get("completion")
     result.reported = True
-    enforce(problems + settings_problems(settings), False, context.console)
+    enforce(problems + settings_problems(settings), False, console)
     if settings.get("init"):
-        return init_env(context)
-    if settings.get("completion"):
-        context.console.print(completion_script(settings.get("completion")))
-        return OK
-    refuse_stolen_key(settings, context.dotenv)
-    return check_endpoint(context, settings) if settings.get("check") else show_settings(context, settings)
+        init_env(console)
+    elif shell:
+        console.print(completion_script(shell))
+    else:
+        refuse_stolen_key(settings, context.dotenv)
+        show = check_endpoint if settings.get("check") else show_settings
+        show(context, settings)
 
 
 class Command(NamedTuple):
     """A row of COMMANDS: what runs a subcommand, its line in the help, its argument with its meaning, an example."""
 
-    run: Callable[[Context, Settings, list[Problem], str | None, Result], int]
+    run: Callable[[Context, Settings, list[Problem], str | None, Result], object]
     summary: str
     argument: str
     meaning: str
@@ -4961,12 +4951,12 @@ class Parser(argparse.ArgumentParser):
 
 def add_option(group: Any, row: Option) -> None:
     """Adds an option to its group of the parser; a flag stores the text that says yes or no."""
-    words, note = spellings(row), f" (default: {row.default})" if row.default else ""
+    words, meaning = spellings(row), f"{row.help} (default: {row.default})" if row.default else row.help
     no = words.pop() if row.negative else ""
     facts: Json = {"action": "append" if row.kind.repeat else "store", "metavar": row.kind.metavar}
     if row.kind.flag:
         facts = {"action": "store_const", "const": "true"}
-    group.add_argument(*words, dest=row.name, help=(row.help + note).replace("%", "%%"), **facts)
+    group.add_argument(*words, dest=row.name, help=meaning.replace("%", "%%"), **facts)
     if no:
         group.add_argument(no, dest=row.name, help="the opposite", action="store_const", const="false")
 
@@ -5046,9 +5036,9 @@ def refuse_option(command: str, name: str) -> None:
     raise Failure(USAGE, f"{name} is no option of {command}", hint, rule="unknown-option")
 
 
-def refuse_command(argv: list[str]) -> None:
+def refuse_command(word: str, argv: list[str]) -> None:
     """Refuses a command line that does not begin with a command."""
-    word, later = argv[0] if argv else "", [word for word in argv if word in COMMANDS]
+    later = [word for word in argv if word in COMMANDS]
     if later:
         hint = f"the command comes first: gpt_image.py {later[0]} …"
     elif " " in word:
@@ -5072,9 +5062,9 @@ def joined(command: str, argv: list[str]) -> list[str]:
 
 def parse(argv: list[str]) -> tuple[str, dict[str, Any], str | None]:
     """Returns the subcommand, the typed options and the argument; every mistake of spelling is a Failure."""
-    if not argv or argv[0] not in COMMANDS:
-        refuse_command(argv)
-    command, end = argv[0], [*argv, "--"].index("--")
+    command, end = argv[0] if argv else "", [*argv, "--"].index("--")
+    if command not in COMMANDS:
+        refuse_command(command, argv)
     known, others = build_parser(command, OPTIONS).parse_known_args(joined(command, argv[1:end]))
     for word in others:
         if re.match(r"--?[A-Za-z][\w-]*(=|$)", word):
@@ -5192,24 +5182,22 @@ def help_text(argv: list[str]) -> str:
     return fitted(f"{text.rstrip()}\n\nexit codes:\n{exits}", shutil.get_terminal_size().columns)
 
 
-def standard(name: str, errors: str = "backslashreplace") -> IO[str]:
+def standard(stream: IO[str] | None, errors: str = "backslashreplace") -> IO[str]:
     """Returns a stream of this process, in UTF-8 whatever the code page, or an empty one if it was closed."""
-    stream = getattr(sys, name) or io.StringIO()
-    if hasattr(stream, "reconfigure"):
+    if isinstance(stream, io.TextIOWrapper):
         stream.reconfigure(encoding="utf-8", errors=errors)
-    return stream
+    return stream or io.StringIO()
 
 
 def main(
-    argv: list[str] | None = None, *, transport: Transport | None = None, environ: Mapping[str, str] | None = None,
+    argv: list[str] | None = None, *, transport: Transport | None = None, environ: Mapping[str, str] = os.environ,
     stdin: IO[str] | None = None, stdout: IO[str] | None = None, stderr: IO[str] | None = None,
     clock: Callable[[], float] = time.monotonic, sleep: Callable[[float], None] | None = None,
 ) -> int:  # fmt: skip
     """Runs the program with the given arguments and returns its exit code; all it touches can be handed in."""
     argv = sys.argv[1:] if argv is None else argv
-    environ = os.environ if environ is None else environ
-    stdin = stdin or standard("stdin", "strict")
-    console = Console(stdout or standard("stdout"), stderr or standard("stderr"), environ)
+    stdin = stdin or standard(sys.stdin, "strict")
+    console = Console(stdout or standard(sys.stdout), stderr or standard(sys.stderr), environ)
     text = help_text(argv)
     if text:
         console.print(text)
