@@ -198,7 +198,7 @@ class Console:
     def cleaned(self, blocks: Iterable[bytes]) -> Iterator[bytes]:
         """Yields the bytes of a reply without any secret, as long as they were, wherever the blocks end."""
         needles = [form.encode("utf-8", "surrogateescape") for form in self.hidden]
-        most = max(map(len, needles), default=1)
+        open_end = max(map(len, needles), default=1) - 1  # a secret that begins there may go on in the next block
         # Searched in what came and blotted out in a copy, since secrets may overlap.
         came, shown = bytearray(), bytearray()
         for block in blocks:
@@ -208,7 +208,7 @@ class Console:
                 at = -1
                 while (at := came.find(needle, at + 1)) >= 0:
                     shown[at : at + len(needle)] = b"*" * len(needle)
-            whole = max(len(came) - most + 1, 0)  # a secret that begins behind it may go on in the next block
+            whole = max(len(came) - open_end, 0)
             yield bytes(shown[:whole])
             del came[:whole], shown[:whole]
         yield bytes(shown)
@@ -416,7 +416,7 @@ class Protocol(NamedTuple):
     sequences: Callable[[str], Iterator[str]]
 
 
-# tmux passes on the variables that stand first; it sets TERM_PROGRAM itself.
+# Within tmux TERM_PROGRAM says `tmux`; the other variables stay as the terminal has set them.
 PROTOCOLS = (
     Protocol(
         r"^((KITTY_WINDOW_ID|GHOSTTY_RESOURCES_DIR)=.+|TERM=xterm-(kitty|ghostty)|TERM_PROGRAM=ghostty)$",
@@ -4917,7 +4917,7 @@ def config(context: Context, settings: Settings, problems: list[Problem], _: str
 
 
 class Command(NamedTuple):
-    """A row of COMMANDS: what runs a subcommand, its line in the help, its argument with its meaning, an example."""
+    """A row of COMMANDS: what runs a subcommand, its line in the help, its argument, what that is, and an example."""
 
     run: Callable[[Context, Settings, list[Problem], str | None, Result], object]
     summary: str
@@ -4927,11 +4927,11 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
-    **{row.name: Command(call, row.summary, "PROMPT", "says what to make", row.example) for row in ROUTES},
-    "resume": Command(resume, "collect a background response", "TARGET", "is a session file, or the id of a response",
-                      "resume out/poster.session.json"),
+    **{row.name: Command(call, row.summary, "PROMPT", "PROMPT says what to make", row.example) for row in ROUTES},
+    "resume": Command(resume, "collect a background response", "TARGET",
+                      "TARGET is a session file, or the id of a response", "resume out/poster.session.json"),
     "extract": Command(extract, "take the pictures out of a saved reply, offline", "FILE",
-                       "is a reply that was kept or saved: JSON or events, whole or cut short",
+                       "FILE is a reply that was kept or saved: JSON or events, whole or cut short",
                        "extract out/poster.reply --output out/poster.png"),
     "config": Command(config, "show the settings in force; write a .env; check the key", "", "", "config --check"),
 }  # fmt: skip
@@ -4946,7 +4946,8 @@ class Parser(argparse.ArgumentParser):
     """argparse for the spelling only: its errors become a Failure, without the dump of the usage."""
 
     def error(self, message: str) -> Any:
-        raise Failure(USAGE, message, "see --help", rule="usage")
+        hint = "see --help; a value that begins with a dash is given as --option=-value"
+        raise Failure(USAGE, message, hint, rule="usage")
 
 
 def add_option(group: Any, row: Option) -> None:
@@ -4968,7 +4969,7 @@ def build_parser(command: str, table: tuple[Option, ...]) -> Parser:
     argument = f" [{row.argument}]" if row.argument else ""
     parser = Parser(
         usage=f"gpt_image.py {command}{argument} [options]",
-        description=row.summary + (f"\n{row.argument} {row.meaning}" if row.argument else ""),
+        description=f"{row.summary}\n{row.meaning}",
         epilog=f"example:\n  gpt_image.py {row.example}",
         add_help=False,
         allow_abbrev=False,
@@ -5048,24 +5049,12 @@ def refuse_command(word: str, argv: list[str]) -> None:
     raise Failure(USAGE, f"{word!r} is no command" if word else "no command is given", hint, rule="command")
 
 
-def joined(command: str, argv: list[str]) -> list[str]:
-    """Returns the words with `--option -value` as `--option=-value`, unless the second is an option of its own."""
-    options, words = words_of(command), [""]
-    for word in argv:
-        row = options.get(words[-1])
-        if row and not row.kind.flag and word.startswith("-") and word.partition("=")[0] not in options:
-            words[-1] = f"--{row.name}={word}"
-        else:
-            words.append(word)
-    return words[1:]
-
-
 def parse(argv: list[str]) -> tuple[str, dict[str, Any], str | None]:
     """Returns the subcommand, the typed options and the argument; every mistake of spelling is a Failure."""
     command, end = argv[0] if argv else "", [*argv, "--"].index("--")
     if command not in COMMANDS:
         refuse_command(command, argv)
-    known, others = build_parser(command, OPTIONS).parse_known_args(joined(command, argv[1:end]))
+    known, others = build_parser(command, OPTIONS).parse_known_args(argv[1:end])
     for word in others:
         if re.match(r"--?[A-Za-z][\w-]*(=|$)", word):
             refuse_option(command, word.partition("=")[0])
