@@ -131,27 +131,25 @@ class Secret:
 # A server's words go to a terminal: escape sequences in them must not.
 CONTROL = dict.fromkeys([*range(9), *range(11, 32), *range(127, 160)])
 UNPRINTABLE = re.compile("[\x7f-\x9f\ud800-\udfff]")  # what JSON leaves as it is, and a stream may not take
-# What a styled line begins with, and the colour of its first word.
+COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 STYLES = {
-    "error": ("gpt_image.py: ", "\x1b[1;31m"),
-    "warning": ("gpt_image.py: ", "\x1b[33m"),
-    "hint": ("  ", "\x1b[36m"),
+    "": "",
+    "error": "gpt_image.py: \x1b[1;31merror:\x1b[0m ",
+    "warning": "gpt_image.py: \x1b[33mwarning:\x1b[0m ",
+    "hint": "  \x1b[36mhint:\x1b[0m ",
 }
 
 
 def is_terminal(stream: IO[str]) -> bool:
     """Tells whether a stream is a terminal; a closed one is not."""
-    try:
-        return stream.isatty()
-    except (AttributeError, ValueError):
-        return False
+    return not stream.closed and stream.isatty()
 
 
 def columns(stream: IO[str]) -> int:
     """Returns the width of a terminal, or 0 where it is not known or the stream was closed."""
     try:
         return os.get_terminal_size(stream.fileno()).columns
-    except (AttributeError, OSError, ValueError):
+    except (OSError, ValueError):
         return 0
 
 
@@ -178,7 +176,7 @@ class Console:
         from _thread import allocate_lock  # `threading` costs a start-up more than it gives here
 
         self.stdout, self.stderr, self.lock = stdout, stderr, allocate_lock()
-        self.hidden: set[str] = set()  # every form of every secret
+        self.hidden: list[str] = []  # every form of every secret, the longest first, since one may hold another
         self.warnings: list[str] = []
         self.quiet, self.lost = False, ""
         self.tells = True  # False where stderr holds a JSON object a line
@@ -188,33 +186,29 @@ class Console:
 
     def hide(self, *secrets: Secret) -> None:
         """Keeps secrets out of all that is printed or kept from now on."""
-        self.hidden.update(form for secret in secrets for form in secret.forms())
-
-    def forms(self) -> list[str]:
-        """Returns all that must not be shown, the longest first, since one may hold another."""
-        return sorted(self.hidden, key=len, reverse=True)
+        forms = {form for secret in secrets for form in secret.forms()}
+        self.hidden = sorted(forms.union(self.hidden), key=len, reverse=True)
 
     def clean(self, text: str) -> str:
         """Returns the text without any secret."""
-        for form in self.forms():
+        for form in self.hidden:
             text = text.replace(form, "***")
         return text
 
     def cleaned(self, blocks: Iterable[bytes]) -> Iterator[bytes]:
         """Yields the bytes of a reply without any secret, as long as they were, wherever the blocks end."""
-        needles = [form.encode("utf-8", "surrogateescape") for form in self.forms()]
-        most = max(map(len, needles), default=1)
+        needles = [form.encode("utf-8", "surrogateescape") for form in self.hidden]
+        open_end = max(map(len, needles), default=1) - 1  # a secret that begins there may go on in the next block
         # Searched in what came and blotted out in a copy, since secrets may overlap.
         came, shown = bytearray(), bytearray()
         for block in blocks:
             came += block
             shown += block
             for needle in needles:
-                at = came.find(needle)
-                while at >= 0:
+                at = -1
+                while (at := came.find(needle, at + 1)) >= 0:
                     shown[at : at + len(needle)] = b"*" * len(needle)
-                    at = came.find(needle, at + 1)
-            whole = max(len(came) - most + 1, 0)  # a secret that begins behind it may go on in the next block
+            whole = max(len(came) - open_end, 0)
             yield bytes(shown[:whole])
             del came[:whole], shown[:whole]
         yield bytes(shown)
@@ -222,10 +216,9 @@ class Console:
     def _put(self, stream: IO[str], text: str) -> None:
         try:
             print(self.clean(text), end="", file=stream, flush=True)
-        except BrokenPipeError:
-            self.abandon(stream)
         except OSError as error:  # a full disk behind a stream is not worth a picture, but the result must not vanish
-            self.lost = str(error.strerror) if stream is self.stdout else self.lost
+            if stream is self.stdout and not isinstance(error, BrokenPipeError):
+                self.lost = str(error.strerror)
             self.abandon(stream)
         except ValueError:
             pass  # a closed stream
@@ -234,36 +227,33 @@ class Console:
         """Points a stream whose reader is gone at the null device, so that the interpreter's own flush is quiet too."""
         try:
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-        except (OSError, ValueError):
+        except OSError:
             pass
 
-    def _write(self, stream: IO[str], texts: Iterable[str], line: str = "") -> None:
-        """Writes texts in one go, where the live line stood; `line` is what stands there afterwards."""
+    def draw(self, texts: Iterable[str], stream: IO[str] | None = None) -> None:
+        """Writes raw texts in one go where the live line stood, to stderr unless to another stream."""
         with self.lock:
-            if self.line and not line:
+            if self.line:
+                self.line = ""
                 self._put(self.stderr, "\r\x1b[K")
-            self.line = line
             for text in texts:
-                self._put(stream, text)
+                self._put(stream or self.stderr, text)
 
     def redraw(self, line: str) -> None:
         """Writes the live line anew if it has changed, so that it does not flicker; an empty one is taken away."""
         width = columns(self.stderr) or 80
-        line = line if len(line) < width else line[: max(width - 2, 0)] + "…"
-        if line != self.line:
-            self._write(self.stderr, [f"\r{line}\x1b[K"] if line else [], line)
-
-    def draw(self, texts: Iterable[str]) -> None:
-        """Writes raw texts to stderr, such as escape sequences of our own."""
-        self._write(self.stderr, texts)
+        if len(line) >= width:
+            line = line[: width - 2] + "…"
+        with self.lock:
+            if line != self.line:
+                self.line = line
+                self._put(self.stderr, f"\r{line}\x1b[K")
 
     def say(self, text: str, style: str = "") -> None:
         """Prints one line to stderr, with its first word coloured if the terminal wants that."""
-        text = text.translate(CONTROL)
-        if style:
-            start, colour = STYLES[style]
-            text = f"{start}{colour}{style}:\x1b[0m {text}" if self.colour else f"{start}{style}: {text}"
-        if self.live and columns(self.stderr):
+        start = STYLES[style] if self.colour else COLOUR.sub("", STYLES[style])
+        text = start + text.translate(CONTROL)
+        if self.live:
             text = fitted(text, columns(self.stderr))
         self.draw([text + "\n"])
 
@@ -282,21 +272,19 @@ class Console:
 
     def print(self, text: str) -> None:
         """Prints the result to stdout."""
-        self._write(self.stdout, [text + "\n"])
+        self.draw([text + "\n"], self.stdout)
 
     def print_json(self, value: Any) -> None:
         """Prints one JSON object to stdout; what is not valid Unicode in a file name is escaped."""
-        text = self.clean(json.dumps(value, indent=2, ensure_ascii=False))
+        text = json.dumps(value, indent=2, ensure_ascii=False)
         self.print(UNPRINTABLE.sub(lambda match: f"\\u{ord(match.group()):04x}", text))
 
 
 def amount(size: float) -> str:
     """Returns a number of bytes as words, such as `1.8 MB`."""
-    for unit in ("bytes", "kB", "MB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.1f} GB"
+    if size < 1000:
+        return f"{size:.0f} bytes"
+    return f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1000:.1f} kB"
 
 
 def plural(count: int, noun: str) -> str:
@@ -332,8 +320,7 @@ class Progress:
     A thread redraws the live line ten times a second and gives the heartbeat, since the call itself waits in `recv`.
     """
 
-    HEARTBEAT = 30.0  # seconds
-    TICKS = {"live": 0.1, "plain": 1.0}  # seconds
+    HEARTBEAT, TICK = 30.0, 0.1  # seconds
 
     def __init__(self, console: Console, mode: str, clock: Callable[[], float]) -> None:
         self.console, self.clock = console, clock
@@ -342,7 +329,7 @@ class Progress:
             self.mode = "none"
         console.tells = self.mode != "json"
         self.started = self.shown = clock()
-        self.name = self.text = ""
+        self.name, self.text = "", "working"
         self.thread: Any = None
 
     def __enter__(self) -> Progress:
@@ -356,30 +343,23 @@ class Progress:
 
     def phase(self, name: str, **facts: Any) -> None:
         """Tells that a phase has begun or moved on; the facts fill its row of PHASES."""
-        if self.mode == "json":
-            self._tell_json(name, facts)
-        elif self.mode != "none":
-            self._tell(name, facts)
-            if not self.thread:
-                self._start()
-
-    def _tell_json(self, name: str, facts: Json) -> None:
-        # A 200 MB reply has thousands of chunks: what only moves on is told once a second.
-        now = self.clock()
-        if name != self.name or not PHASES[name].first or now - self.shown >= 1:
-            self.name, self.shown = name, now
-            self.console.draw([json.dumps({"phase": name, "seconds": round(now - self.started, 1), **facts}) + "\n"])
-
-    def _tell(self, name: str, facts: Json) -> None:
-        row = PHASES[name]
-        text = row.words.format(**facts)
-        if row.lasting:
-            self.console.say(text)
+        if self.mode == "none":
             return
-        if self.mode == "plain" and name != self.name:
+        row, now = PHASES[name], self.clock()
+        text, begins = row.words.format(**facts), name != self.name
+        if not row.lasting:
+            self.name, self.text = name, text
+        if self.mode == "json":
+            # A 200 MB reply has thousands of chunks: what only moves on is told once a second.
+            if begins or not row.first or now - self.shown >= 1:
+                self.shown = now
+                told = {"phase": name, "seconds": round(now - self.started, 1), **facts}
+                self.console.draw([json.dumps(told) + "\n"])
+        elif row.lasting or (begins and self.mode == "plain"):
+            self.shown = now
             self.console.say(row.first.format(**facts) or text)
-            self.shown = self.clock()
-        self.name, self.text = name, text
+        if not self.thread:
+            self._start()
 
     def _start(self) -> None:
         """Starts the thread with the first phase: checks alone need none."""
@@ -390,31 +370,32 @@ class Progress:
         self.thread.start()
 
     def _tick(self) -> None:
-        while not self.ended.wait(self.TICKS[self.mode]):
+        while not self.ended.wait(self.TICK):
             self.beat()
 
     def beat(self) -> None:
         """Redraws the live line; in plain progress, says now and then that the call still goes on."""
         now = self.clock()
-        if self.mode == "live" and self.text:
-            self.console.redraw(f"{self.text} · {now - self.started:.0f} s")
+        seconds = f"{now - self.started:.0f} s"
+        if self.mode == "live":
+            self.console.redraw(f"{self.text} · {seconds}")
         elif self.mode == "plain" and now - self.shown >= self.HEARTBEAT:
             self.shown = now
-            self.console.say(f"{self.text or 'working'}, {now - self.started:.0f} s so far")
+            self.console.say(f"{self.text}, {seconds} so far")
 
 
-def base64_blocks(path: str, size: int) -> Iterator[str]:
-    """Yields a file in base64, `size` bytes (a multiple of three) at a time."""
+def base64_blocks(path: str) -> Iterator[str]:
+    """Yields a file in base64, in pieces of 4096 characters."""
     with open(path, "rb") as file:
-        while block := file.read(size):
+        while block := file.read(3072):
             yield binascii.b2a_base64(block, newline=False).decode()
 
 
 # https://sw.kovidgoyal.net/kitty/graphics-protocol/
 def kitty_sequences(path: str) -> Iterator[str]:
-    """Yields a picture for kitty: chunks of 4096 characters, with m=1 until the last."""
+    """Yields a picture for kitty: pieces of at most 4096 characters, with m=1 until the last."""
     control = "a=T,f=100,q=2,"
-    for text in base64_blocks(path, 3072):
+    for text in base64_blocks(path):
         yield f"\x1b_G{control}m=1;{text}\x1b\\"
         control = ""
     yield "\x1b_Gm=0;\x1b\\"
@@ -423,65 +404,51 @@ def kitty_sequences(path: str) -> Iterator[str]:
 # https://iterm2.com/documentation-images.html
 def iterm_sequences(path: str) -> Iterator[str]:
     """Yields a picture for iTerm2: one sequence, since tmux would not put pieces together."""
-    text = "".join(base64_blocks(path, 3 * 64 * 1024))
+    text = "".join(base64_blocks(path))
     yield f"\x1b]1337;File=inline=1;preserveAspectRatio=1;size={os.path.getsize(path)}:{text}\x07"
 
 
 class Protocol(NamedTuple):
-    """How terminals show a picture: the suffixes of what they can, and the escape sequences of a file."""
+    """A row of PROTOCOLS: a way to show pictures, the variables of its terminals, and the suffixes they take."""
 
+    variables: str
     suffixes: tuple[str, ...]
     sequences: Callable[[str], Iterator[str]]
 
 
-KITTY = Protocol((".png",), kitty_sequences)
-ITERM = Protocol((".png", ".jpg", ".jpeg", ".gif", ".webp"), iterm_sequences)
-
-
-class Terminal(NamedTuple):
-    """A row of TERMINALS: a variable a terminal sets, what it looks like there, and the way it shows pictures."""
-
-    variable: str
-    pattern: str
-    protocol: Protocol
-
-
-# Variables that a terminal passes on through tmux come first: TERM_PROGRAM says `tmux` there.
-TERMINALS = (
-    Terminal("KITTY_WINDOW_ID", r".+", KITTY),
-    Terminal("GHOSTTY_RESOURCES_DIR", r".+", KITTY),
-    Terminal("TERM", r"xterm-(kitty|ghostty)", KITTY),
-    Terminal("WEZTERM_PANE", r".+", ITERM),
-    Terminal("LC_TERMINAL", r"iTerm2", ITERM),
-    Terminal("TERM_PROGRAM", r"iTerm\.app|WezTerm|vscode", ITERM),
-    Terminal("TERM_PROGRAM", r"ghostty", KITTY),
+# Within tmux TERM_PROGRAM says `tmux`; the other variables stay as the terminal has set them.
+PROTOCOLS = (
+    Protocol(
+        r"^((KITTY_WINDOW_ID|GHOSTTY_RESOURCES_DIR)=.+|TERM=xterm-(kitty|ghostty)|TERM_PROGRAM=ghostty)$",
+        (".png",),
+        kitty_sequences,
+    ),
+    Protocol(
+        r"^(WEZTERM_PANE=.+|LC_TERMINAL=iTerm2|TERM_PROGRAM=(iTerm\.app|WezTerm|vscode))$",
+        (".png", ".jpg", ".jpeg", ".gif", ".webp"),
+        iterm_sequences,
+    ),
 )
-
-
-def passed_through_tmux(sequence: str) -> str:
-    """Returns an escape sequence as tmux hands it on, with allow-passthrough on."""
-    # https://github.com/tmux/tmux/wiki/FAQ
-    return "\x1bPtmux;" + sequence.replace("\x1b", "\x1b\x1b") + "\x1b\\"
 
 
 class Preview:
     """Shows pictures in the terminal itself, where its variables say that it can."""
 
     def __init__(self, console: Console, environ: Mapping[str, str]) -> None:
-        self.console, self.tmux, self.told = console, bool(environ.get("TMUX")), False
-        known = (row.protocol for row in TERMINALS if re.fullmatch(row.pattern, environ.get(row.variable, "")))
-        self.protocol = next(known, None) if console.live else None
+        self.console, self.tmux = console, environ.get("TMUX")
+        said = "\n".join(map("=".join, environ.items())) if console.live else ""
+        self.protocol = next((row for row in PROTOCOLS if re.search(row.variables, said, re.MULTILINE)), None)
 
     def show(self, path: str) -> None:
-        """Shows a saved picture, whose suffix tells the truth, or says once why not."""
+        """Shows a saved picture, whose suffix tells the truth, or warns that it cannot be shown."""
         if self.protocol and path.lower().endswith(self.protocol.suffixes):
             sequences = self.protocol.sequences(path)
-            self.console.draw(map(passed_through_tmux, sequences) if self.tmux else sequences)
-            self.console.draw(["\n"])
-        elif not self.told:
-            self.told = True
+            if self.tmux:  # https://github.com/tmux/tmux/wiki/FAQ, with allow-passthrough on
+                sequences = ("\x1bPtmux;" + text.replace("\x1b", "\x1b\x1b") + "\x1b\\" for text in sequences)
+            self.console.draw(itertools.chain(sequences, ["\n"]))
+        else:
             why = "cannot show this format" if self.protocol else "shows no pictures, or does not say that it does"
-            self.console.tell(f"--preview: this terminal {why}")
+            self.console.warn(f"--preview: this terminal {why}")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -4430,7 +4397,7 @@ class Call:
             self.result.saved_response = self.kept.keep(target, overwrite, temp_files, console)
         self.kept.close()
 
-    def conclude(self, failure: Failure | None, wanted: int) -> int:
+    def conclude(self, failure: Failure | None, wanted: int) -> None:
         """Ends the call: success, or the failure with what was received kept."""
         result, console = self.result, self.context.console
         failure = self.judged_reply(failure, wanted)
@@ -4447,7 +4414,6 @@ class Call:
             raise failure
         if result.text and not result.images:
             console.warn("the model answered in words only")
-        return OK
 
     def judged_reply(self, failure: Failure | None, wanted: int) -> Failure | None:
         """Returns why a reply is not what was asked for, with all that was wrong; None if every picture is on disk."""
@@ -4548,7 +4514,7 @@ def shown_settings(settings: Settings) -> Json:
     return rows
 
 
-def make_call(context: Context, checked: Checked, names: OutputNames, request: Request, result: Result) -> int:
+def make_call(context: Context, checked: Checked, names: OutputNames, request: Request, result: Result) -> None:
     """Sends a call that has passed all checks and saves what comes of it."""
     settings = checked.settings
     made = Call(context, settings, names, result)
@@ -4556,24 +4522,23 @@ def make_call(context: Context, checked: Checked, names: OutputNames, request: R
     if result.route == "responses":
         failure = made.settle(failure)
     free = settings.get("tool-choice") in ("auto", "none") and result.route == "responses"  # to answer in words
-    return made.conclude(failure, 0 if free and result.text else names.expected)
+    made.conclude(failure, 0 if free and result.text else names.expected)
 
 
-def show_request(context: Context, checked: Checked, request: Request, outputs: list[str]) -> int:
+def show_request(context: Context, checked: Checked, request: Request, outputs: list[str]) -> None:
     """Prints what would be sent: the dry run, or a curl command."""
     if checked.settings.get("curl"):
         context.console.print(curl_command(request))
-        return OK
+        return
     context.console.print_json({
         "dry_run": True, "route": checked.route.name, "method": request.method, "url": request.url,
         "headers": shown_headers(request.headers), "body": request.tree, "form": request.form, "outputs": outputs,
         "settings": shown_settings(checked.settings), "estimate": estimate(checked),
         "warnings": context.console.warnings,
     })  # fmt: skip
-    return OK
 
 
-def call(context: Context, settings: Settings, problems: list[Problem], positional: str | None, result: Result) -> int:
+def call(context: Context, settings: Settings, problems: list[Problem], positional: str | None, result: Result) -> None:
     """Makes a call of one of the three routes: check everything, plan the names, send once, save as it comes."""
     result.model = settings.get("model")
     checked = gather(context, settings, positional)
@@ -4597,8 +4562,9 @@ def call(context: Context, settings: Settings, problems: list[Problem], position
     request = build_request(checked)
     if dry:
         result.reported = True
-        return show_request(context, checked, request, outputs[: names.expected])
-    return make_call(context, checked, names, request, result)
+        show_request(context, checked, request, outputs[: names.expected])
+    else:
+        make_call(context, checked, names, request, result)
 
 
 def read_session(target: str, settings: Settings) -> Json:
@@ -4621,7 +4587,7 @@ def read_session(target: str, settings: Settings) -> Json:
     return session
 
 
-def resume(context: Context, settings: Settings, problems: list[Problem], target: str | None, result: Result) -> int:
+def resume(context: Context, settings: Settings, problems: list[Problem], target: str | None, result: Result) -> None:
     """Collects a background response, from this machine or another, or cancels it."""
     enforce(problems + settings_problems(settings), False, context.console)
     if not target:
@@ -4645,12 +4611,12 @@ def resume(context: Context, settings: Settings, problems: list[Problem], target
         status = as_object(parse_json(read_body(made.ask(cancel=True)))).get("status")
         context.console.tell(f"{result.facts['id']}: {status}")
         made.forget_session()
-        return OK
+        return
     written = [names.final(1), *filter(None, [settings.get("save-response")])]
     check_names(written, names.overwrite)
     make_folders(written, context.temp_files)
     failure = made.settle(made.read_again())
-    return made.conclude(failure, 0 if result.text else 1)
+    made.conclude(failure, 0 if result.text else 1)
 
 
 def without_number(result: Result, names: OutputNames, temp_files: TempFiles) -> None:
@@ -4661,7 +4627,7 @@ def without_number(result: Result, names: OutputNames, temp_files: TempFiles) ->
         row["path"] = temp_files.place(row["path"], true_name, names.overwrite and true_name == name)
 
 
-def extract(context: Context, settings: Settings, problems: list[Problem], target: str | None, result: Result) -> int:
+def extract(context: Context, settings: Settings, problems: list[Problem], target: str | None, result: Result) -> None:
     """Takes the pictures out of a kept or saved reply, offline; one that is cut short gives what it holds whole."""
     enforce(problems, False, context.console)
     settings = follow_suffix(settings)
@@ -4688,18 +4654,17 @@ def extract(context: Context, settings: Settings, problems: list[Problem], targe
         raise failure
     for trouble in result.troubles:
         context.console.warn(trouble.message)
-    return OK
 
 
 def spellings(row: Option) -> list[str]:
-    """Returns every way to type an option, the usual one first."""
-    names = [f"--{row.name}"] + [f"-{name}" if len(name) == 1 else f"--{name}" for name in row.also]
-    return names + ([f"--{row.negative}"] if row.negative else [])
+    """Returns every way to type an option, the usual one first, and the one that says no last."""
+    others = (*row.also, row.negative)
+    return [f"--{row.name}"] + [f"--{name}" if len(name) > 1 else f"-{name}" for name in others if name]
 
 
-def words_of(command: str) -> list[str]:
-    """Returns every option that can be typed after a subcommand."""
-    return [word for row in options_of(command).values() for word in spellings(row)]
+def words_of(command: str) -> dict[str, Option]:
+    """Returns every option that can be typed after a subcommand, by each of its spellings."""
+    return {word: row for row in options_of(command).values() for word in spellings(row)}
 
 
 class Shell(NamedTuple):
@@ -4722,6 +4687,7 @@ BASH = Shell(
   esac
   COMPREPLY=($(compgen -W "$fitting" -- "${COMP_WORDS[COMP_CWORD]}"))
 }
+[ -n "$ZSH_VERSION" ] && autoload -U +X bashcompinit && bashcompinit
 complete -o default -F _gpt_image gpt-image gpt_image.py""",
     "    %s) fitting='%s' ;;",
     "|",
@@ -4743,19 +4709,14 @@ complete -c gpt_image.py -a '(_gpt_image)'""",
     "    case %s; set fitting %s",
     " ",
 )
-SHELLS = {
-    "bash": BASH,
-    "zsh": BASH._replace(script="autoload -U +X bashcompinit && bashcompinit\n" + BASH.script),
-    "fish": FISH,
-}
+SHELLS = {"bash": BASH, "zsh": BASH, "fish": FISH}
 
 
 def completion_script(shell: str) -> str:
     """Returns a completion script: subcommands, the options of each, and the values of those that have a choice."""
     script, case, either = SHELLS[shell]
     options = [case % (name, " ".join(words_of(name))) for name in EVERY]
-    chosen = [row for row in OPTIONS if row.kind.choices]
-    values = [case % (either.join(spellings(row)), " ".join(row.kind.choices)) for row in chosen]
+    values = [case % (either.join(spellings(row)), " ".join(row.kind.choices)) for row in OPTIONS if row.kind.choices]
     return script % {"commands": " ".join(EVERY), "options": "\n".join(options), "values": "\n".join(values)}
 
 
@@ -4768,25 +4729,23 @@ def example_dotenv() -> str:
     for row in sorted((row for row in OPTIONS if row.env), key=lambda row: not row.secret):
         choices = f"; one of {', '.join(row.kind.choices)}" if row.kind.choices else ""
         default = f"; default {row.default}" if row.default else ""
-        names = [f"{name}=" if row.secret and name == row.env[0] else f"# {name}=" for name in row.env]
-        lines += ["", f"# {row.help}{choices}{default}", *names]
-    return "\n".join(lines) + "\n"
+        lines += ["", f"# {row.help}{choices}{default}", *(f"# {name}=" for name in row.env)]
+    return "\n".join(lines).replace("# OPENAI_API_KEY=", "OPENAI_API_KEY=") + "\n"
 
 
-def init_env(context: Context) -> int:
+def init_env(console: Console) -> None:
     """Writes a commented .env into the current folder, for its owner only, never over an existing one."""
     try:
-        file = os.fdopen(os.open(".env", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8")
+        with open(".env", "x", encoding="utf-8") as file:
+            os.chmod(".env", 0o600)  # there is no key in it yet
+            file.write(example_dotenv())
     except OSError as error:
         raise Failure(OUTPUT, f".env: {error.strerror}", "edit it, or remove it first", rule="env-exists") from error
-    with file:
-        file.write(example_dotenv())
-    context.console.tell("wrote .env; put the key behind OPENAI_API_KEY= and keep it out of version control")
-    context.console.print(".env")
-    return OK
+    console.tell("wrote .env; put the key behind OPENAI_API_KEY= and keep it out of version control")
+    console.print(".env")
 
 
-def check_endpoint(context: Context, settings: Settings) -> int:
+def check_endpoint(context: Context, settings: Settings) -> None:
     """Asks the endpoint for its models, which is free of charge, and says whether the key is accepted."""
     check_key(settings)
     url = api_url(settings, "/models")
@@ -4795,11 +4754,10 @@ def check_endpoint(context: Context, settings: Settings) -> int:
     if not isinstance(listed, list):
         hint = "is the base URL right? It usually ends in /v1"
         raise Failure(UNREADABLE, f"{url} answers, but not as this API does", hint)
-    names = [row["id"] for row in objects_in(listed) if isinstance(row.get("id"), str)]
-    context.console.tell(f"the key is accepted by {origin_of(url)}; {plural(len(names), 'model')} listed")
-    images = [name for name in names if "image" in name]
-    context.console.print_json({"ok": True, "url": url, "key_accepted": True, "image_models": images})
-    return OK
+    names = [str(row.get("id")) for row in objects_in(listed)]
+    context.console.tell(f"the key is accepted by {origin_of(url)}")
+    found = {"ok": True, "url": url, "key_accepted": True, "image_models": [name for name in names if "image" in name]}
+    context.console.print_json(found)
 
 
 def settings_lines(commands: Mapping[str, Json]) -> Iterator[str]:
@@ -4807,14 +4765,13 @@ def settings_lines(commands: Mapping[str, Json]) -> Iterator[str]:
     found: dict[str, list[str]] = {}
     for command, settings in commands.items():
         for name, row in settings.items():
-            value = row["value"] if isinstance(row["value"], str) else json.dumps(row["value"], default=str)
+            value = row["value"] if isinstance(row["value"], str) else json.dumps(row["value"])
             found.setdefault(f"--{name:<18} {value:<28} {row['source']}", []).append(command)
     for line, where in sorted(found.items()):
-        everywhere = "config" in where or set(ALL) <= set(where)
-        yield line if everywhere else f"{line}  ({', '.join(where)})"
+        yield line if "config" in where or len(where) == len(ALL) else f"{line}  ({', '.join(where)})"
 
 
-def show_settings(context: Context, settings: Settings) -> int:
+def show_settings(context: Context, settings: Settings) -> None:
     """Shows the settings in force of each command, with their sources."""
     console, dotenv = context.console, context.dotenv
     commands = {name: shown_settings(resolve(name, {}, context.environ, dotenv)[0]) for name in ALL}
@@ -4823,37 +4780,41 @@ def show_settings(context: Context, settings: Settings) -> int:
         console.print("\n".join([f".env in force: {dotenv.path or 'none'}", *settings_lines(commands)]))
     else:
         console.print_json({"ok": True, "env_file": dotenv.path or None, "settings": commands})
-    return OK
 
 
-def config(context: Context, settings: Settings, problems: list[Problem], _: str | None, result: Result) -> int:
+def config(context: Context, settings: Settings, problems: list[Problem], _: str | None, result: Result) -> None:
     """Shows the settings in force; or writes a .env, prints a completion script, or asks the endpoint."""
+    console, shell = context.console, settings.get("completion")
     result.reported = True
-    enforce(problems + settings_problems(settings), False, context.console)
+    enforce(problems + settings_problems(settings), False, console)
     if settings.get("init"):
-        return init_env(context)
-    if settings.get("completion"):
-        context.console.print(completion_script(settings.get("completion")))
-        return OK
-    refuse_stolen_key(settings, context.dotenv)
-    return check_endpoint(context, settings) if settings.get("check") else show_settings(context, settings)
+        init_env(console)
+    elif shell:
+        console.print(completion_script(shell))
+    else:
+        refuse_stolen_key(settings, context.dotenv)
+        show = check_endpoint if settings.get("check") else show_settings
+        show(context, settings)
 
 
 class Command(NamedTuple):
-    """A row of COMMANDS: what runs a subcommand, its line in the help, its argument, and an example."""
+    """A row of COMMANDS: what runs a subcommand, its line in the help, its argument, what that is, and an example."""
 
-    run: Callable[[Context, Settings, list[Problem], str | None, Result], int]
+    run: Callable[[Context, Settings, list[Problem], str | None, Result], object]
     summary: str
     argument: str
+    meaning: str
     example: str
 
 
 COMMANDS = {
-    **{row.name: Command(call, row.summary, "PROMPT", row.example) for row in ROUTES},
-    "resume": Command(resume, "collect a background response", "TARGET", "resume out/poster.session.json"),
+    **{row.name: Command(call, row.summary, "PROMPT", "PROMPT says what to make", row.example) for row in ROUTES},
+    "resume": Command(resume, "collect a background response", "TARGET",
+                      "TARGET is a session file, or the id of a response", "resume out/poster.session.json"),
     "extract": Command(extract, "take the pictures out of a saved reply, offline", "FILE",
+                       "FILE is a reply that was kept or saved: JSON or events, whole or cut short",
                        "extract out/poster.reply --output out/poster.png"),
-    "config": Command(config, "show the settings in force; write a .env; check the key", "", "config --check"),
+    "config": Command(config, "show the settings in force; write a .env; check the key", "", "", "config --check"),
 }  # fmt: skip
 
 
@@ -4866,71 +4827,41 @@ class Parser(argparse.ArgumentParser):
     """argparse for the spelling only: its errors become a Failure, without the dump of the usage."""
 
     def error(self, message: str) -> Any:
-        raise Failure(USAGE, message, "see --help", rule="usage")
-
-
-def help_width() -> int:
-    """Returns the width for help: that of the window, within reason."""
-    width = os.environ.get("COLUMNS", "")
-    return max(min(int(width) if width.isdecimal() else columns(sys.__stdout__ or sys.stdout) or 80, 100), 32)
-
-
-class HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    """The help as wide as the terminal, without the module that argparse loads to ask for it."""
-
-    def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=26, width=help_width() - 2)
+        hint = "see --help; a value that begins with a dash is given as --option=-value"
+        raise Failure(USAGE, message, hint, rule="usage")
 
 
 def add_option(group: Any, row: Option) -> None:
     """Adds an option to its group of the parser; a flag stores the text that says yes or no."""
-    note, no = f" (default: {row.default})" if row.default else "", f"--{row.negative}"
-    words = [word for word in spellings(row) if word != no]
+    words, meaning = spellings(row), f"{row.help} (default: {row.default})" if row.default else row.help
+    no = words.pop() if row.negative else ""
     facts: Json = {"action": "append" if row.kind.repeat else "store", "metavar": row.kind.metavar}
     if row.kind.flag:
         facts = {"action": "store_const", "const": "true"}
-    group.add_argument(*words, dest=row.name, help=(row.help + note).replace("%", "%%"), **facts)
-    if row.negative:
+    group.add_argument(*words, dest=row.name, help=meaning.replace("%", "%%"), **facts)
+    if no:
         group.add_argument(no, dest=row.name, help="the opposite", action="store_const", const="false")
 
 
-def exit_lines() -> str:
-    """Returns the exit codes as the help shows them."""
-    return "exit codes:\n" + "\n".join(f"  {row.code:>3}  {row.meaning}" for row in EXITS)
-
-
-ARGUMENTS = {
-    "PROMPT": "what to make", "TARGET": "a session file, or the id of a response",
-    "FILE": "a reply that was kept or saved: JSON or events, whole or cut short",
-}  # fmt: skip
-
-
 @functools.lru_cache(maxsize=None)
-def build_parser(command: str, options: tuple[Option, ...]) -> Parser:
-    """Returns the parser of a subcommand, from its rows of the table; every value stays text."""
+def build_parser(command: str, table: tuple[Option, ...]) -> Parser:
+    """Returns the parser of a subcommand's options, from their rows of the table; every value stays text."""
     row = COMMANDS[command]
     argument = f" [{row.argument}]" if row.argument else ""
     parser = Parser(
         usage=f"gpt_image.py {command}{argument} [options]",
-        description=row.summary + ".",
-        epilog=f"example:\n  gpt_image.py {row.example}\n\n{exit_lines()}",
+        description=f"{row.summary}\n{row.meaning}",
+        epilog=f"example:\n  gpt_image.py {row.example}",
         add_help=False,
         allow_abbrev=False,
-        formatter_class=HelpFormatter,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    if row.argument:
-        parser.add_argument("positional", nargs="?", metavar=row.argument, help=ARGUMENTS[row.argument])
-    for name in dict.fromkeys(option.group for option in options):
+    options = [option for option in table if command in option.commands]
+    for name, rows in itertools.groupby(options, lambda option: option.group):
         group = parser.add_argument_group(name.lower())
-        for option in options:
-            if option.group == name:
-                add_option(group, option)
+        for option in rows:
+            add_option(group, option)
     return parser
-
-
-def parser_of(command: str) -> Parser:
-    """Returns the parser of a subcommand, which is built once."""
-    return build_parser(command, tuple(options_of(command).values()))
 
 
 def overview() -> str:
@@ -4948,9 +4879,7 @@ examples:
 {examples}
 
 Add --dry-run to see what would be sent: it needs no key.
-COMMAND --help lists the options.
-
-{exit_lines()}"""
+COMMAND --help lists the options."""
 
 
 # What other programs call things.
@@ -4964,11 +4893,14 @@ MEANT = {
 
 def refuse_argument(command: str, word: str) -> None:
     """Refuses an argument too many: it is mostly a prompt without quotes."""
-    hint = "put the prompt into quotes" if COMMANDS[command].argument == "PROMPT" else f"see {command} --help"
-    if output_suffix(word) or os.path.exists(word):
-        hint = "write the option before each file, and quote names with blanks"
     if word in ("true", "false"):
         hint = "a switch such as --stream takes no value"
+    elif output_suffix(word) or os.path.exists(word):
+        hint = "write the option before each file, and quote names with blanks"
+    elif COMMANDS[command].argument == "PROMPT":
+        hint = "put the prompt into quotes"
+    else:
+        hint = f"see {command} --help"
     shown = "sk-…" if word.startswith("sk-") else word  # a key in the wrong place
     raise Failure(USAGE, f"{shown!r} is one word too many", hint, rule="usage")
 
@@ -4977,63 +4909,47 @@ def refuse_option(command: str, name: str) -> None:
     """Refuses what is no option of a subcommand, with the option that was probably meant."""
     known, others = words_of(command), [other for other in COMMANDS if name in words_of(other)]
     meant = MEANT.get(name, "")
-    if meant.split(" ")[0] not in known:
-        meant = "" if others else nearest_word(name, known)
-    hint = f"it belongs to {', '.join(others)}" if others else f"see {command} --help"
-    hint = f"did you mean {meant}?" if meant else hint
+    if meant.partition(" ")[0] in known:
+        hint = f"did you mean {meant}?"
+    elif others:
+        hint = f"it belongs to {', '.join(others)}"
+    else:
+        hint = did_you_mean(name, known) or f"see {command} --help"
     raise Failure(USAGE, f"{name} is no option of {command}", hint, rule="unknown-option")
 
 
-def refuse_command(argv: list[str]) -> None:
+def refuse_command(word: str, argv: list[str]) -> None:
     """Refuses a command line that does not begin with a command."""
-    word, later = argv[0] if argv else "", [word for word in argv if word in COMMANDS]
-    near = nearest_word(word, COMMANDS)
-    hint = f"did you mean {near}?" if near else f"one of {', '.join(COMMANDS)}; see --help"
+    later = [word for word in argv if word in COMMANDS]
     if later:
         hint = f"the command comes first: gpt_image.py {later[0]} …"
     elif " " in word:
         hint = f'make a picture with: gpt_image.py generations "{word}"'
+    else:
+        hint = did_you_mean(word, COMMANDS) or f"one of {', '.join(COMMANDS)}; see --help"
     raise Failure(USAGE, f"{word!r} is no command" if word else "no command is given", hint, rule="command")
-
-
-def joined(command: str, argv: list[str]) -> list[str]:
-    """Returns the words with `--option -value` as `--option=-value`, unless the second is an option of its own."""
-    options = {word: row for row in options_of(command).values() for word in spellings(row)}
-    words: list[str] = []
-    for word in argv:
-        row = options.get(words[-1]) if words else None
-        if row and not row.kind.flag and word.startswith("-") and word.partition("=")[0] not in options:
-            words[-1] = f"--{row.name}={word}"
-        else:
-            words.append(word)
-    return words
 
 
 def parse(argv: list[str]) -> tuple[str, dict[str, Any], str | None]:
     """Returns the subcommand, the typed options and the argument; every mistake of spelling is a Failure."""
-    if not argv or argv[0] not in COMMANDS:
-        refuse_command(argv)
-    command = argv[0]
-    end = argv.index("--") if "--" in argv else len(argv)
-    known, extra = parser_of(command).parse_known_args(joined(command, argv[1:end]))
-    typed = vars(known)
-    arguments = [word for word in [typed.pop("positional", None), *argv[end + 1 :]] if word is not None]
-    for word in extra:
-        if word.startswith("-"):
+    command, end = argv[0] if argv else "", [*argv, "--"].index("--")
+    if command not in COMMANDS:
+        refuse_command(command, argv)
+    known, others = build_parser(command, OPTIONS).parse_known_args(argv[1:end])
+    for word in others:
+        if re.match(r"--?[A-Za-z][\w-]*(=|$)", word):
             refuse_option(command, word.partition("=")[0])
-        refuse_argument(command, word)
-    if len(arguments) > 1:
-        refuse_argument(command, arguments[1])
-    return command, typed, arguments[0] if arguments else None
+    arguments, most = [*others, *argv[end + 1 :]], 1 if COMMANDS[command].argument else 0
+    if len(arguments) > most:
+        refuse_argument(command, arguments[most])
+    return command, vars(known), arguments[0] if arguments else None
 
 
 def error_of(failure: Failure) -> Json:
     """Returns the `error` object of a result."""
-    details = failure.details
     return {
-        "exit": failure.exit, **{key: details.get(key) for key in ("rule", "status", "type", "code")},
-        "message": failure.message, "hint": failure.hint, "may_be_billed": bool(details.get("may_be_billed")),
-        "problems": details.get("problems") or [], "recovery": details.get("recovery"),
+        "exit": failure.exit, "rule": None, "status": None, "type": None, "code": None, "message": failure.message,
+        "hint": failure.hint, "may_be_billed": False, "problems": [], "recovery": None, **failure.details,
     }  # fmt: skip
 
 
@@ -5052,118 +4968,113 @@ def result_of(result: Result, failure: Failure | None, warnings: list[str], seco
     return {**found, "mask": result.mask} if result.mask else found
 
 
-def say_failure(failure: Failure, console: Console) -> None:
+def say_failure(error: Json, console: Console) -> None:
     """Says what went wrong, and what to do."""
-    for row in failure.details.get("problems") or [{"message": failure.message, "hint": failure.hint}]:
+    for row in error["problems"] or [error]:
         console.say(row["message"], "error")
         if row["hint"]:
             console.say(row["hint"], "hint")
-    if failure.details.get("may_be_billed"):
+    if error["may_be_billed"]:
         console.say("this call may have been billed", "hint")
 
 
-def say_result(result: Result, console: Console) -> None:
+def say_result(found: Json, console: Console) -> None:
     """Prints the saved paths, and says what else is worth a line to a person."""
-    if result.text:
-        console.say(result.text)
-    cost = cost_of(result.facts.get("usage"), result.route, result.model)
-    if cost:
-        console.tell(f"cost: {cost['usd']:.4f} USD at the prices of {cost['prices_of']}")
-    if result.images:
-        console.print("\n".join(row["path"] for row in result.images))
+    if found["text"]:
+        console.say(found["text"])
+    if found["cost"]:
+        console.tell("cost: {usd:.4f} USD at the prices of {prices_of}".format(**found["cost"]))
+    if found["images"]:
+        console.print("\n".join(row["path"] for row in found["images"]))
 
 
-PROGRESS = ("auto", "plain", "json", "none")
-
-
-def run_command(context: Context, argv: list[str], result: Result) -> int:
+def run_command(context: Context, argv: list[str], result: Result) -> None:
     """Parses, resolves and runs; what goes wrong leaves as Failure."""
     console, environ = context.console, context.environ
-    console.hide(*(Secret(environ[name]) for name in key_names({}) if environ.get(name)))  # before any error
-    command, typed, positional = parse(argv)
-    result.route = command
+    console.hide(*(Secret(environ.get(name, "")) for name in KEY_NAMES))  # before any error
+    command, typed, argument = parse(argv)
     console.quiet = bool(typed.get("quiet"))
     dotenv = find_dotenv(typed, environ, console)
     settings, problems = resolve(command, typed, environ, dotenv)
     hide_secrets(settings, typed, environ, dotenv, console)
-    mode = settings.get("progress", "none")
-    offline = settings.get("dry-run") or settings.get("curl")
-    shown = "none" if offline or mode not in PROGRESS else mode
-    with Progress(console, shown, context.progress.clock) as progress:
+    with Progress(console, settings.get("progress", "none"), context.progress.clock) as progress:
         context = context._replace(dotenv=dotenv, progress=progress)
-        return COMMANDS[command].run(context, settings, problems, positional, result)
+        COMMANDS[command].run(context, settings, problems, argument, result)
 
 
-def outcome_of(context: Context, argv: list[str], result: Result) -> tuple[int, Failure | None]:
-    """Runs a command and returns its exit code, and the failure that it ended with."""
+def failure_of(context: Context, argv: list[str], result: Result) -> Failure | None:
+    """Runs a command and returns the failure that it ended with, if it did."""
     try:
-        return run_command(context, argv, result), None
+        run_command(context, argv, result)
     except Failure as error:
-        return error.exit, error
+        return error
     except KeyboardInterrupt:
-        return INTERRUPTED, Failure(INTERRUPTED, "interrupted", may_be_billed=result.may_be_billed)
+        return Failure(INTERRUPTED, "interrupted", may_be_billed=result.may_be_billed)
     except Exception:
-        return BUG, bug_failure()
+        return bug_failure()
+    return None
 
 
 def run(context: Context, argv: list[str]) -> int:
     """Runs a command and says how it ended: the result to stdout, the words to stderr."""
     console, clock, result = context.console, context.progress.clock, Result(argv[0] if argv else "")
     started = clock()
-    code, failure = outcome_of(context, argv, result)
+    failure = failure_of(context, argv, result)
     context.stop.arm(True)  # everything is on disk
+    found = result_of(result, failure, console.warnings, clock() - started)
     try:
         if failure:
-            say_failure(failure, console)
-        if "--json" in argv or not is_terminal(console.stdout):
-            if failure or not result.reported:
-                console.print_json(result_of(result, failure, console.warnings, clock() - started))
-        elif not result.reported:
-            say_result(result, console)
+            say_failure(found["error"], console)
+        if failure or not result.reported:
+            if "--json" in argv or not is_terminal(console.stdout):
+                console.print_json(found)
+            else:
+                say_result(found, console)
     except KeyboardInterrupt:  # nobody reads
         console.abandon(console.stdout)
         return INTERRUPTED
-    if console.lost and code == OK:
+    if console.lost and not failure:
         console.say(f"the result cannot be written to standard output: {console.lost}", "error")
         return OUTPUT
-    return code
+    return failure.exit if failure else OK
 
 
 def help_text(argv: list[str]) -> str:
     """Returns what --version and --help print, or nothing for a command that is to run."""
-    options = argv[: argv.index("--")] if "--" in argv else argv
-    if argv[:1] in (["--version"], ["-V"]):
+    first, options = argv[:1], argv[: [*argv, "--"].index("--")]
+    if first in (["--version"], ["-V"]):
         return f"gpt_image.py {__version__}"
-    if "--help" in options or "-h" in options or argv[:1] == ["help"]:
-        text = parser_of(argv[0]).format_help().rstrip() if argv[0] in COMMANDS else overview()
-        return fitted(text, help_width())
-    return ""
+    if first != ["help"] and "--help" not in options and "-h" not in options:
+        return ""
+    import shutil
+
+    text = build_parser(argv[0], OPTIONS).format_help() if argv[0] in COMMANDS else overview()
+    exits = "\n".join(f"  {row.code:>3}  {row.meaning}" for row in EXITS)
+    return fitted(f"{text.rstrip()}\n\nexit codes:\n{exits}", shutil.get_terminal_size().columns)
 
 
-def standard(name: str, errors: str = "backslashreplace") -> IO[str]:
+def standard(stream: IO[str] | None, errors: str = "backslashreplace") -> IO[str]:
     """Returns a stream of this process, in UTF-8 whatever the code page, or an empty one if it was closed."""
-    stream = getattr(sys, name) or io.StringIO()
-    if hasattr(stream, "reconfigure"):
+    if isinstance(stream, io.TextIOWrapper):
         stream.reconfigure(encoding="utf-8", errors=errors)
-    return stream
+    return stream or io.StringIO()
 
 
 def main(
-    argv: list[str] | None = None, *, transport: Transport | None = None, environ: Mapping[str, str] | None = None,
+    argv: list[str] | None = None, *, transport: Transport | None = None, environ: Mapping[str, str] = os.environ,
     stdin: IO[str] | None = None, stdout: IO[str] | None = None, stderr: IO[str] | None = None,
     clock: Callable[[], float] = time.monotonic, sleep: Callable[[float], None] | None = None,
 ) -> int:  # fmt: skip
     """Runs the program with the given arguments and returns its exit code; all it touches can be handed in."""
     argv = sys.argv[1:] if argv is None else argv
-    environ = os.environ if environ is None else environ
-    stdin = stdin or standard("stdin", "strict")
-    console = Console(stdout or standard("stdout"), stderr or standard("stderr"), environ)
+    stdin = stdin or standard(sys.stdin, "strict")
+    console = Console(stdout or standard(sys.stdout), stderr or standard(sys.stderr), environ)
     text = help_text(argv)
     if text:
         console.print(text)
         return OK
     with Stop() as stop, TempFiles() as temp_files:
-        transport = transport or (lambda request, timeout, progress: send(request, timeout, progress, stop))
+        transport = transport or functools.partial(send, stop=stop)
         quiet = Progress(console, "none", clock)
         context = Context(console, stdin, environ, Dotenv(), transport, sleep or stop.sleep, stop, temp_files, quiet)
         return run(context, argv)

@@ -279,7 +279,8 @@ class ThePromptIsGivenInManyWays(CommandTest):
     def test_a_prompt_may_begin_with_a_dash(self) -> None:
         self.assertEqual(self.prompt("generations", "-5 degrees and snow"), "-5 degrees and snow")
         self.assertEqual(self.prompt("generations", "--prompt=-x"), "-x")
-        self.assertEqual(self.prompt("generations", "--prompt", "-nice"), "-nice")
+        self.assertEqual(self.prompt("generations", "--prompt", "-5 degrees and snow"), "-5 degrees and snow")
+        self.assertIn("--option=-value", self.refused("generations", "--prompt", "-nice")["hint"])
         self.assertEqual(self.run_main("generations", "--dry-run", "--", "-x").json["body"]["prompt"], "-x")
 
     def test_an_option_is_no_value_of_the_one_before_it(self) -> None:

@@ -57,7 +57,7 @@ class SecretsAreHidden(unittest.TestCase):
         where = hiding(KEY, KEY, 'a"quote/slash')
         where.hide(gpt_image.Secret(KEY))
         forms = [KEY, KEY.replace("/", "\\/"), 'a"quote/slash', 'a"quote\\/slash', 'a\\"quote/slash']
-        self.assertEqual(sorted(where.forms()), sorted(forms))
+        self.assertEqual(sorted(where.hidden), sorted(forms))
         for form in forms:
             self.assertEqual(where.clean(f"<{form}>"), "<***>")
 
@@ -161,7 +161,7 @@ class PhasesAreTold(unittest.TestCase):
 
     def progress(self, where: gpt_image.Console, mode: str) -> gpt_image.Progress:
         """Returns the progress of a call, whose thread never gets to beat by itself."""
-        slow = mock.patch.object(gpt_image.Progress, "TICKS", {"live": 3600.0, "plain": 3600.0})
+        slow = mock.patch.object(gpt_image.Progress, "TICK", 3600.0)
         self.addCleanup(slow.stop)
         slow.start()
         progress = gpt_image.Progress(where, mode, lambda: self.now)
@@ -197,7 +197,7 @@ class PhasesAreTold(unittest.TestCase):
         where = console()
         with mock.patch.object(gpt_image.Progress, "HEARTBEAT", 0.0):
             progress = self.progress(where, "plain")
-            with mock.patch.object(gpt_image.Progress, "TICKS", {"plain": 0.001}), progress:
+            with mock.patch.object(gpt_image.Progress, "TICK", 0.001), progress:
                 progress.phase("waiting")
                 for _ in range(2000):
                     if "reply, 0 s so far" in said(where):
@@ -224,12 +224,13 @@ class PhasesAreTold(unittest.TestCase):
         for _ in range(10):
             progress.phase("receiving", size="1.0 MB")
             self.now += 0.25
-        progress.phase("saved", path="図\x9b.png")
-        progress.phase("saved", path="b.png")
+        for path in ("図\x9b.png", "b.png"):
+            progress.phase("saved", path=path, kind="png", size="1 bytes")
         self.assertTrue(said(where).isascii(), said(where))
         rows = [json.loads(line) for line in said(where).splitlines()]
         self.assertEqual([row["seconds"] for row in rows], [0.0, 1.0, 2.0, 2.5, 2.5])
-        self.assertEqual(rows[-2], {"phase": "saved", "seconds": 2.5, "path": "図\x9b.png"})
+        told = {"phase": "saved", "seconds": 2.5, "path": "図\x9b.png", "kind": "png", "size": "1 bytes"}
+        self.assertEqual(rows[-2], told)
 
     def test_quiet_silences_words_and_not_json(self) -> None:
         for mode, lines in (("plain", 0), ("auto", 0), ("none", 0), ("json", 1)):
