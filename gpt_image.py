@@ -1473,22 +1473,16 @@ TYPED, VARIABLE, DOTENV, DEFAULT, SUFFIX = "command line", "environment", ".env"
 
 
 class Source(NamedTuple):
-    """Where a value stood: the kind of place, and of a variable its name, of a .env its path and the line."""
+    """Where a value stood: the kind of place, the name of a variable, and of a .env its path and the line."""
 
     kind: str  # one of the five above, or any other words for what set it
     name: str = ""
-    path: str = ""
-    line: int = 0
-
-    @property
-    def place(self) -> str:
-        """Returns words for the place."""
-        return f"{self.path} line {self.line}" if self.kind == DOTENV else self.kind
+    line: str = ""
 
     @property
     def label(self) -> str:
         """Returns the source as the result shows it."""
-        return f"{self.place} {self.name}" if self.kind == VARIABLE else self.place
+        return f"{self.kind} {self.name}" if self.kind == VARIABLE else self.line or self.kind
 
 
 class Setting(NamedTuple):
@@ -1512,11 +1506,11 @@ class Problem(NamedTuple):
 Problems = Iterator[Problem]
 
 
-class Settings:
+class Settings(NamedTuple):
     """The settings in force for one command, by option name."""
 
-    def __init__(self, command: str, rows: Mapping[str, Setting]) -> None:
-        self.command, self.rows = command, dict(rows)
+    command: str
+    rows: Mapping[str, Setting]
 
     def get(self, name: str, default: Any = None) -> Any:
         """Returns the value of a setting, or the default if it is not set."""
@@ -1533,7 +1527,7 @@ class Settings:
     def changed(self, name: str, value: Any, kind: str) -> Settings:
         """Returns the settings with one of them set, and the kind of source that set it."""
         row = Setting(value, Source(kind), f"--{name} {value} ({kind})")
-        return Settings(self.command, {**self.rows, name: row})
+        return self._replace(rows={**self.rows, name: row})
 
 
 class Dotenv(NamedTuple):
@@ -1574,30 +1568,28 @@ def decode_dotenv(data: bytes) -> str:
     return data.decode("utf-8-sig", "surrogateescape")
 
 
-def read_dotenv(path: str, console: Console) -> Dotenv:
+def read_dotenv(path: str, console: Console) -> dict[str, tuple[str, Source]]:
     """Reads a .env file; a line that is not understood is a warning with its number, and never shown."""
-    values: dict[str, tuple[str, Source]] = {}
+    values = {}
     known = [name for row in OPTIONS for name in row.env]
     with open(path, "rb") as file:
         text = decode_dotenv(file.read(MIB))
     for number, line in enumerate(text.splitlines(), 1):
-        match = DOTENV_LINE.fullmatch(line)
+        place, match = f"{path} line {number}", DOTENV_LINE.fullmatch(line)
         if not match:
-            console.warn(f"{path} line {number}: not understood, and left out; expected NAME=value")
-        if not match or not match.group("name"):
+            console.warn(f"{place}: not understood, and left out; expected NAME=value")
             continue
         name, single, double, bare = match.group("name", "single", "double", "bare")
-        escaped = re.sub(r"\\(.)", lambda found: DOTENV_ESCAPES.get(found.group(1), found.group(1)), double or "")
-        values[name] = single or escaped or bare or "", Source(DOTENV, name, path, number)
-        if name.startswith("OPENAI_IMAGE_") and name not in known:
-            hint = did_you_mean(name, known)
-            console.warn(f"{path} line {number}: {name} is not known" + (f"; {hint}" if hint else ""))
-    return Dotenv(path, {name: found for name, found in values.items() if found[0]})  # an empty one counts as unset
+        escaped = re.sub(r"\\(.)", lambda found: DOTENV_ESCAPES.get(found[1], found[1]), double or "")
+        values[name] = single or escaped or bare, Source(DOTENV, name, place)
+        if name and name.startswith("OPENAI_IMAGE_") and name not in known:
+            console.warn(f"{place}: {name} is not known; {did_you_mean(name, known)}".rstrip("; "))
+    return {name: found for name, found in values.items() if found[0]}  # an empty one counts as unset
 
 
 def dotenv_places(environ: Mapping[str, str]) -> list[str]:
     """Returns where a .env is looked for, best first; the parents of the current folder are not searched."""
-    home = environ.get("HOME") or environ.get("USERPROFILE") or os.path.expanduser("~")
+    home = environ.get("HOME") or os.path.expanduser("~")
     config = environ.get("XDG_CONFIG_HOME") or os.path.join(home, ".config")
     script = os.path.dirname(os.path.abspath(__file__))
     return [".env", os.path.join(script, ".env"), os.path.join(config, "gpt-image", ".env")]
@@ -1611,19 +1603,19 @@ def key_names(typed: Mapping[str, Any]) -> list[str]:
 def find_dotenv(typed: Mapping[str, Any], environ: Mapping[str, str], console: Console) -> Dotenv:
     """Finds and reads the .env in force."""
     given = typed.get("env-file")
-    path = given or next((place for place in dotenv_places(environ) if os.path.isfile(place)), None)
+    path = given or next(filter(os.path.isfile, dotenv_places(environ)), None)
     if path is None or typed.get("no-env-file"):
         return Dotenv()
     try:
-        dotenv, mode = read_dotenv(path, console), os.stat(path).st_mode
+        values, mode = read_dotenv(path, console), os.stat(path).st_mode
     except OSError as error:
         if given:
             raise Failure(USAGE, f"--env-file {path}: {error.strerror}", "check the path", rule="env-file") from error
         console.warn(f"{path}: cannot be read ({error.strerror}), and left out")
         return Dotenv()
-    if os.name == "posix" and mode & 0o077 and any(name in dotenv.values for name in key_names(typed)):
+    if os.name == "posix" and mode & 0o077 and not values.keys().isdisjoint(key_names(typed)):
         console.warn(f"{path} holds a key that others can read: run chmod 600 {path}")
-    return dotenv._replace(found_here=path == ".env" and not given)
+    return Dotenv(path, values, found_here=path == ".env" and not given)
 
 
 def shortened(text: str, most: int) -> str:
@@ -1636,10 +1628,9 @@ def label_of(row: Option, text: str, source: Source) -> str:
     if row.secret:
         return f"--{row.name} ***"
     if source.name:
-        return f"{source.place}: {source.name}: {text}"
+        return f"{source.line or source.kind}: {source.name}: {text}"
     if row.kind.private:
-        name = re.match(r"[A-Za-z0-9-]+:", text)
-        text = f"'{name.group()} …'" if name else "…"
+        text = re.sub("([A-Za-z0-9-]+:)?.*", r"'\1 …'", text, count=1, flags=re.DOTALL)
     words = f"--{row.name}" if row.kind.flag else f"--{row.name} {shortened(text, 200)}"
     return words if source.kind == TYPED else f"{words} ({source.kind})"
 
@@ -1654,8 +1645,7 @@ def look_up(
     names = key_names(typed) if row.secret else row.env
     found = [(environ[name], Source(VARIABLE, name)) for name in names if environ.get(name)]
     found += [dotenv.values[name] for name in names if name in dotenv.values]
-    if row.default is not None:
-        found.append((row.default, Source(DEFAULT)))
+    found += [(row.default, Source(DEFAULT))] if row.default else []
     return found[:1]
 
 
@@ -1675,14 +1665,13 @@ def resolve(
     for name, row in options_of(command).items():
         found, values = look_up(row, typed, environ, dotenv), []
         for text, source in found:
+            label = label_of(row, text, source)
             try:
                 values.append(read_value(row, text, source))
             except ValueError as error:
-                words = f"{label_of(row, text, source)}: {error}"
-                problems.append(Problem(f"{name}-unreadable-value", words, fatal=True))
+                problems.append(Problem(f"{name}-unreadable-value", f"{label}: {error}", fatal=True))
         if values:
-            label = label_of(row, *found[0]) if len(found) == 1 else f"--{name}"
-            rows[name] = Setting(values if row.kind.repeat else values[0], found[0][1], label)
+            rows[name] = Setting(values if row.kind.repeat else values[0], source, label)
     return Settings(command, rows), problems
 
 
@@ -1691,16 +1680,16 @@ def hide_secrets(
 ) -> None:
     """Registers with the console all that must not be shown: keys, secret headers, and passwords within URLs."""
     names = {*KEY_NAMES, *key_names(typed)}
-    found = [environ.get(name, "") for name in names]
-    found += [dotenv.values[name][0] for name in names if name in dotenv.values]
-    logins = re.findall(r"//([^/]+)@", settings.get("base-url", ""))
-    proxies = [url for name, url in environ.items() if name.lower().endswith("_proxy")]
-    logins += [url.rpartition("@")[0].rpartition("//")[2] for url in proxies]
-    found += [text for login in logins for text in (login, login.partition(":")[2])]
+    found = [environ.get(name, "") for name in names] + [typed.get("api-key") or ""]
+    found += [dotenv.values[name][0] for name in names & dotenv.values.keys()]
+    urls = [url for name, url in environ.items() if name.lower().endswith("_proxy")]
+    for url in (settings.get("base-url", ""), *urls):
+        for login in re.findall("(?:^|//)([^/]+)@", url):
+            found += [login, login.partition(":")[2]]
     for header in settings.get("header", []):
         if isinstance(header.value, Secret):
             found += [header.text, *header.text.split()[-1:]]
-    console.hide(*(Secret(text.strip()) for text in found if text.strip()), *filter(None, [settings.get("api-key")]))
+    console.hide(*(Secret(text.strip()) for text in found))
 
 
 def brings_key(settings: Settings) -> bool:
@@ -1740,8 +1729,7 @@ def check_key(settings: Settings) -> None:
             rule="key-missing",
         )
     if key and not key.fits_header():
-        source = settings.rows["api-key"].source.label
-        words = f"the API key from {source} holds characters that no key has"
+        words = f"the API key from {settings.rows['api-key'].source.label} holds characters that no key has"
         raise Failure(SETTINGS, words, "copy it again, on one line", rule="key-form")
 
 
