@@ -1485,6 +1485,10 @@ class Source(NamedTuple):
         return f"{self.kind} {self.name}" if self.kind == VARIABLE else self.line or self.kind
 
 
+Environ = Mapping[str, str]
+Found = tuple[str, Source]  # a text, and where it stood
+
+
 class Setting(NamedTuple):
     """A value with where it stood, and the words an error about it begins with."""
 
@@ -1534,7 +1538,7 @@ class Dotenv(NamedTuple):
     """A .env file that was read: its values with where they stand, and whether it lay in the current folder."""
 
     path: str = ""
-    values: Mapping[str, tuple[str, Source]] = {}
+    values: Mapping[str, Found] = {}
     found_here: bool = False
 
 
@@ -1568,7 +1572,7 @@ def decode_dotenv(data: bytes) -> str:
     return data.decode("utf-8-sig", "surrogateescape")
 
 
-def read_dotenv(path: str, console: Console) -> dict[str, tuple[str, Source]]:
+def read_dotenv(path: str, console: Console) -> dict[str, Found]:
     """Reads a .env file; a line that is not understood is a warning with its number, and never shown."""
     values = {}
     known = [name for row in OPTIONS for name in row.env]
@@ -1587,7 +1591,7 @@ def read_dotenv(path: str, console: Console) -> dict[str, tuple[str, Source]]:
     return {name: found for name, found in values.items() if found[0]}  # an empty one counts as unset
 
 
-def dotenv_places(environ: Mapping[str, str]) -> list[str]:
+def dotenv_places(environ: Environ) -> list[str]:
     """Returns where a .env is looked for, best first; the parents of the current folder are not searched."""
     home = environ.get("HOME") or os.path.expanduser("~")
     config = environ.get("XDG_CONFIG_HOME") or os.path.join(home, ".config")
@@ -1595,12 +1599,12 @@ def dotenv_places(environ: Mapping[str, str]) -> list[str]:
     return [".env", os.path.join(script, ".env"), os.path.join(config, "gpt-image", ".env")]
 
 
-def key_names(typed: Mapping[str, Any]) -> list[str]:
+def key_names(typed: Json) -> list[str]:
     """Returns the variables the key is looked for in, best first."""
     return [typed["api-key-env"]] if typed.get("api-key-env") else KEY_NAMES
 
 
-def find_dotenv(typed: Mapping[str, Any], environ: Mapping[str, str], console: Console) -> Dotenv:
+def find_dotenv(typed: Json, environ: Environ, console: Console) -> Dotenv:
     """Finds and reads the .env in force."""
     given = typed.get("env-file")
     path = given or next(filter(os.path.isfile, dotenv_places(environ)), None)
@@ -1635,9 +1639,7 @@ def label_of(row: Option, text: str, source: Source) -> str:
     return words if source.kind == TYPED else f"{words} ({source.kind})"
 
 
-def look_up(
-    row: Option, typed: Mapping[str, Any], environ: Mapping[str, str], dotenv: Dotenv
-) -> list[tuple[str, Source]]:
+def look_up(row: Option, typed: Json, environ: Environ, dotenv: Dotenv) -> list[Found]:
     """Returns the texts of an option and where they stand: one, or several if it may be repeated, or none."""
     given = typed.get(row.name)
     if given is not None:
@@ -1656,9 +1658,7 @@ def read_value(row: Option, text: str, source: Source) -> Any:
     return Secret(text.strip()) if row.secret else row.kind.parse(text)
 
 
-def resolve(
-    command: str, typed: Mapping[str, Any], environ: Mapping[str, str], dotenv: Dotenv
-) -> tuple[Settings, list[Problem]]:
+def resolve(command: str, typed: Json, environ: Environ, dotenv: Dotenv) -> tuple[Settings, list[Problem]]:
     """Returns the settings in force, and a problem for each text that is not of its option's kind."""
     rows: dict[str, Setting] = {}
     problems: list[Problem] = []
@@ -1675,9 +1675,7 @@ def resolve(
     return Settings(command, rows), problems
 
 
-def hide_secrets(
-    settings: Settings, typed: Mapping[str, Any], environ: Mapping[str, str], dotenv: Dotenv, console: Console
-) -> None:
+def hide_secrets(settings: Settings, typed: Json, environ: Environ, dotenv: Dotenv, console: Console) -> None:
     """Registers with the console all that must not be shown: keys, secret headers, and passwords within URLs."""
     names = {*KEY_NAMES, *key_names(typed)}
     found = [environ.get(name, "") for name in names] + [typed.get("api-key") or ""]
@@ -1704,7 +1702,7 @@ def refuse_stolen_key(settings: Settings, dotenv: Dotenv) -> None:
     """
     if not dotenv.found_here or not settings.comes_from("base-url", DOTENV):
         return
-    elsewhere = "api-key" in settings.rows and not settings.comes_from("api-key", DOTENV)
+    elsewhere = settings.comes_from("api-key", TYPED, VARIABLE)
     if elsewhere or any(isinstance(header.value, Secret) for header in settings.get("header", [])):
         raise Failure(
             SETTINGS,
@@ -1998,8 +1996,6 @@ def check_prompt(checked: Checked) -> Problems:
         yield Problem("prompt-blank", "the prompt is blank", "say what to make")
     elif len(prompt) > MAX_PROMPT:
         yield Problem("prompt-length", f"the prompt has {len(prompt)} characters", f"at most {MAX_PROMPT} are allowed")
-    if re.search(r"[\ud800-\udfff]", prompt):
-        yield Problem("prompt-encoding", f"{given_by[0]}: not valid Unicode text", "save it as UTF-8", fatal=True)
 
 
 def check_model(checked: Checked) -> Problems:
@@ -2021,13 +2017,6 @@ def check_model(checked: Checked) -> Problems:
         )
     elif at_openai and model in BARE_MODELS:
         yield Problem("model-bare", f"there is no model named {model}", f"did you mean {BARE_MODELS[model]}?")
-    elif at_openai and row.takes is None and nearest_word(model.lower(), MODEL_IDS):
-        yield Problem(
-            "model-unlike",
-            f"{model} is not known here, so nothing of it is checked",
-            did_you_mean(model.lower(), MODEL_IDS),
-            warning=True,
-        )
 
 
 def who_takes(name: str, value: Any) -> str:
@@ -2091,19 +2080,19 @@ def check_values(checked: Checked) -> Problems:
 
 def size_problem(sizes: Sizes, width: int, height: int) -> Problem | None:
     """Returns the first limit of a model's sizes that is broken."""
-    long, short = max(width, height), min(width, height)
-    if sizes.fixed:
-        fits = f"{width}x{height}" in sizes.fixed
-        return None if fits else Problem("size-fixed", f"this model makes {', '.join(sizes.fixed)} or auto only")
-    if width % sizes.multiple or height % sizes.multiple:
-        return Problem("size-multiple", f"both edges must be multiples of {sizes.multiple}")
-    if long > sizes.edge:
-        return Problem("size-edge", f"the longest edge is {sizes.edge} pixels at most")
-    if long > sizes.ratio * short:
-        return Problem("size-ratio", f"the long edge is at most {sizes.ratio} times the short one")
-    if not sizes.least <= width * height <= sizes.most:
-        words = f"{width * height} pixels; from {sizes.least} to {sizes.most} are allowed"
-        return Problem("size-pixels", words)
+    fixed, multiple, edge, ratio, least, most, _ = sizes
+    short, long = sorted((width, height))
+    if fixed:
+        fits = f"{width}x{height}" in fixed
+        return None if fits else Problem("size-fixed", f"this model makes {', '.join(fixed)} or auto only")
+    if width % multiple or height % multiple:
+        return Problem("size-multiple", f"both edges must be multiples of {multiple}")
+    if long > edge:
+        return Problem("size-edge", f"the longest edge is {edge} pixels at most")
+    if long > ratio * short:
+        return Problem("size-ratio", f"the long edge is at most {ratio} times the short one")
+    if not least <= width * height <= most:
+        return Problem("size-pixels", f"{width * height} pixels; from {least} to {most} are allowed")
     return None
 
 
@@ -2200,12 +2189,15 @@ def check_needs(checked: Checked) -> Problems:
         yield checked.problem(
             "svg-model-missing", "svg-effort", "needs --svg-model", "name the text model that writes the svg"
         )
+    if checked.get("background-mode") and checked.get("store") is False:
+        yield checked.problem(
+            "store-background", "background-mode", "a background response must be stored", "leave out --no-store"
+        )
 
 
 def check_input(checked: Checked, given: InputPicture) -> Problems:
     """Checks one input picture: readable, not too large, a picture, of a type this route takes, and whole."""
-    picture, suffix = given.picture, os.path.splitext(given.shown)[1].lower()
-    local = given.kind in ("file", "data")
+    picture, local = given.picture, given.kind in ("file", "data")
     if given.trouble and local:
         yield given.problem("image-unreadable", given.trouble, "check the path", fatal=True)
     elif given.trouble:
@@ -2226,10 +2218,6 @@ def check_input(checked: Checked, given: InputPicture) -> Problems:
         )
     elif not picture.whole:
         yield given.problem("image-truncated", f"the {picture.format} is cut short", "export or download it again")
-    elif FORMAT_OF_SUFFIX.get(suffix, picture.format) != picture.format:
-        yield given.problem(
-            "image-mislabelled", f"the file is a {picture.format}, whatever its name says", warning=True
-        )
     if given.size >= MAX_INPUT:
         yield given.problem("image-size", f"{amount(given.size)}; less than 50 MB is allowed", "make it smaller")
 
@@ -2334,23 +2322,19 @@ def check_form(checked: Checked) -> Problems:
             )
 
 
-def check_response(checked: Checked) -> Problems:
-    """Checks the options of a response beside its picture."""
+def check_metadata(checked: Checked) -> Problems:
+    """Checks that the metadata of a response are as many and as long as the API takes."""
     metadata = checked.get("metadata-json") or {}
     fits = all(isinstance(text, str) and len(text) <= 512 and len(name) <= 64 for name, text in metadata.items())
     if len(metadata) > 16 or not fits:
         yield Problem(
             "metadata", "--metadata-json: not names with texts", "up to 16 names of 64 characters with texts of 512"
         )
-    if checked.get("store") is False and checked.get("background-mode"):
-        yield checked.problem(
-            "store-background", "background-mode", "a background response must be stored", "leave out --no-store"
-        )
 
 
 CHECKS = (
     check_base_url, check_prompt, check_model, check_values, check_size, check_format, check_output,
-    check_needs, check_images, check_mask, check_form, check_response,
+    check_needs, check_images, check_mask, check_form, check_metadata,
 )  # fmt: skip
 
 
@@ -4570,24 +4554,22 @@ def same_file(path: str, data: bytes) -> bool:
     """Tells whether a file holds just these bytes."""
     try:
         with open(path, "rb") as file:
-            return os.path.getsize(path) == len(data) and file.read() == data
+            return file.read(len(data) + 1) == data
     except OSError:
         return False
 
 
 def with_mask(context: Context, checked: Checked, data: bytes, target: str, result: Result) -> Checked:
-    """Writes a mask beside the output, for a dry run into the folder for temporary files, and adds it to the inputs."""
-    path, dry = target, checked.settings.get("dry-run")
-    if dry or not same_file(target, data):
-        with context.temp_files.create(spare_folder() if dry else os.path.dirname(target) or ".") as file:
-            write_all(file, data)
-        path = file.name
-    if not dry:
-        if path != target:
-            path = target = context.temp_files.place(path, target, bool(checked.settings.get("overwrite")))
-        context.console.tell(f"the mask is {path}")
+    """Adds a mask to the inputs, and writes it beside the output, which a dry run only foresees."""
+    if not checked.settings.get("dry-run"):
+        if not same_file(target, data):
+            with context.temp_files.create(os.path.dirname(target) or ".") as file:
+                write_all(file, data)
+            target = context.temp_files.place(file.name, target, bool(checked.settings.get("overwrite")))
+        context.console.tell(f"the mask is {target}")
     result.mask = target
-    checked.inputs.append(InputPicture("mask", "--mask-box", "file", path, target, len(data), identify(path)))
+    picture = identify_file(io.BytesIO(data))
+    checked.inputs.append(InputPicture("mask", "--mask-box", "file", target, target, len(data), picture))
     return checked
 
 
