@@ -1926,8 +1926,12 @@ def follow_suffix(settings: Settings) -> Settings:
 
 def gather_checked(settings: Settings, positional: str | None, stdin: IO[str]) -> Checked:
     """Gathers all that the checks look at."""
-    ways = {"PROMPT": positional}
-    ways.update({f"--{name}": settings.get(name) for name in ("prompt", "prompt-file", "input-text")})
+    ways = {
+        "PROMPT": positional,
+        "--prompt": settings.get("prompt"),
+        "--prompt-file": settings.get("prompt-file"),
+        "--input-text": settings.get("input-text"),
+    }
     prompts = {way: given for way, given in ways.items() if given is not None}
     if list(prompts) == ["--prompt-file"]:
         prompts["--prompt-file"] = read_prompt(settings.get("prompt-file"), stdin)
@@ -2154,7 +2158,7 @@ def check_output(checked: Checked) -> Problems:
     output, chosen = checked.settings.get("output", ""), checked.settings.get("format")
     suffix = output_suffix(output)
     implied = FORMAT_OF_SUFFIX.get(suffix)
-    if suffix and not implied and suffix != f".{chosen}":
+    if suffix not in ("", f".{chosen}", *FORMAT_OF_SUFFIX):
         yield checked.problem(
             "output-suffix", "output", f"{suffix} is no format of this API", "use .png, .jpg, .webp, .gif or .svg"
         )
@@ -2503,7 +2507,8 @@ def image_reference(given: InputPicture, holes: JsonHoles) -> Json:
         start, _, data = given.text.partition(",")
         part = Part(data.encode(), label=f"<base64, {given.size} bytes>")
     else:
-        start, label = f"data:{content_type(given)};base64", f"<base64 of {given.shown}, {given.size} bytes>"
+        start = f"data:{content_type(given)};base64"
+        label = f"<base64 of {given.shown}, {given.size} bytes>"
         part = Part(path=given.text, size=given.size, base64=True, label=label)
     return {"image_url": f"{start},{holes.hole(part)}"}
 
@@ -2557,12 +2562,12 @@ def responses_tree(checked: Checked, holes: JsonHoles) -> Json:
     """Returns the JSON of a response: the input, and the hosted tool with its own fields."""
     tree = fields(checked.settings, "top")
     content: list[Json] = [{"type": "input_text", "text": text} for text in checked.texts]
-    for given in checked.role("image"):
-        content.append({"type": "input_image", **image_reference(given, holes), "detail": "auto"})
+    images = [image_reference(given, holes) for given in checked.role("image")]
+    content += [{"type": "input_image", **image, "detail": "auto"} for image in images]
     tool = {"type": "image_generation", **fields(checked.settings, "image")}
     for given in checked.role("mask"):
         tool["input_image_mask"] = image_reference(given, holes)
-    plain = len(content) == 1 and len(checked.texts) == 1
+    plain = len(checked.texts) == 1 and not images
     message = checked.prompt if plain else [{"role": "user", "content": content}]
     return {"model": tree["model"], "input": message, "tools": [tool], **tree}
 
@@ -2706,12 +2711,12 @@ def curl_piece(part: Part) -> str:
 
 def curl_command(request: Request) -> str:
     """Returns a command for a POSIX shell that makes the same request."""
-    skipped = ("content-length",) if request.form is None else ("content-length", "content-type")
+    skipped = ("content-length", "content-type" if request.form else "")
     words = [f"curl -sS -X {request.method} {shell_quoted(request.url)}"]
     words += [f"-H {curl_header(name, value)}" for name, value in request.headers if name.lower() not in skipped]
     words += ["-H 'Expect:'", *map(curl_field, request.form or [])]
     before = ""
-    if request.body and request.form is None:
+    if request.body and not request.form:
         before = "{ " + "; ".join(map(curl_piece, request.body.parts)) + "; } | "
         words.append("--data-binary @-")
     return before + " \\\n  ".join(words)
