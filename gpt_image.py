@@ -1391,22 +1391,20 @@ TYPED, VARIABLE, DOTENV, DEFAULT, SUFFIX = "command line", "environment", ".env"
 
 
 class Source(NamedTuple):
-    """Where a value stood: the kind of place, and of a variable its name, of a .env its path and the line."""
+    """Where a value stood: the kind of place, the name of a variable, and of a .env its path and the line."""
 
     kind: str  # one of the five above, or any other words for what set it
     name: str = ""
-    path: str = ""
-    line: int = 0
-
-    @property
-    def place(self) -> str:
-        """Returns words for the place."""
-        return f"{self.path} line {self.line}" if self.kind == DOTENV else self.kind
+    line: str = ""
 
     @property
     def label(self) -> str:
         """Returns the source as the result shows it."""
-        return f"{self.place} {self.name}" if self.kind == VARIABLE else self.place
+        return f"{self.kind} {self.name}" if self.kind == VARIABLE else self.line or self.kind
+
+
+Environ = Mapping[str, str]
+Found = tuple[str, Source]  # a text, and where it stood
 
 
 class Setting(NamedTuple):
@@ -1430,11 +1428,11 @@ class Problem(NamedTuple):
 Problems = Iterator[Problem]
 
 
-class Settings:
+class Settings(NamedTuple):
     """The settings in force for one command, by option name."""
 
-    def __init__(self, command: str, rows: Mapping[str, Setting]) -> None:
-        self.command, self.rows = command, dict(rows)
+    command: str
+    rows: Mapping[str, Setting]
 
     def get(self, name: str, default: Any = None) -> Any:
         """Returns the value of a setting, or the default if it is not set."""
@@ -1451,14 +1449,14 @@ class Settings:
     def changed(self, name: str, value: Any, kind: str) -> Settings:
         """Returns the settings with one of them set, and the kind of source that set it."""
         row = Setting(value, Source(kind), f"--{name} {value} ({kind})")
-        return Settings(self.command, {**self.rows, name: row})
+        return self._replace(rows={**self.rows, name: row})
 
 
 class Dotenv(NamedTuple):
     """A .env file that was read: its values with where they stand, and whether it lay in the current folder."""
 
     path: str = ""
-    values: Mapping[str, tuple[str, Source]] = {}
+    values: Mapping[str, Found] = {}
     found_here: bool = False
 
 
@@ -1492,56 +1490,54 @@ def decode_dotenv(data: bytes) -> str:
     return data.decode("utf-8-sig", "surrogateescape")
 
 
-def read_dotenv(path: str, console: Console) -> Dotenv:
+def read_dotenv(path: str, console: Console) -> dict[str, Found]:
     """Reads a .env file; a line that is not understood is a warning with its number, and never shown."""
-    values: dict[str, tuple[str, Source]] = {}
+    values = {}
     known = [name for row in OPTIONS for name in row.env]
     with open(path, "rb") as file:
         text = decode_dotenv(file.read(MIB))
     for number, line in enumerate(text.splitlines(), 1):
-        match = DOTENV_LINE.fullmatch(line)
+        place, match = f"{path} line {number}", DOTENV_LINE.fullmatch(line)
         if not match:
-            console.warn(f"{path} line {number}: not understood, and left out; expected NAME=value")
-        if not match or not match.group("name"):
+            console.warn(f"{place}: not understood, and left out; expected NAME=value")
             continue
         name, single, double, bare = match.group("name", "single", "double", "bare")
-        escaped = re.sub(r"\\(.)", lambda found: DOTENV_ESCAPES.get(found.group(1), found.group(1)), double or "")
-        values[name] = single or escaped or bare or "", Source(DOTENV, name, path, number)
-        if name.startswith("OPENAI_IMAGE_") and name not in known:
-            hint = did_you_mean(name, known)
-            console.warn(f"{path} line {number}: {name} is not known" + (f"; {hint}" if hint else ""))
-    return Dotenv(path, {name: found for name, found in values.items() if found[0]})  # an empty one counts as unset
+        escaped = re.sub(r"\\(.)", lambda found: DOTENV_ESCAPES.get(found[1], found[1]), double or "")
+        values[name] = single or escaped or bare, Source(DOTENV, name, place)
+        if name and name.startswith("OPENAI_IMAGE_") and name not in known:
+            console.warn(f"{place}: {name} is not known; {did_you_mean(name, known)}".rstrip("; "))
+    return {name: found for name, found in values.items() if found[0]}  # an empty one counts as unset
 
 
-def dotenv_places(environ: Mapping[str, str]) -> list[str]:
+def dotenv_places(environ: Environ) -> list[str]:
     """Returns where a .env is looked for, best first; the parents of the current folder are not searched."""
-    home = environ.get("HOME") or environ.get("USERPROFILE") or os.path.expanduser("~")
+    home = environ.get("HOME") or os.path.expanduser("~")
     config = environ.get("XDG_CONFIG_HOME") or os.path.join(home, ".config")
     script = os.path.dirname(os.path.abspath(__file__))
     return [".env", os.path.join(script, ".env"), os.path.join(config, "gpt-image", ".env")]
 
 
-def key_names(typed: Mapping[str, Any]) -> list[str]:
+def key_names(typed: Json) -> list[str]:
     """Returns the variables the key is looked for in, best first."""
     return [typed["api-key-env"]] if typed.get("api-key-env") else KEY_NAMES
 
 
-def find_dotenv(typed: Mapping[str, Any], environ: Mapping[str, str], console: Console) -> Dotenv:
+def find_dotenv(typed: Json, environ: Environ, console: Console) -> Dotenv:
     """Finds and reads the .env in force."""
     given = typed.get("env-file")
-    path = given or next((place for place in dotenv_places(environ) if os.path.isfile(place)), None)
+    path = given or next(filter(os.path.isfile, dotenv_places(environ)), None)
     if path is None or typed.get("no-env-file"):
         return Dotenv()
     try:
-        dotenv, mode = read_dotenv(path, console), os.stat(path).st_mode
+        values, mode = read_dotenv(path, console), os.stat(path).st_mode
     except OSError as error:
         if given:
             raise Failure(USAGE, f"--env-file {path}: {error.strerror}", "check the path", rule="env-file") from error
         console.warn(f"{path}: cannot be read ({error.strerror}), and left out")
         return Dotenv()
-    if os.name == "posix" and mode & 0o077 and any(name in dotenv.values for name in key_names(typed)):
+    if os.name == "posix" and mode & 0o077 and not values.keys().isdisjoint(key_names(typed)):
         console.warn(f"{path} holds a key that others can read: run chmod 600 {path}")
-    return dotenv._replace(found_here=path == ".env" and not given)
+    return Dotenv(path, values, found_here=path == ".env" and not given)
 
 
 def shortened(text: str, most: int) -> str:
@@ -1554,17 +1550,14 @@ def label_of(row: Option, text: str, source: Source) -> str:
     if row.secret:
         return f"--{row.name} ***"
     if source.name:
-        return f"{source.place}: {source.name}: {text}"
+        return f"{source.line or source.kind}: {source.name}: {text}"
     if row.kind.private:
-        name = re.match(r"[A-Za-z0-9-]+:", text)
-        text = f"'{name.group()} …'" if name else "…"
+        text = re.sub("([A-Za-z0-9-]+:)?.*", r"'\1 …'", text, count=1, flags=re.DOTALL)
     words = f"--{row.name}" if row.kind.flag else f"--{row.name} {shortened(text, 200)}"
     return words if source.kind == TYPED else f"{words} ({source.kind})"
 
 
-def look_up(
-    row: Option, typed: Mapping[str, Any], environ: Mapping[str, str], dotenv: Dotenv
-) -> list[tuple[str, Source]]:
+def look_up(row: Option, typed: Json, environ: Environ, dotenv: Dotenv) -> list[Found]:
     """Returns the texts of an option and where they stand: one, or several if it may be repeated, or none."""
     given = typed.get(row.name)
     if given is not None:
@@ -1572,8 +1565,7 @@ def look_up(
     names = key_names(typed) if row.secret else row.env
     found = [(environ[name], Source(VARIABLE, name)) for name in names if environ.get(name)]
     found += [dotenv.values[name] for name in names if name in dotenv.values]
-    if row.default is not None:
-        found.append((row.default, Source(DEFAULT)))
+    found += [(row.default, Source(DEFAULT))] if row.default else []
     return found[:1]
 
 
@@ -1584,41 +1576,36 @@ def read_value(row: Option, text: str, source: Source) -> Any:
     return Secret(text.strip()) if row.secret else row.kind.parse(text)
 
 
-def resolve(
-    command: str, typed: Mapping[str, Any], environ: Mapping[str, str], dotenv: Dotenv
-) -> tuple[Settings, list[Problem]]:
+def resolve(command: str, typed: Json, environ: Environ, dotenv: Dotenv) -> tuple[Settings, list[Problem]]:
     """Returns the settings in force, and a problem for each text that is not of its option's kind."""
     rows: dict[str, Setting] = {}
     problems: list[Problem] = []
     for name, row in options_of(command).items():
         found, values = look_up(row, typed, environ, dotenv), []
         for text, source in found:
+            label = label_of(row, text, source)
             try:
                 values.append(read_value(row, text, source))
             except ValueError as error:
-                words = f"{label_of(row, text, source)}: {error}"
-                problems.append(Problem(f"{name}-unreadable-value", words, fatal=True))
+                problems.append(Problem(f"{name}-unreadable-value", f"{label}: {error}", fatal=True))
         if values:
-            label = label_of(row, *found[0]) if len(found) == 1 else f"--{name}"
-            rows[name] = Setting(values if row.kind.repeat else values[0], found[0][1], label)
+            rows[name] = Setting(values if row.kind.repeat else values[0], source, label)
     return Settings(command, rows), problems
 
 
-def hide_secrets(
-    settings: Settings, typed: Mapping[str, Any], environ: Mapping[str, str], dotenv: Dotenv, console: Console
-) -> None:
+def hide_secrets(settings: Settings, typed: Json, environ: Environ, dotenv: Dotenv, console: Console) -> None:
     """Registers with the console all that must not be shown: keys, secret headers, and passwords within URLs."""
     names = {*KEY_NAMES, *key_names(typed)}
-    found = [environ.get(name, "") for name in names]
-    found += [dotenv.values[name][0] for name in names if name in dotenv.values]
-    logins = re.findall(r"//([^/]+)@", settings.get("base-url", ""))
-    proxies = [url for name, url in environ.items() if name.lower().endswith("_proxy")]
-    logins += [url.rpartition("@")[0].rpartition("//")[2] for url in proxies]
-    found += [text for login in logins for text in (login, login.partition(":")[2])]
+    found = [environ.get(name, "") for name in names] + [typed.get("api-key") or ""]
+    found += [dotenv.values[name][0] for name in names & dotenv.values.keys()]
+    urls = [url for name, url in environ.items() if name.lower().endswith("_proxy")]
+    for url in (settings.get("base-url", ""), *urls):
+        for login in re.findall("(?:^|//)([^/]+)@", url):
+            found += [login, login.partition(":")[2]]
     for header in settings.get("header", []):
         if isinstance(header.value, Secret):
             found += [header.text, *header.text.split()[-1:]]
-    console.hide(*(Secret(text.strip()) for text in found if text.strip()), *filter(None, [settings.get("api-key")]))
+    console.hide(*(Secret(text.strip()) for text in found))
 
 
 def brings_key(settings: Settings) -> bool:
@@ -1633,7 +1620,7 @@ def refuse_stolen_key(settings: Settings, dotenv: Dotenv) -> None:
     """
     if not dotenv.found_here or not settings.comes_from("base-url", DOTENV):
         return
-    elsewhere = "api-key" in settings.rows and not settings.comes_from("api-key", DOTENV)
+    elsewhere = settings.comes_from("api-key", TYPED, VARIABLE)
     if elsewhere or any(isinstance(header.value, Secret) for header in settings.get("header", [])):
         raise Failure(
             SETTINGS,
@@ -1658,8 +1645,7 @@ def check_key(settings: Settings) -> None:
             rule="key-missing",
         )
     if key and not key.fits_header():
-        source = settings.rows["api-key"].source.label
-        words = f"the API key from {source} holds characters that no key has"
+        words = f"the API key from {settings.rows['api-key'].source.label} holds characters that no key has"
         raise Failure(SETTINGS, words, "copy it again, on one line", rule="key-form")
 
 
@@ -1693,9 +1679,8 @@ def origin_of(url: str) -> str:
 
 
 def is_web(url: str) -> bool:
-    """Tells whether a text is an http or https URL with a host."""
-    parts = split_url(url)
-    return parts.scheme in ("http", "https") and bool(parts.hostname)
+    """Tells whether a text is an http or https URL with a host, and without blanks and control characters."""
+    return bool(re.fullmatch(r"https?://[^\x00-\x20\x7f]+", url, re.IGNORECASE) and host_of(url))
 
 
 class InputPicture(NamedTuple):
@@ -1708,36 +1693,113 @@ class InputPicture(NamedTuple):
     shown: str
     size: int = 0
     picture: Picture | None = None
-    trouble: str = ""  # why a file cannot be read
+    trouble: str = ""  # why it cannot be used
 
     def problem(self, rule: str, words: str, hint: str = "", **grade: bool) -> Problem:
         """Returns a problem of this picture."""
         return Problem(rule, f"{self.label}: {words}", hint, **grade)
 
 
-class Checked(NamedTuple):
-    """All that the checks look at."""
+def examine_file(given: InputPicture) -> InputPicture:
+    """Looks at an input file by its bytes."""
+    state = os.stat(given.text)
+    if not stat.S_ISREG(state.st_mode):
+        raise ValueError("not a regular file")
+    return given._replace(size=state.st_size, picture=identify(given.text))
 
-    settings: Settings
-    texts: tuple[str, ...] = ()  # the pieces of the prompt
-    given_by: tuple[str, ...] = ()  # the options that gave a prompt
-    inputs: tuple[InputPicture, ...] = ()
-    overridden: frozenset[str] = frozenset()  # options whose field --extra-json replaces: they are not checked
 
-    @property
-    def command(self) -> str:
-        """Returns the name of the subcommand."""
-        return self.settings.command
+def examine_data(given: InputPicture) -> InputPicture:
+    """Looks at an input given as a data: URL."""
+    start, _, data = given.text.partition(",")
+    plain = re.fullmatch(r"[A-Za-z0-9+/\s]*=*\s*", data)
+    if not plain or not re.fullmatch(r"data:image/[\w.+-]+;base64", start, re.IGNORECASE):
+        raise ValueError("expected data:image/…;base64,… with nothing but base64 behind the comma")
+    raw = binascii.a2b_base64(data)
+    return given._replace(size=len(raw), picture=identify_file(io.BytesIO(raw)))
+
+
+def examine_name(given: InputPicture) -> InputPicture:
+    """Looks at the form of a URL or an id, which is taken as it is."""
+    if given.kind == "url" and not is_web(given.text):
+        raise ValueError("not an http or https URL")
+    if not re.fullmatch(r"[^\x00-\x20\x7f]+", given.text):
+        raise ValueError("blank, or with control characters")
+    return given
+
+
+# How the text of an input begins that is no file.
+INPUT_KINDS = {"file_id:": "file_id", "data:": "data", "[a-z][a-z0-9+.-]+://": "url"}
+
+
+def examine(role: str, label: str, text: str, kind: str) -> InputPicture:
+    """Returns what is known of an input picture; without a kind, its text says what it is."""
+    if not kind or (kind == "auto" and text != "auto"):
+        kind = next((INPUT_KINDS[start] for start in INPUT_KINDS if re.match(start, text, re.IGNORECASE)), "file")
+    text = re.sub("^file_id:", "", text, flags=re.IGNORECASE) if kind == "file_id" else text
+    shown = os.path.normpath(text) if kind == "file" else text
+    given = InputPicture(role, shortened(label, 100), kind, text, shown)
+    try:
+        return {"file": examine_file, "data": examine_data}.get(kind, examine_name)(given)
+    except (OSError, ValueError) as error:
+        return given._replace(trouble=str(getattr(error, "strerror", None) or error))
+
+
+def gather_inputs(settings: Settings) -> list[InputPicture]:
+    """Returns the input pictures of a call, in the order of their options."""
+    inputs = []
+    for name, row in options_of(settings.command).items():
+        role, _, kind = row.input.partition(" ")
+        texts = settings.get(name, []) if role else []
+        for text in [texts] if isinstance(texts, str) else texts:
+            inputs.append(examine(role, f"--{name} {text}", text, kind))
+    return inputs
+
+
+def tool_of(tree: Json) -> Json:
+    """Returns the image tool among the tools of a body, or of the fields that --extra-json adds to it."""
+    tools = tree.get("tools")
+    objects = [tool for tool in tools if isinstance(tool, dict)] if isinstance(tools, list) else []
+    return next((tool for tool in objects if tool.get("type") == "image_generation"), {})
+
+
+# What has no option of its own name: the keys of a body that hold the prompt or the pictures.
+OVERRIDES = {
+    "prompt": ("prompt",), "messages": ("prompt",), "input": ("prompt", "image"),
+    "image": ("image",), "images": ("image",), "image_url": ("image",),
+}  # fmt: skip
+
+
+def overridden_options(settings: Settings) -> set[str]:
+    """Returns the options whose API field --extra-json sets, and the prompt or the pictures if it sets those."""
+    command, extra = settings.command, settings.get("extra-json", {})
+    names = {name for key in extra for name in OVERRIDES.get(key, ())}
+    fields_of = {"top": extra, "image": tool_of(extra) if command == "responses" else extra}
+    return names | {name for name, row in options_of(command).items() if row.path[0] in fields_of.get(row.sends, ())}
+
+
+class Checked:
+    """All that the checks look at: the settings, the prompt by the way it was given, and the input pictures."""
+
+    def __init__(self, settings: Settings, prompts: Mapping[str, Any], inputs: list[InputPicture]) -> None:
+        self.settings, self.command, self.inputs = settings, settings.command, inputs
+        # What --extra-json replaces is not checked.
+        self.overridden = overridden_options(settings)
+        self.given_by = list(prompts)  # the ways in which there is a prompt
+        given: Any = next(iter(prompts.values()), [])
+        self.texts: list[str] = [given] if isinstance(given, str) else given
+        self.prompt = "\n".join(self.texts)
+        self.chat = settings.get("protocol") == "openai_chat"
+        named_by = "model" if self.command in IMAGES else "tool-model"
+        self.model = settings.get(named_by) or TOOL_MODEL
+        self.row = MODELS[-1] if named_by in self.overridden else model_row(self.model)
+        self.several = (self.get("n") or 1) > 1
+        earlier = self.has("previous-response-id") or "image" in self.overridden
+        self.sees_pictures = earlier or bool(self.role("image"))
 
     @property
     def route(self) -> Route:
         """Returns the row of the route that is called."""
         return ROUTE[self.command]
-
-    @property
-    def prompt(self) -> str:
-        """Returns the prompt as one text."""
-        return "\n".join(self.texts)
 
     def has(self, name: str) -> bool:
         """Tells whether an option is set and to be checked."""
@@ -1755,36 +1817,6 @@ class Checked(NamedTuple):
         """Returns a problem of an option."""
         return Problem(rule, f"{self.settings.label(name)}: {words}", hint, **grade)
 
-    @property
-    def several(self) -> bool:
-        """Tells whether more than one picture is asked for."""
-        return (self.get("n") or 1) > 1
-
-    @property
-    def model_option(self) -> str:
-        """Returns the name of the option that names the image model."""
-        return "model" if self.command in IMAGES else "tool-model"
-
-    @property
-    def model(self) -> str:
-        """Returns the id of the image model; a tool that names none gets the server's."""
-        return str(self.settings.get(self.model_option) or TOOL_MODEL)
-
-    @property
-    def row(self) -> Model:
-        """Returns the image model's row; it forbids nothing where --extra-json chooses the model."""
-        return MODELS[-1] if self.model_option in self.overridden else model_row(self.model)
-
-    @property
-    def at_openai(self) -> bool:
-        """Tells whether the call goes to OpenAI itself."""
-        return bool(OPENAI_HOSTS.fullmatch(host_of(self.settings.get("base-url", OPENAI_URL))))
-
-    @property
-    def chat(self) -> bool:
-        """Tells whether the call is spoken as chat."""
-        return bool(self.settings.get("protocol") == "openai_chat")
-
 
 def read_prompt(path: str, stdin: IO[str]) -> str:
     """Reads a prompt from a file or from standard input."""
@@ -1793,87 +1825,6 @@ def read_prompt(path: str, stdin: IO[str]) -> str:
     except (ValueError, OSError) as error:
         raise Failure(USAGE, f"--prompt-file {path}: {error}", "check the path", rule="prompt-file") from error
     return text.rstrip("\r\n")
-
-
-def examine_file(given: InputPicture) -> InputPicture:
-    """Looks at an input file by its bytes."""
-    try:
-        state = os.stat(given.text)
-        if not stat.S_ISREG(state.st_mode):
-            return given._replace(trouble="not a regular file")
-        return given._replace(size=state.st_size, picture=identify(given.text))
-    except (OSError, ValueError) as error:
-        if re.match(r"[a-z][a-z0-9+.-]+://", given.text, re.IGNORECASE):
-            return given._replace(kind="url", trouble="only http and https URLs can be fetched")
-        return given._replace(trouble=str(getattr(error, "strerror", None) or error))
-
-
-def examine_data(given: InputPicture) -> InputPicture:
-    """Looks at an input given as a data: URL."""
-    start, _, data = given.text.partition(",")
-    given = given._replace(shown=start + ",…")
-    if not re.fullmatch(r"data:image/[\w.+-]+;base64", start, re.IGNORECASE):
-        return given._replace(trouble="expected data:image/…;base64,…")
-    try:
-        raw = binascii.a2b_base64(data) if re.fullmatch(r"[A-Za-z0-9+/\s]*=*\s*", data) else b""
-    except ValueError:
-        raw = b""
-    if data and not raw:
-        return given._replace(trouble="what stands behind the comma is not base64")
-    return given._replace(size=len(raw), picture=identify_file(io.BytesIO(raw)))
-
-
-def examine_name(given: InputPicture) -> InputPicture:
-    """Looks at the form of a URL or an id, which is taken as it is."""
-    if given.kind == "url" and not is_web(given.text):
-        return given._replace(trouble="not an http or https URL")
-    if not given.text or re.search(r"[\x00-\x20\x7f]", given.text):
-        return given._replace(trouble="blank, or with control characters")
-    return given
-
-
-INPUT_KINDS = {"file_id:": "file_id", "http://": "url", "https://": "url", "data:": "data"}
-
-
-def examine(role: str, label: str, text: str, kind: str) -> InputPicture:
-    """Returns what is known of an input picture; without a kind, its text says what it is."""
-    kind = "" if kind == "auto" and text != "auto" else kind
-    kind = kind or next((INPUT_KINDS[start] for start in INPUT_KINDS if text.lower().startswith(start)), "file")
-    text = re.sub("^file_id:", "", text, flags=re.IGNORECASE) if kind == "file_id" else text
-    shown = os.path.normpath(text) if kind == "file" else text
-    given = InputPicture(role, shortened(label, 100), kind, text, shown)
-    return {"file": examine_file, "data": examine_data}.get(kind, examine_name)(given)
-
-
-def gather_inputs(settings: Settings) -> tuple[InputPicture, ...]:
-    """Returns the input pictures of a call, in the order of their options."""
-    inputs = []
-    for name, row in options_of(settings.command).items():
-        role, _, kind = row.input.partition(" ")
-        value = settings.get(name, []) if role else []
-        for text in value if isinstance(value, list) else [value]:
-            inputs.append(examine(role, f"--{name} {text}", text, kind))
-    return tuple(inputs)
-
-
-# What has no option of its own name: the keys of a body that hold the prompt or the pictures.
-OVERRIDES = {
-    "prompt": ("prompt",), "messages": ("prompt",), "input": ("prompt", "input"),
-    "image": ("image",), "images": ("image",), "image_url": ("image",),
-}  # fmt: skip
-
-
-def overridden_options(command: str, extra: Json) -> frozenset[str]:
-    """Returns the options whose API field an --extra-json sets, and the prompt or the pictures if it sets those."""
-    names = {name for key, touched in OVERRIDES.items() if key in extra for name in touched}
-    tools = extra.get("tools")
-    objects = [tool for tool in tools if isinstance(tool, dict)] if isinstance(tools, list) else []
-    tool: Json = next((tool for tool in objects if tool.get("type") == "image_generation"), {})
-    for name, row in options_of(command).items():
-        fields_set = tool if row.sends == "image" and command == "responses" else extra
-        if row.sends in ("image", "top") and row.path[0] in fields_set:
-            names.add(name)
-    return frozenset(names)
 
 
 def output_suffix(output: str) -> str:
@@ -1893,18 +1844,23 @@ def follow_suffix(settings: Settings) -> Settings:
 
 def gather_checked(settings: Settings, positional: str | None, stdin: IO[str]) -> Checked:
     """Gathers all that the checks look at."""
-    ways = {"PROMPT": positional}
-    ways.update({f"--{name}": settings.get(name) for name in ("prompt", "prompt-file", "input-text")})
-    given = {way: text for way, text in ways.items() if text is not None}
-    texts: Any = next(iter(given.values()), [])
-    if list(given) == ["--prompt-file"]:
-        texts = read_prompt(texts, stdin)
-    overridden = overridden_options(settings.command, settings.get("extra-json", {}))
-    pieces = (texts,) if isinstance(texts, str) else tuple(texts)
-    return Checked(follow_suffix(settings), pieces, tuple(given), gather_inputs(settings), overridden)
+    ways = {
+        "PROMPT": positional,
+        "--prompt": settings.get("prompt"),
+        "--prompt-file": settings.get("prompt-file"),
+        "--input-text": settings.get("input-text"),
+    }
+    prompts = {way: given for way, given in ways.items() if given is not None}
+    if list(prompts) == ["--prompt-file"]:
+        prompts["--prompt-file"] = read_prompt(settings.get("prompt-file"), stdin)
+    return Checked(follow_suffix(settings), prompts, gather_inputs(settings))
 
 
-PRIVATE_ENDINGS = (".localhost", ".local", ".internal", ".lan", ".home.arpa", ".test")
+# A single label, or below a name that is never public. To some resolvers 134744072 and 0x08080808 are addresses too.
+PRIVATE_NAME = re.compile(
+    r"(?!(0x[0-9a-f]*|[0-9]+)$)[\w-]+|[\w.-]+\.(localhost|local|internal|lan|home\.arpa|test)",
+    re.ASCII | re.IGNORECASE,
+)
 
 
 def is_private(host: str) -> bool:
@@ -1914,41 +1870,37 @@ def is_private(host: str) -> bool:
     try:
         address: Any = ipaddress.ip_address(host.partition("%")[0])
     except ValueError:
-        # To some resolvers 134744072 and 0x08080808 are addresses too.
-        numeric = re.fullmatch(r"(0x[0-9a-f]*|[0-9]+)(\.(0x[0-9a-f]*|[0-9]+))*", host, re.IGNORECASE)
-        plain = re.fullmatch(r"[\w.-]+", host, re.ASCII)  # some resolvers take %2e and full-width dots for dots
-        return bool(plain and not numeric and ("." not in host or host.lower().endswith(PRIVATE_ENDINGS)))
-    address = getattr(address, "ipv4_mapped", None) or getattr(address, "sixtofour", None) or address
-    if getattr(address, "teredo", None):  # it leads to another host
-        return False
-    return bool(address.is_private or address.is_loopback or address.is_link_local)
+        return bool(PRIVATE_NAME.fullmatch(host))
+    # A Teredo address leads to another host.
+    mapped = getattr(address, "ipv4_mapped", None) or address
+    return bool(mapped.is_private and not getattr(address, "teredo", None))
 
 
 def check_base_url(checked: Checked) -> Problems:
     """Checks the base URL, and that the key does not go in the open."""
-    url, text = checked.settings.get("base-url", OPENAI_URL), checked.settings.label("base-url")
+    url = checked.settings.get("base-url")
     parts, wrong = split_url(url), ""
-    if not is_web(url) or re.search(r"[\x00-\x20\x7f]", url):
+    if not is_web(url):
         wrong = "expected an http or https URL"
     elif parts.path.rstrip("/").endswith((*(row.path for row in ROUTES), CHAT_PATH)):
         wrong = "give it up to and with /v1, without the route"
     elif parts.username is not None or parts.fragment:
         wrong = "no login and no fragment may stand in it"
-        text = text.replace(parts.netloc, parts.netloc.rpartition("@")[2])
     elif parts.scheme == "http" and not is_private(host_of(url)) and not checked.get("allow-http"):
-        yield Problem(
+        yield checked.problem(
             "base-url-http",
-            f"{text}: plain http would show the key to everyone on the way",
+            "base-url",
+            "plain http would show the key to everyone on the way",
             "use https, or --allow-http",
             fatal=True,
         )
     if wrong:
-        yield Problem("base-url", f"{text}: {wrong}", f"such as {OPENAI_URL}", fatal=True)
+        yield checked.problem("base-url", "base-url", wrong, f"such as {OPENAI_URL}", fatal=True)
 
 
 def check_prompt(checked: Checked) -> Problems:
     """Checks that there is one prompt, of a length the API takes."""
-    given_by, length = checked.given_by, len(checked.prompt)
+    given_by, prompt = checked.given_by, checked.prompt
     if len(given_by) > 1:
         yield Problem(
             "prompt-twice", f"the prompt is given more than once: {', '.join(given_by)}", "keep one of them", fatal=True
@@ -1962,49 +1914,37 @@ def check_prompt(checked: Checked) -> Problems:
             "give it as an argument, with --prompt or with --prompt-file",
             fatal=True,
         )
-    elif not checked.prompt.strip():
+    elif not prompt.strip():
         yield Problem("prompt-blank", "the prompt is blank", "say what to make")
-    elif length > MAX_PROMPT:
-        yield Problem("prompt-length", f"the prompt has {length} characters", f"at most {MAX_PROMPT} are allowed")
-    if re.search(r"[\ud800-\udfff]", checked.prompt):
-        yield Problem("prompt-encoding", f"{given_by[0]}: not valid Unicode text", "save it as UTF-8", fatal=True)
+    elif len(prompt) > MAX_PROMPT:
+        yield Problem("prompt-length", f"the prompt has {len(prompt)} characters", f"at most {MAX_PROMPT} are allowed")
 
 
 def check_model(checked: Checked) -> Problems:
     """Checks that the model exists today."""
-    row, model, at_openai = checked.row, checked.model, checked.at_openai
+    row, model = checked.row, checked.model
+    at_openai = OPENAI_HOSTS.fullmatch(host_of(checked.settings.get("base-url")))
     for name in ("model", "tool-model"):
         if checked.has(name) and not checked.get(name).strip():
             yield checked.problem("model-missing", name, "the model's name is blank", "name one, such as gpt-image-2")
-    if checked.command == "responses" and re.match(r"(gpt-image|chatgpt-image|dall-e)-", checked.get("model") or ""):
+    if checked.command == "responses" and re.match("(gpt-image|chatgpt-image|dall-e)-", checked.get("model") or ""):
         yield checked.problem(
             "responses-model", "model", "an image model cannot host the tool", "name it with --tool-model instead"
         )
     if row.retired and at_openai:
         yield Problem("model-retired", f"{model} was shut down on {row.gone}", f"use {row.instead}")
-    elif row.retired:
-        yield Problem(
-            "model-retired-elsewhere",
-            f"OpenAI shut {model} down on {row.gone}; this gateway may still serve it",
-            warning=True,
-        )
     elif row.gone:
         yield Problem(
-            "model-leaving", f"{model} will be shut down on {row.gone}", f"move to {row.instead}", warning=True
+            "model-leaving", f"OpenAI shuts {model} down on {row.gone}", f"move to {row.instead}", warning=True
         )
     elif at_openai and model in BARE_MODELS:
         yield Problem("model-bare", f"there is no model named {model}", f"did you mean {BARE_MODELS[model]}?")
-    elif at_openai and row.takes is None:
-        hint = did_you_mean(model.lower(), MODEL_IDS)
-        if hint:
-            yield Problem("model-unlike", f"{model} is not known here, so nothing of it is checked", hint, warning=True)
 
 
 def who_takes(name: str, value: Any) -> str:
-    """Returns words for the models that take a value of an option."""
-    known = {model: model_row(model).takes or {} for model in MODEL_IDS}
-    takers = [model for model, takes in known.items() if value in takes.get(name, (value,))]
-    return f"{' and '.join(takers[:2])} take{'s' if len(takers) == 1 else ''} it; " if takers else ""
+    """Returns words for the first models that take a value of an option."""
+    takers = [model for model in MODEL_IDS if value in (model_row(model).takes or {}).get(name, (value,))]
+    return f"try {one_of(tuple(takers[:2]))}; " if takers else ""
 
 
 def check_value(checked: Checked, row: Option) -> Problems:
@@ -2012,16 +1952,33 @@ def check_value(checked: Checked, row: Option) -> Problems:
     name, kind, value = row.name, row.kind, checked.get(row.name)
     takes = checked.row.takes or {}
     taken = takes.get(name, kind.choices)
+    listed = value in (*kind.choices, *taken) or not kind.choices
+    # A model that the tables do not know may take other words for its pictures.
+    free = checked.row.takes is None and row.sends == "image" and not kind.strict
     if kind.low is not None and not kind.low <= value <= (kind.high or value):
         yield checked.problem(f"{name}-value", name, kind.expected)
-    elif name in takes and value not in taken and (value in kind.choices or not taken):
+    elif name in takes and value not in taken and (listed or not taken):
         words = f"takes {one_of(taken)}" if taken else "does not take it"
-        hint = f"{who_takes(name, value)}--no-validate sends it all the same"
-        yield checked.problem(f"{name}-by-model", name, f"{checked.model} {words}", hint)
-    elif kind.choices and value not in (*kind.choices, *taken):
-        if checked.row.takes is not None or kind.strict or row.sends != "image":
-            hint = did_you_mean(str(value), taken)
-            yield checked.problem(f"{name}-value", name, f"expected {one_of(taken)}", hint, fatal=kind.strict)
+        yield checked.problem(
+            f"{name}-by-model",
+            name,
+            f"{checked.model} {words}",
+            f"{who_takes(name, value)}--no-validate sends it all the same",
+        )
+    elif not listed and not free:
+        yield checked.problem(
+            f"{name}-value", name, f"expected {one_of(taken)}", did_you_mean(str(value), taken), fatal=kind.strict
+        )
+
+
+USE_IMAGES = "leave it out, or use --protocol openai_images"
+
+
+def check_chat(checked: Checked, row: Option) -> Problems:
+    """Checks that chat can carry what an option asks for."""
+    reaches = row.sends in ("image", "top") or row.input or row.kind is BOXES
+    if reaches and not row.chat and not checked.settings.comes_from(row.name, DEFAULT, SUFFIX):
+        yield checked.problem(f"{row.name}-chat-carries", row.name, "cannot be carried by chat", USE_IMAGES)
 
 
 def check_values(checked: Checked) -> Problems:
@@ -2030,25 +1987,34 @@ def check_values(checked: Checked) -> Problems:
         if not checked.has(name):
             continue
         yield from check_value(checked, row)
+        if checked.chat:
+            yield from check_chat(checked, row)
         value, allowed = checked.get(name), r"[\x20-\x7e]*" if row.sends == "header" else r"[^\x00-\x1f\x7f]*"
-        lines = (value if row.kind.repeat else [value]) if row.kind.one_line else []
-        if not all(re.fullmatch(allowed, line) for line in lines):
-            words = f"--{name}: control characters are not allowed in a header or an id"
-            yield Problem("identifier", words, "type it again", fatal=True)
+        lines = value if row.kind.repeat else [value]
+        if row.kind.one_line and not all(re.fullmatch(allowed, line) for line in lines):
+            yield Problem(
+                "identifier",
+                f"--{name}: control characters are not allowed in a header or an id",
+                "type it again",
+                fatal=True,
+            )
 
 
 def size_problem(sizes: Sizes, width: int, height: int) -> Problem | None:
     """Returns the first limit of a model's sizes that is broken."""
-    long, short = max(width, height), min(width, height)
-    if width % sizes.multiple or height % sizes.multiple:
-        return Problem("size-multiple", f"both edges must be multiples of {sizes.multiple}")
-    if long > sizes.edge:
-        return Problem("size-edge", f"the longest edge is {sizes.edge} pixels at most")
-    if long > sizes.ratio * short:
-        return Problem("size-ratio", f"the long edge is at most {sizes.ratio} times the short one")
-    if not sizes.least <= width * height <= sizes.most:
-        words = f"{width * height} pixels; from {sizes.least} to {sizes.most} are allowed"
-        return Problem("size-pixels", words)
+    fixed, multiple, edge, ratio, least, most, _ = sizes
+    short, long = sorted((width, height))
+    if fixed:
+        fits = f"{width}x{height}" in fixed
+        return None if fits else Problem("size-fixed", f"this model makes {', '.join(fixed)} or auto only")
+    if width % multiple or height % multiple:
+        return Problem("size-multiple", f"both edges must be multiples of {multiple}")
+    if long > edge:
+        return Problem("size-edge", f"the longest edge is {edge} pixels at most")
+    if long > ratio * short:
+        return Problem("size-ratio", f"the long edge is at most {ratio} times the short one")
+    if not least <= width * height <= most:
+        return Problem("size-pixels", f"{width * height} pixels; from {least} to {most} are allowed")
     return None
 
 
@@ -2056,8 +2022,8 @@ def nearest_size(sizes: Sizes, width: int, height: int) -> str:
     """Returns the valid size most like the one asked for, in proportion."""
 
     def distance(size: str) -> float:
-        w, _, h = size.partition("x")
-        return math.log(int(w) / width) ** 2 + math.log(int(h) / height) ** 2
+        w, h = map(int, size.split("x"))
+        return math.hypot(math.log(w / width), math.log(h / height))
 
     steps = range(sizes.multiple, sizes.edge + 1, sizes.multiple)
     free = (f"{w}x{h}" for w in steps for h in steps if not size_problem(sizes, w, h))
@@ -2073,13 +2039,11 @@ def check_size(checked: Checked) -> Problems:
     if not match:
         yield checked.problem("size-form", "size", "expected WIDTHxHEIGHT or auto", "such as 1536x1024")
         return
-    width, height = (int(side) for side in match.groups())
-    found = None if sizes.fixed else size_problem(sizes, width, height)
-    if sizes.fixed and size not in sizes.fixed:
-        found = Problem("size-fixed", f"{checked.model} makes {', '.join(sizes.fixed)} or auto only")
+    width, height = map(int, match.groups())
+    found = size_problem(sizes, width, height)
     if found:
         yield checked.problem(found.rule, "size", found.message, f"{nearest_size(sizes, width, height)} is the nearest")
-    elif not sizes.fixed and width * height > sizes.experimental:
+    elif width * height > sizes.experimental:
         yield checked.problem("size-experimental", "size", "above 2560x1440 pixels is experimental", warning=True)
 
 
@@ -2097,16 +2061,14 @@ def check_format(checked: Checked) -> Problems:
         )
     if row.one and checked.several:
         yield checked.problem("format-one", "n", f"{row.name} comes one at a time", "leave --n out")
-    for name in row.refuses:
-        streams = name == "stream" and checked.command == "responses"  # its own events, whatever it makes
-        if checked.get(name) and not streams:
+    for name in filter(checked.get, row.refuses):
+        if name != "stream" or checked.command in IMAGES:  # a response has its own events, whatever it makes
             yield checked.problem(
                 "format-refuses", name, f"not possible with {row.name}", "leave it out or choose another format"
             )
     for other in FORMATS:
-        for name in other.owns:
-            if checked.has(name) and other is not row:
-                yield checked.problem("format-owns", name, f"goes with {other.name} only", f"add --format {other.name}")
+        for name in filter(checked.has, () if other is row else other.owns):
+            yield checked.problem("format-owns", name, f"goes with {other.name} only", f"add --format {other.name}")
 
 
 def check_output(checked: Checked) -> Problems:
@@ -2114,7 +2076,7 @@ def check_output(checked: Checked) -> Problems:
     output, chosen = checked.settings.get("output", ""), checked.settings.get("format")
     suffix = output_suffix(output)
     implied = FORMAT_OF_SUFFIX.get(suffix)
-    if suffix and not implied and suffix != f".{chosen}":
+    if suffix not in ("", f".{chosen}", *FORMAT_OF_SUFFIX):
         yield checked.problem(
             "output-suffix", "output", f"{suffix} is no format of this API", "use .png, .jpg, .webp, .gif or .svg"
         )
@@ -2125,12 +2087,12 @@ def check_output(checked: Checked) -> Problems:
             f"the suffix of {output} says {implied}",
             "make them agree, or leave --format out",
         )
-    odd = [place for place in re.findall(r"\{\w*\}", output) if place not in ("{index}", "{partial}")]
+    odd = ", ".join(re.findall(r"\{(?!index\}|partial\})\w*\}", output))
     if odd:
         yield checked.problem(
             "output-place",
             "output",
-            f"{', '.join(odd)} is not a place holder and stays as it is",
+            f"{odd} is not a place holder and stays as it is",
             "there are {index} and {partial}",
             warning=True,
         )
@@ -2141,22 +2103,30 @@ def check_needs(checked: Checked) -> Problems:
     images_route = checked.command in IMAGES
     if checked.has("partial-images") and not checked.get("stream") and "stream" not in checked.overridden:
         yield checked.problem("partial-images-stream", "partial-images", "previews need --stream", "add --stream")
+    if checked.chat and checked.several:
+        yield checked.problem("chat-one", "n", "chat makes one picture a call", "leave --n out")
     if checked.get("stream") and images_route and checked.several:
         yield checked.problem("stream-n", "n", "a stream carries one picture (n=1)", "leave out --stream or --n")
     if checked.has("svg-effort") and not checked.has("svg-model") and images_route:
         yield checked.problem(
             "svg-model-missing", "svg-effort", "needs --svg-model", "name the text model that writes the svg"
         )
+    if checked.get("background-mode") and checked.get("store") is False:
+        yield checked.problem(
+            "store-background", "background-mode", "a background response must be stored", "leave out --no-store"
+        )
 
 
 def check_input(checked: Checked, given: InputPicture) -> Problems:
     """Checks one input picture: readable, not too large, a picture, of a type this route takes, and whole."""
-    picture, suffix = given.picture, os.path.splitext(given.shown)[1].lower()
-    if given.trouble and given.kind in ("file", "data"):
+    picture, local = given.picture, given.kind in ("file", "data")
+    if given.trouble and local:
         yield given.problem("image-unreadable", given.trouble, "check the path", fatal=True)
     elif given.trouble:
         yield given.problem("image-url", given.trouble, "use an http or https URL, a path, or file_id:ID", fatal=True)
-    elif given.kind not in ("file", "data"):
+    elif checked.chat and given.kind == "file_id":
+        yield given.problem(f"{given.role}-chat-carries", "cannot be carried by chat", USE_IMAGES)
+    elif not local:
         return
     elif not given.size:
         yield given.problem("image-empty", "the file is empty", fatal=True)
@@ -2170,10 +2140,6 @@ def check_input(checked: Checked, given: InputPicture) -> Problems:
         )
     elif picture.whole is False:
         yield given.problem("image-truncated", f"the {picture.format} is cut short", "export or download it again")
-    elif given.kind == "file" and FORMAT_OF_SUFFIX.get(suffix, picture.format) != picture.format:
-        yield given.problem(
-            "image-mislabelled", f"the file is a {picture.format}, whatever its name says", warning=True
-        )
     if given.size >= MAX_INPUT:
         yield given.problem("image-size", f"{amount(given.size)}; less than 50 MB is allowed", "make it smaller")
 
@@ -2183,15 +2149,13 @@ def check_images(checked: Checked) -> Problems:
     images = checked.role("image")
     for given in checked.inputs:
         yield from check_input(checked, given)
-    if checked.command == "edits" and not images and "image" not in checked.overridden:
+    if checked.command == "edits" and not checked.sees_pictures:
         yield Problem("image-missing", "there is no picture to edit", "add --image PATH", fatal=True)
     if len(images) > MAX_IMAGES:
         yield Problem("image-count", f"{len(images)} pictures are given", f"at most {MAX_IMAGES} are allowed")
-    if images or checked.has("previous-response-id") or checked.overridden & {"input", "image"}:
-        return
-    if checked.has("input-fidelity"):
+    if checked.has("input-fidelity") and not checked.sees_pictures:
         yield checked.problem("fidelity-input", "input-fidelity", "there is no input picture", "add --input-image")
-    if checked.get("action") == "edit":
+    if checked.get("action") == "edit" and not checked.sees_pictures:
         yield checked.problem(
             "action-edit", "action", "there is nothing to edit", "add --input-image, or --previous-response-id"
         )
@@ -2199,7 +2163,7 @@ def check_images(checked: Checked) -> Problems:
 
 def check_mask_file(given: InputPicture, first: Picture | None) -> Problems:
     """Checks a mask's size in bytes, format, dimensions, and then its pixels, so that no claim is taken on trust."""
-    mask = given.picture
+    mask, size = given.picture, given.size
     if mask is None or mask.whole is False:
         return
     if mask.format != "png":
@@ -2207,14 +2171,14 @@ def check_mask_file(given: InputPicture, first: Picture | None) -> Problems:
             "mask-png", f"a mask must be a PNG, this is {mask.format}", "save it as PNG with an alpha channel"
         )
         return
-    if MASK_WARNING <= given.size < MAX_INPUT:
+    if MASK_WARNING <= size < MAX_INPUT:
         yield given.problem(
             "mask-large",
-            f"{amount(given.size)}; the reference says less than 4 MB",
+            f"{amount(size)}; the reference says less than 4 MB",
             "make it smaller if it is refused",
             warning=True,
         )
-    if first and first.width and (mask.width, mask.height) not in ((first.width, first.height), first.shown):
+    if first and first.width and mask.shown not in (first.shown, (first.width, first.height)):
         wanted = "{}x{}".format(*first.shown)
         yield given.problem(
             "mask-dimensions",
@@ -2224,40 +2188,34 @@ def check_mask_file(given: InputPicture, first: Picture | None) -> Problems:
     hint = "make transparent what is to be edited"
     if given.kind == "file" and not mask.alpha:
         yield given.problem("mask-alpha", "the mask has no alpha channel", f"{hint}: only alpha counts, no colour does")
-    elif given.kind == "file" and given.size < MAX_INPUT and png_opaque(given.text):
+    elif given.kind == "file" and size < MAX_INPUT and png_opaque(given.text):
         yield given.problem("mask-opaque", "the mask is opaque everywhere", hint)
 
 
 def check_boxes(checked: Checked, first: InputPicture) -> Problems:
     """Checks that each mask box lies within the first picture, whose size must be known."""
     width, height = first.picture.shown if first.picture else (0, 0)
-    troubles = []
-    if not width and not (first.kind == "file" and first.trouble):
-        troubles.append("needs a first picture that is a local file")
+    if not width and not first.trouble:
+        yield Problem("mask-box", "--mask-box needs a first picture that is a local file", "add it", fatal=True)
     for box in checked.get("mask-box") if width else ():
         if not box_fits(box, width, height):
-            shown = ",".join(map(str, box_pixels(box, width, height)))
-            troubles.append(f"{shown} is not within {width}x{height}")
-    for words in troubles:
-        yield checked.problem("mask-box", "mask-box", words, "X,Y,WIDTH,HEIGHT within the first picture", fatal=True)
+            hint = "X,Y,WIDTH,HEIGHT within the first picture"
+            yield Problem("mask-box", f"--mask-box {box}: not within {width}x{height}", hint, fatal=True)
 
 
 def check_mask(checked: Checked) -> Problems:
     """Checks the mask by itself and against the first picture."""
     masks, marks, images = checked.role("mask"), checked.role("markup"), checked.role("image")
-    boxed = checked.has("mask-box")
-    given_by = [given.label for given in masks] + [checked.settings.label("mask-box")] * boxed
-    if len(given_by) > 1:
-        yield Problem(
-            "mask-twice", f"the mask is given more than once: {', '.join(given_by)}", "keep one of them", fatal=True
-        )
-    if given_by and not images and checked.command == "responses" and not checked.has("previous-response-id"):
-        yield Problem("mask-without-image", f"{given_by[0]}: there is no picture to mask", "add the picture first")
-    if marks and given_by:
+    count = len(masks) + checked.has("mask-box")
+    if count > 1:
+        yield Problem("mask-twice", "the mask is given more than once", "keep one of them", fatal=True)
+    if count and checked.command == "responses" and not checked.sees_pictures:
+        yield Problem("mask-without-image", "there is no picture to mask", "add the picture first")
+    if count and marks:
         yield marks[0].problem("markup-mask", "not together with a mask", "keep one of them")
     for given in (*masks, *marks):
         yield from check_mask_file(given, images[0].picture if images else None)
-    if boxed and images:
+    if images and checked.has("mask-box"):
         yield from check_boxes(checked, images[0])
 
 
@@ -2265,7 +2223,7 @@ def json_form_causes(checked: Checked) -> list[str]:
     """Returns what makes an edit take the JSON form: inputs that are no local files, and fields the form lacks."""
     if checked.command != "edits" or checked.chat:
         return []
-    remote = [given.label for given in checked.inputs if given.kind in ("url", "file_id", "data")]
+    remote = [given.label for given in checked.inputs if given.kind not in ("file", "auto")]
     return remote + [checked.settings.label("moderation")] * ("moderation" in checked.settings.rows)
 
 
@@ -2274,74 +2232,50 @@ def check_form(checked: Checked) -> Problems:
     causes = json_form_causes(checked)
     hint = f"leave out {', '.join(causes)}"
     for given in checked.inputs if causes else ():
-        length = 4 * -(-given.size // 3) + 30
         if given.kind == "auto":
             yield given.problem("mask-auto", "a mask made by the gateway needs the form", hint, fatal=True)
         elif given.role == "markup":
             yield given.problem("markup-form", "markup needs the form", hint, fatal=True)
-        elif given.kind == "file" and length > MAX_IMAGE_URL:
+        elif given.kind == "file" and 4 * given.size // 3 > MAX_IMAGE_URL - 30:
             yield given.problem(
-                "image-url-length", f"{length} characters as a data URL", f"at most {MAX_IMAGE_URL} are allowed in JSON"
+                "image-url-length",
+                f"{amount(given.size)}; in JSON a data URL has at most {MAX_IMAGE_URL} characters",
+                hint,
             )
 
 
-def check_response(checked: Checked) -> Problems:
-    """Checks the options of a response beside its picture."""
+def check_metadata(checked: Checked) -> Problems:
+    """Checks that the metadata of a response are as many and as long as the API takes."""
     metadata = checked.get("metadata-json") or {}
     fits = all(isinstance(text, str) and len(text) <= 512 and len(name) <= 64 for name, text in metadata.items())
     if len(metadata) > 16 or not fits:
         yield Problem(
             "metadata", "--metadata-json: not names with texts", "up to 16 names of 64 characters with texts of 512"
         )
-    if checked.get("store") is not False:
-        return
-    if checked.get("background-mode"):
-        yield checked.problem(
-            "store-background", "background-mode", "a background response must be stored", "leave out --no-store"
-        )
-    elif checked.has("previous-response-id"):
-        yield checked.problem(
-            "store-previous", "store", "the next turn cannot go on from a response that is not stored", warning=True
-        )
-
-
-def check_chat(checked: Checked) -> Problems:
-    """Checks that chat can carry all that was asked for."""
-    if not checked.chat:
-        return
-    hint = "leave it out, or use --protocol openai_images"
-    for name, row in options_of(checked.command).items():
-        reaches = row.sends in ("image", "top") or row.input or row.kind is BOXES
-        chosen = checked.has(name) and not checked.settings.comes_from(name, DEFAULT, SUFFIX)
-        if chosen and reaches and not row.chat:
-            yield checked.problem(f"{name}-chat-carries", name, "cannot be carried by chat", hint)
-    for given in checked.role("image"):
-        if given.kind == "file_id":
-            yield given.problem(f"{given.role}-chat-carries", "cannot be carried by chat", hint)
-    if checked.several:
-        yield checked.problem("chat-one", "n", "chat makes one picture a call", "leave --n out")
 
 
 CHECKS = (
     check_base_url, check_prompt, check_model, check_values, check_size, check_format, check_output,
-    check_needs, check_images, check_mask, check_form, check_response, check_chat,
+    check_needs, check_images, check_mask, check_form, check_metadata,
 )  # fmt: skip
 
 
 def settings_problems(settings: Settings) -> list[Problem]:
     """Returns the broken rules of a command that makes no pictures by itself: connection and values only."""
-    return [found for check in (check_base_url, check_values) for found in check(Checked(settings))]
+    checked = Checked(settings, {}, [])
+    return [*check_base_url(checked), *check_values(checked)]
 
 
 def enforce(problems: list[Problem], lenient: bool, console: Console) -> None:
     """Says the warnings and raises one Failure for all that is refused; lenient lets through what can be sent."""
-    refused = [found for found in problems if found.fatal or not (found.warning or lenient)]
-    for found in problems:
-        if found not in refused:
-            console.warn(f"{found.message} ({found.hint})" if found.hint else found.message)
+    refused: list[Json] = []
+    for rule, message, hint, warning, fatal in problems:
+        if fatal or not (warning or lenient):
+            refused.append({"rule": rule, "message": message, "hint": hint or None})
+        else:
+            console.warn(f"{message} ({hint})" if hint else message)
     if refused:
-        rows = [{"rule": found.rule, "message": found.message, "hint": found.hint or None} for found in refused]
-        raise Failure(USAGE, refused[0].message, refused[0].hint or None, rule=refused[0].rule, problems=rows)
+        raise Failure(USAGE, **refused[0], problems=refused)
 
 
 def expected_pictures(checked: Checked) -> int:
@@ -2402,16 +2336,15 @@ class Part(NamedTuple):
         left = self.size
         try:
             with open(self.path, "rb") as file:
-                while left:
-                    block = file.read(min(UPLOAD_BLOCK, left))
-                    if not block:
-                        raise changed
+                while block := file.read(UPLOAD_BLOCK):
                     left -= len(block)
+                    if left < 0:
+                        raise changed
                     yield binascii.b2a_base64(block, newline=False) if self.base64 else block
-                if file.read(1):
-                    raise changed
         except OSError as error:
             raise changed from error
+        if left:
+            raise changed
 
 
 class Body:
@@ -2490,10 +2423,12 @@ def image_reference(given: InputPicture, holes: JsonHoles) -> Json:
         return {"image_url": given.text}
     if given.kind == "data":
         start, _, data = given.text.partition(",")
-        return {"image_url": f"{start}," + holes.hole(Part(data.encode(), label=f"<base64, {given.size} bytes>"))}
-    label = f"<base64 of {given.shown}, {given.size} bytes>"
-    part = Part(path=given.text, size=given.size, base64=True, label=label)
-    return {"image_url": f"data:{content_type(given)};base64," + holes.hole(part)}
+        part = Part(data.encode(), label=f"<base64, {given.size} bytes>")
+    else:
+        start = f"data:{content_type(given)};base64"
+        label = f"<base64 of {given.shown}, {given.size} bytes>"
+        part = Part(path=given.text, size=given.size, base64=True, label=label)
+    return {"image_url": f"{start},{holes.hole(part)}"}
 
 
 def put(tree: Json, path: tuple[str, ...], value: Any) -> None:
@@ -2515,34 +2450,29 @@ def fields(settings: Settings, *places: str, chat: bool = False) -> Json:
 
 
 def merge(tree: Json, extra: Json) -> Json:
-    """Returns a tree with extra fields: objects are merged, tools are matched by type, all else is replaced."""
-    merged = dict(tree)
-    for key, value in extra.items():
-        ours = merged.get(key)
-        if isinstance(value, dict) and isinstance(ours, dict):
-            value = merge(ours, value)
-        elif key == "tools" and isinstance(value, list) and isinstance(ours, list):
-            mine = {tool["type"]: tool for tool in ours}
-            theirs = [
-                merge(mine.pop(str(tool.get("type")), {}), tool) if isinstance(tool, dict) else tool for tool in value
-            ]
-            value = [*mine.values(), *theirs]
-        merged[key] = value
+    """Returns a tree with extra fields: objects and the image tool are merged, all else is replaced."""
+    merged = {**tree, **extra}
+    for key in tree.keys() & extra.keys():
+        ours, theirs = tree[key], extra[key]
+        if isinstance(ours, dict) and isinstance(theirs, dict):
+            merged[key] = merge(ours, theirs)
+        elif key == "tools" and tool_of(tree) and isinstance(theirs, list):
+            tool = tool_of(extra)
+            merged[key] = [merge(tool_of(tree), tool), *(other for other in theirs if other is not tool)]
     return merged
 
 
-def form_tree(checked: Checked, _: JsonHoles) -> Json:
+def images_tree(checked: Checked, _: JsonHoles) -> Json:
     """Returns the fields of an Images call without its pictures."""
     return {"prompt": checked.prompt, **fields(checked.settings, "top", "image")}
 
 
-def images_tree(checked: Checked, holes: JsonHoles) -> Json:
-    """Returns the JSON of an Images call."""
-    tree = form_tree(checked, holes)
-    if checked.command == "edits":
-        tree["images"] = [image_reference(given, holes) for given in checked.role("image")]
-        for given in checked.role("mask"):
-            tree["mask"] = image_reference(given, holes)
+def edit_tree(checked: Checked, holes: JsonHoles) -> Json:
+    """Returns the JSON of an edit."""
+    tree = images_tree(checked, holes)
+    tree["images"] = [image_reference(given, holes) for given in checked.role("image")]
+    for given in checked.role("mask"):
+        tree["mask"] = image_reference(given, holes)
     return tree
 
 
@@ -2550,14 +2480,14 @@ def responses_tree(checked: Checked, holes: JsonHoles) -> Json:
     """Returns the JSON of a response: the input, and the hosted tool with its own fields."""
     tree = fields(checked.settings, "top")
     content: list[Json] = [{"type": "input_text", "text": text} for text in checked.texts]
-    for given in checked.role("image"):
-        content.append({"type": "input_image", **image_reference(given, holes), "detail": "auto"})
-    plain = len(content) == 1 and len(checked.texts) == 1
+    images = [image_reference(given, holes) for given in checked.role("image")]
+    content += [{"type": "input_image", **image, "detail": "auto"} for image in images]
     tool = {"type": "image_generation", **fields(checked.settings, "image")}
     for given in checked.role("mask"):
         tool["input_image_mask"] = image_reference(given, holes)
+    plain = len(checked.texts) == 1 and not images
     message = checked.prompt if plain else [{"role": "user", "content": content}]
-    return {"model": tree.pop("model"), "input": message, "tools": [tool], **tree}
+    return {"model": tree["model"], "input": message, "tools": [tool], **tree}
 
 
 def chat_tree(checked: Checked, holes: JsonHoles) -> Json:
@@ -2585,16 +2515,6 @@ def form_fields(name: str, value: Any) -> Iterator[tuple[str, str]]:
 FIELD_STYLES = {"brackets": "image[]", "simple": "image", "indexed": "image[{}]"}
 
 
-def form_files(checked: Checked) -> Iterator[tuple[str, InputPicture]]:
-    """Yields the file parts of an edit's form with their field names."""
-    style = FIELD_STYLES[checked.settings.get("image-field-style")]
-    for i, given in enumerate(checked.role("image")):
-        yield style.format(i), given
-    for given in (*checked.role("mask"), *checked.role("markup")):
-        if given.kind == "file":
-            yield given.role, given
-
-
 def file_row(name: str, given: InputPicture) -> Json:
     """Returns what a dry run shows of a file in a form."""
     base = os.path.basename(given.shown)
@@ -2602,6 +2522,16 @@ def file_row(name: str, given: InputPicture) -> Json:
         base = os.path.splitext(base)[0] + ".png"
     kind = content_type(given)
     return {"name": name, "filename": base, "content_type": kind, "bytes": given.size, "path": given.shown}
+
+
+def form_files(checked: Checked) -> Iterator[tuple[Json, Part]]:
+    """Yields the files of an edit's form, each with the row a dry run shows of it."""
+    style = FIELD_STYLES[checked.settings.get("image-field-style")]
+    named = [(style.format(i), given) for i, given in enumerate(checked.role("image"))]
+    named += [(given.role, given) for given in (*checked.role("mask"), *checked.role("markup"))]
+    for name, given in named:
+        if given.kind == "file":
+            yield file_row(name, given), Part(path=given.text, size=given.size)
 
 
 def part_head(row: Json) -> str:
@@ -2617,7 +2547,7 @@ def part_head(row: Json) -> str:
 def form_request(checked: Checked, tree: Json) -> tuple[Body, list[Json]]:
     """Returns the multipart body of an edit and the rows a dry run shows of it."""
     boundary, parts = "gpt-image-" + os.urandom(12).hex(), []
-    rows = [(file_row(name, given), Part(path=given.text, size=given.size)) for name, given in form_files(checked)]
+    rows = list(form_files(checked))
     texts = [pair for name, value in tree.items() for pair in form_fields(name, value)]
     texts += [("mask", "auto")] * any(given.kind == "auto" for given in checked.inputs)
     rows += [({"name": name, "value": text}, Part(text.encode())) for name, text in texts]
@@ -2635,10 +2565,11 @@ def api_url(settings: Settings, path: str, query: str = "") -> str:
     return str(base.rstrip("/") + path + (f"?{queries}" if queries else ""))
 
 
-def api_headers(settings: Settings, body: Body | None, accept: str = "application/json") -> list[Header]:
+def api_headers(settings: Settings, body: Body | None) -> list[Header]:
     """Returns the headers of a call, with those the user gave in place of ours."""
-    rows: list[Header] = [("Accept", accept), ("Accept-Encoding", "identity")]
-    rows.append(("User-Agent", f"gpt-image/{__version__}"))
+    streams = body and settings.get("stream")
+    rows: list[Header] = [("Accept", "text/event-stream, application/json" if streams else "application/json")]
+    rows += [("Accept-Encoding", "identity"), ("User-Agent", f"gpt-image/{__version__}")]
     if not brings_key(settings):  # only a dry run comes here without any key
         rows.append(("Authorization", settings.get("api-key") or Secret("")))
     rows += fields(settings, "header").items()
@@ -2651,14 +2582,13 @@ def api_headers(settings: Settings, body: Body | None, accept: str = "applicatio
 def build_request(checked: Checked) -> Request:
     """Returns the request of a call, with --extra-json merged in."""
     settings, holes = checked.settings, JsonHoles()
-    accept = "text/event-stream, application/json" if settings.get("stream") else "application/json"
-    url = api_url(settings, CHAT_PATH if checked.chat else checked.route.path)
     form = checked.command == "edits" and not checked.chat and not json_form_causes(checked)
-    builders = {"responses": responses_tree, "edits": form_tree if form else images_tree}
-    build = chat_tree if checked.chat else builders.get(checked.command, images_tree)
+    builders = {"generations": images_tree, "edits": images_tree if form else edit_tree, "responses": responses_tree}
+    build, path = (chat_tree, CHAT_PATH) if checked.chat else (builders[checked.command], checked.route.path)
     tree = merge(build(checked, holes), settings.get("extra-json", {}))
     body, rows = form_request(checked, tree) if form else (holes.body(tree), None)
-    return Request("POST", url, api_headers(settings, body, accept), body, None if form else body.shown(), rows)
+    headers = api_headers(settings, body)
+    return Request("POST", api_url(settings, path), headers, body, None if form else body.shown(), rows)
 
 
 def shown_headers(headers: list[Header]) -> dict[str, str]:
@@ -2677,9 +2607,9 @@ def curl_header(name: str, value: str | Secret) -> str:
     """Returns a header for a shell; a secret comes from a variable."""
     if not isinstance(value, Secret):
         return shell_quoted(f"{name}: {value}")
-    if name.lower() == "authorization":
-        return shell_quoted(f"{name}: Bearer ") + '"$OPENAI_API_KEY"'
-    return shell_quoted(f"{name}: ") + '"$_' + re.sub(r"[^A-Z0-9]", "_", name.upper()) + '"'
+    ours = name.lower() == "authorization"
+    variable = "OPENAI_API_KEY" if ours else "_" + re.sub("[^A-Z0-9]", "_", name.upper())
+    return shell_quoted(f"{name}: {'Bearer ' * ours}") + f'"${variable}"'
 
 
 def curl_field(row: Json) -> str:
@@ -2699,12 +2629,12 @@ def curl_piece(part: Part) -> str:
 
 def curl_command(request: Request) -> str:
     """Returns a command for a POSIX shell that makes the same request."""
-    skipped = ("content-length",) if request.form is None else ("content-length", "content-type")
+    skipped = ("content-length", "content-type" if request.form else "")
     words = [f"curl -sS -X {request.method} {shell_quoted(request.url)}"]
     words += [f"-H {curl_header(name, value)}" for name, value in request.headers if name.lower() not in skipped]
     words += ["-H 'Expect:'", *map(curl_field, request.form or [])]
     before = ""
-    if request.body and request.form is None:
+    if request.body and not request.form:
         before = "{ " + "; ".join(map(curl_piece, request.body.parts)) + "; } | "
         words.append("--data-binary @-")
     return before + " \\\n  ".join(words)
@@ -4474,43 +4404,40 @@ def convert_input(context: Context, given: InputPicture, route: str) -> InputPic
 def gather(context: Context, settings: Settings, positional: str | None) -> Checked:
     """Gathers all that the checks look at, with input pictures that had to be converted in their new form."""
     checked = gather_checked(settings, positional, context.stdin)
-    return checked._replace(inputs=tuple(convert_input(context, given, checked.command) for given in checked.inputs))
+    checked.inputs = [convert_input(context, given, checked.command) for given in checked.inputs]
+    return checked
 
 
 def same_file(path: str, data: bytes) -> bool:
     """Tells whether a file holds just these bytes."""
     try:
         with open(path, "rb") as file:
-            return os.path.getsize(path) == len(data) and file.read() == data
+            return file.read(len(data) + 1) == data
     except OSError:
         return False
 
 
 def with_mask(context: Context, checked: Checked, data: bytes, target: str, result: Result) -> Checked:
-    """Writes a mask beside the output, for a dry run into the folder for temporary files, and adds it to the inputs."""
-    path, settings = target, checked.settings
-    if settings.get("dry-run"):
-        with context.temp_files.create(spare_folder()) as file:
-            write_all(file, data)
-        path = file.name
-    elif not same_file(target, data):
-        with context.temp_files.create(os.path.dirname(target) or ".") as file:
-            write_all(file, data)
-        path = target = context.temp_files.place(file.name, target, bool(settings.get("overwrite")))
+    """Adds a mask to the inputs, and writes it beside the output, which a dry run only foresees."""
+    if not checked.settings.get("dry-run"):
+        if not same_file(target, data):
+            with context.temp_files.create(os.path.dirname(target) or ".") as file:
+                write_all(file, data)
+            target = context.temp_files.place(file.name, target, bool(checked.settings.get("overwrite")))
+        context.console.tell(f"the mask is {target}")
     result.mask = target
-    if not settings.get("dry-run"):
-        context.console.tell(f"the mask is {path}")
-    mask = InputPicture("mask", "--mask-box", "file", path, target, len(data), identify(path))
-    return checked._replace(inputs=(*checked.inputs, mask))
+    picture = identify_file(io.BytesIO(data))
+    checked.inputs.append(InputPicture("mask", "--mask-box", "file", target, target, len(data), picture))
+    return checked
 
 
 def shown_settings(settings: Settings) -> Json:
     """Returns the settings in force with their sources, secrets masked."""
     rows = {}
-    for name, row in settings.rows.items():
-        value = str(row.value) if isinstance(row.value, Secret) else row.value
-        value = [str(item) for item in value] if isinstance(value, list) else value
-        rows[name] = {"value": value, "source": row.source.label}
+    for name, (value, source, _) in settings.rows.items():
+        if isinstance(value, (list, Secret)):
+            value = [str(item) for item in value] if isinstance(value, list) else str(value)
+        rows[name] = {"value": value, "source": source.label}
     return rows
 
 
@@ -4531,7 +4458,7 @@ def show_request(context: Context, checked: Checked, request: Request, outputs: 
         context.console.print(curl_command(request))
         return
     context.console.print_json({
-        "dry_run": True, "route": checked.route.name, "method": request.method, "url": request.url,
+        "dry_run": True, "route": checked.command, "method": request.method, "url": request.url,
         "headers": shown_headers(request.headers), "body": request.tree, "form": request.form, "outputs": outputs,
         "settings": shown_settings(checked.settings), "estimate": estimate(checked),
         "warnings": context.console.warnings,

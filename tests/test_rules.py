@@ -404,7 +404,7 @@ class WrongRequestsAreRefused(RulesTest):
     def test_what_is_only_doubtful_is_a_warning(self) -> None:
         for line, words in (
             ("generations x --size 3840x2160", "experimental"), (f"generations x {M15}", "2026-12-01"),
-            (f"generations x --model dall-e-3 {GATEWAY}", "2026-05-12"), ("edits x --image really-png.jpg", "png"),
+            (f"generations x --model dall-e-3 {GATEWAY}", "2026-05-12"),
             (f"{EDIT} --mask large-mask.png", "4 MB"),
         ):  # fmt: skip
             with self.subTest(line):

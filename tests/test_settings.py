@@ -155,7 +155,7 @@ class EachSettingKnowsItsSource(SettingsTest):
         for source, label in (
             (gpt_image.Source(gpt_image.TYPED), "command line"), (gpt_image.Source(gpt_image.DEFAULT), "default"),
             (gpt_image.Source(gpt_image.VARIABLE, "A_B"), "environment A_B"),
-            (gpt_image.Source(gpt_image.DOTENV, "A_B", "x/.env", 4), "x/.env line 4"),
+            (gpt_image.Source(gpt_image.DOTENV, "A_B", "x/.env line 4"), "x/.env line 4"),
             (gpt_image.Source(gpt_image.SUFFIX), "suffix of --output"), (gpt_image.Source("resume"), "resume"),
         ):  # fmt: skip
             with self.subTest(label):

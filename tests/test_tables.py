@@ -79,7 +79,6 @@ CASES: Dict[str, Case] = {
     "prompt-blank": Case(("generations", " \n\t")),
     "prompt-length": Case(("generations", "x" * 32_001)),
     "prompt-twice": case("generations x --prompt y"),
-    "prompt-encoding": Case(("generations", "x\udcff")),
     "size-form": case("generations x --size big"),
     "size-multiple": case("generations x --size 1920x1080"),
     "size-edge": case("generations x --size 3856x1600"),
@@ -88,12 +87,8 @@ CASES: Dict[str, Case] = {
     "size-fixed": case("generations x --model gpt-image-1.5 --size 2048x2048"),
     "size-experimental": case("generations x --size 3840x2160", "above 2560x1440 pixels"),
     "model-retired": case("generations x --model dall-e-3"),
-    "model-retired-elsewhere": case(
-        f"generations x --model dall-e-3 --base-url {GATEWAY}", "OpenAI shut dall-e-3 down"
-    ),
-    "model-leaving": case("generations x --model gpt-image-1.5", "gpt-image-1.5 will be shut down"),
+    "model-leaving": case("generations x --model gpt-image-1.5", "OpenAI shuts gpt-image-1.5 down"),
     "model-bare": case("generations x --model gpt-image-2.5"),
-    "model-unlike": case("generations x --model gpt-image2", "gpt-image2 is not known here"),
     "model-missing": Case(("generations", "x", "--model", " ")),
     "responses-model": case(f"{ANSWER} --model gpt-image-2"),
     "by-model": case("generations x --quality xhigh", "quality-by-model"),
@@ -115,7 +110,6 @@ CASES: Dict[str, Case] = {
     "image-unknown": case("edits x --image words.png"),
     "image-type": case(f"edits x --image {TRUE_GIF}"),
     "image-truncated": case("edits x --image cut.png"),
-    "image-mislabelled": case("edits x --image really-png.jpg", "the file is a png"),
     "image-size": case("edits x --image huge.png"),
     "image-count": case("edits x" + " --image a.png" * 17),
     "image-url": case(f"{ANSWER} --input-image-url ftp://host.example/a.png"),
@@ -135,7 +129,6 @@ CASES: Dict[str, Case] = {
     "identifier": Case(("generations", "x", "--safety-identifier", "a\r\nb")),
     "metadata": Case(("responses", "x", "--metadata-json", '{"count": 3}')),
     "store-background": case(f"{ANSWER} --background-mode --no-store"),
-    "store-previous": case(f"{ANSWER} --previous-response-id resp_1 --no-store", "the next turn cannot go on"),
     "base-url": case("generations x --base-url api.openai.com/v1"),
     "base-url-http": case("generations x --base-url http://gateway.example/v1"),
     "chat-carries": case(f"{CHAT} --size 1024x1024", "size-chat-carries"),
@@ -171,7 +164,7 @@ def write_inputs() -> None:
     files = {
         "a.png": whole, "b.png": pictures.picture(b"b", "png", 64, 48), "a.jpg": jpeg, "mask.png": clear,
         "a.webp": pictures.picture(b"a", "webp", 64, 48), "a.gif": pictures.picture(b"a", "gif", 64, 48, frames=1),
-        "empty.png": b"", "words.png": b"these are words", "cut.png": whole[:-20], "really-png.jpg": whole,
+        "empty.png": b"", "words.png": b"these are words", "cut.png": whole[:-20],
         "opaque.png": opaque_png(64, 48), "small-mask.png": pictures.picture(b"a", "png", 32, 48, clear=True),
     }  # fmt: skip
     for name, data in files.items():
