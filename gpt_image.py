@@ -45,7 +45,7 @@ import struct
 import sys
 import time
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import IO, TYPE_CHECKING, Any, Callable, NamedTuple
 
 # What only a real call needs (ssl, http.client, urllib.request, hashlib, threading ...) is imported where it is used:
@@ -56,6 +56,12 @@ if TYPE_CHECKING:
 __version__ = "1.0.0"
 
 Json = dict[str, Any]
+Words = tuple[str, ...]
+Environ = Mapping[str, str]
+Headers = Mapping[str, str]  # names in lower case
+BinaryFile = IO[bytes]
+TextFile = IO[str]
+Blocks = Iterator[bytes]  # of data, in their order
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -140,12 +146,12 @@ STYLES = {
 }
 
 
-def is_terminal(stream: IO[str]) -> bool:
+def is_terminal(stream: TextFile) -> bool:
     """Tells whether a stream is a terminal; a closed one is not."""
     return not stream.closed and stream.isatty()
 
 
-def columns(stream: IO[str]) -> int:
+def columns(stream: TextFile) -> int:
     """Returns the width of a terminal, or 0 where it is not known or the stream was closed."""
     try:
         return os.get_terminal_size(stream.fileno()).columns
@@ -172,7 +178,7 @@ class Console:
     Threads may share it: what one of them prints stays together.
     """
 
-    def __init__(self, stdout: IO[str], stderr: IO[str], environ: Mapping[str, str]) -> None:
+    def __init__(self, stdout: TextFile, stderr: TextFile, environ: Environ) -> None:
         from _thread import allocate_lock  # `threading` costs a start-up more than it gives here
 
         self.stdout, self.stderr, self.lock = stdout, stderr, allocate_lock()
@@ -195,7 +201,7 @@ class Console:
             text = text.replace(form, "***")
         return text
 
-    def cleaned(self, blocks: Iterable[bytes]) -> Iterator[bytes]:
+    def cleaned(self, blocks: Iterable[bytes]) -> Blocks:
         """Yields the bytes of a reply without any secret, as long as they were, wherever the blocks end."""
         needles = [form.encode("utf-8", "surrogateescape") for form in self.hidden]
         open_end = max(map(len, needles), default=1) - 1  # a secret that begins there may go on in the next block
@@ -213,7 +219,7 @@ class Console:
             del came[:whole], shown[:whole]
         yield bytes(shown)
 
-    def _put(self, stream: IO[str], text: str) -> None:
+    def _put(self, stream: TextFile, text: str) -> None:
         try:
             print(self.clean(text), end="", file=stream, flush=True)
         except OSError as error:  # a full disk behind a stream is not worth a picture, but the result must not vanish
@@ -223,14 +229,14 @@ class Console:
         except ValueError:
             pass  # a closed stream
 
-    def abandon(self, stream: IO[str]) -> None:
+    def abandon(self, stream: TextFile) -> None:
         """Points a stream whose reader is gone at the null device, so that the interpreter's own flush is quiet too."""
         try:
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
         except OSError:
             pass
 
-    def draw(self, texts: Iterable[str], stream: IO[str] | None = None) -> None:
+    def draw(self, texts: Iterable[str], stream: TextFile | None = None) -> None:
         """Writes raw texts in one go where the live line stood, to stderr unless to another stream."""
         with self.lock:
             if self.line:
@@ -412,7 +418,7 @@ class Protocol(NamedTuple):
     """A row of PROTOCOLS: a way to show pictures, the variables of its terminals, and the suffixes they take."""
 
     variables: str
-    suffixes: tuple[str, ...]
+    suffixes: Words
     sequences: Callable[[str], Iterator[str]]
 
 
@@ -434,7 +440,7 @@ PROTOCOLS = (
 class Preview:
     """Shows pictures in the terminal itself, where its variables say that it can."""
 
-    def __init__(self, console: Console, environ: Mapping[str, str]) -> None:
+    def __init__(self, console: Console, environ: Environ) -> None:
         self.console, self.tmux = console, environ.get("TMUX")
         said = "\n".join(map("=".join, environ.items())) if console.live else ""
         self.protocol = next((row for row in PROTOCOLS if re.search(row.variables, said, re.MULTILINE)), None)
@@ -465,7 +471,7 @@ class Kind(NamedTuple):
     parse: Callable[[str], Any]
     metavar: str = ""
     expected: str = ""
-    choices: tuple[str, ...] = ()
+    choices: Words = ()
     low: float | None = None
     high: float | None = None
     flag: bool = False
@@ -586,7 +592,7 @@ def parse_box(text: str) -> str:
     return box
 
 
-def one_of(values: tuple[str, ...]) -> str:
+def one_of(values: Words) -> str:
     """Returns values as words: a, b or c."""
     return " or ".join(", ".join(values).rsplit(", ", 1))
 
@@ -660,11 +666,11 @@ class Option(NamedTuple):
     name: str
     kind: Kind
     help: str
-    commands: tuple[str, ...] = ALL
-    also: tuple[str, ...] = ()
+    commands: Words = ALL
+    also: Words = ()
     sends: str = ""
     field: str = ""
-    env: tuple[str, ...] = ()
+    env: Words = ()
     default: str | None = None
     input: str = ""  # for what leads to a picture: its role, and what the text surely is (but `auto`: may be)
     negative: str = ""  # the spelling that says no, where a flag can be on by itself
@@ -673,7 +679,7 @@ class Option(NamedTuple):
     group: str = ""
 
     @property
-    def path(self) -> tuple[str, ...]:
+    def path(self) -> Words:
         """Returns the keys that lead to the API field."""
         return tuple((self.field or self.name.replace("-", "_")).split("."))
 
@@ -828,7 +834,7 @@ def options_of(command: str) -> dict[str, Option]:
 class Sizes(NamedTuple):
     """The sizes a model takes: a fixed list, or any that keeps the limits (in pixels)."""
 
-    fixed: tuple[str, ...] = ()
+    fixed: Words = ()
     multiple: int = 16
     edge: int = 3840
     ratio: int = 3
@@ -840,7 +846,7 @@ class Sizes(NamedTuple):
 FREE_SIZES = Sizes()
 THREE_SIZES = Sizes(fixed=("1024x1024", "1536x1024", "1024x1536"))
 
-Takes = dict[str, tuple[str, ...]]
+Takes = dict[str, Words]
 
 
 class Model(NamedTuple):
@@ -905,13 +911,13 @@ class Format(NamedTuple):
     """A row of FORMATS: a picture format the API returns, and the options that cannot go with it."""
 
     name: str
-    suffixes: tuple[str, ...]
+    suffixes: Words
     transparent: bool = False
     compresses: bool = False
     one: bool = False  # takes n=1 only
     counted: bool = True  # the formula of output tokens holds
-    refuses: tuple[str, ...] = ()
-    owns: tuple[str, ...] = ()  # options that go with this format only
+    refuses: Words = ()
+    owns: Words = ()  # options that go with this format only
 
 
 FORMATS = (
@@ -1072,7 +1078,7 @@ def little(data: bytes) -> int:
     return int.from_bytes(data, "little")
 
 
-def length_of(file: IO[bytes]) -> int:
+def length_of(file: BinaryFile) -> int:
     """Returns the length of a file, which then stands at its end."""
     return file.seek(0, os.SEEK_END)
 
@@ -1081,7 +1087,7 @@ def length_of(file: IO[bytes]) -> int:
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
-def png_chunks(file: IO[bytes]) -> Iterator[tuple[bytes, int]]:
+def png_chunks(file: BinaryFile) -> Iterator[tuple[bytes, int]]:
     """Yields type and length of each chunk of a PNG, the file standing at its data; ends early on a file cut short."""
     at, end, kind = 8, length_of(file), b""
     while at + 12 <= end and kind != b"IEND":
@@ -1092,7 +1098,7 @@ def png_chunks(file: IO[bytes]) -> Iterator[tuple[bytes, int]]:
             yield kind, length
 
 
-def identify_png(file: IO[bytes], head: bytes) -> Picture:
+def identify_png(file: BinaryFile, head: bytes) -> Picture:
     """Reads size, alpha (an alpha channel or tRNS) and completeness of a PNG."""
     kinds = {kind for kind, _ in png_chunks(file)}
     width, height, colour = struct.unpack_from(">IIxB", head, 16)
@@ -1108,7 +1114,7 @@ ORIENTATION = re.compile(
 )
 
 
-def identify_jpeg(file: IO[bytes], head: bytes) -> Picture:
+def identify_jpeg(file: BinaryFile, head: bytes) -> Picture:
     """Reads frame and orientation of a JPEG; whole if an end marker stands in the last kilobytes of its scan."""
     # https://www.w3.org/Graphics/JPEG/itu-t81.pdf, annex B
     width, height, turned, marker = 0, 0, False, b""
@@ -1128,7 +1134,7 @@ def identify_jpeg(file: IO[bytes], head: bytes) -> Picture:
     return Picture("jpeg", width, height, whole=width > 0 and b"\xff\xd9" in file.read(), turned=turned)
 
 
-def identify_webp(file: IO[bytes], head: bytes) -> Picture:
+def identify_webp(file: BinaryFile, head: bytes) -> Picture:
     """Reads the first chunk of a WebP: lossy (VP8), lossless (VP8L) or extended (VP8X)."""
     # https://developers.google.com/speed/webp/docs/riff_container
     # where the two sides stand, the bits from one to the other, the largest, and what is to be added
@@ -1144,7 +1150,7 @@ def colour_table(flags: int) -> int:
     return 3 << (flags & 7) + 1 if flags & 0x80 else 0
 
 
-def identify_gif(file: IO[bytes], head: bytes) -> Picture:
+def identify_gif(file: BinaryFile, head: bytes) -> Picture:
     """Walks the blocks of a GIF: more than one image descriptor is an animation, and a trailer ends a whole file."""
     # https://www.w3.org/Graphics/GIF/spec-gif89a.txt
     width, height, flags = struct.unpack_from("<HHB", head, 6)
@@ -1160,7 +1166,7 @@ def identify_gif(file: IO[bytes], head: bytes) -> Picture:
     return Picture("gif", width, height, animated=frames > 1, whole=kind == b";")
 
 
-def identify_svg(file: IO[bytes], head: bytes) -> Picture | None:
+def identify_svg(file: BinaryFile, head: bytes) -> Picture | None:
     """Looks for the root element of an SVG and for its end; other XML is no picture."""
     if b"<svg" not in head:
         return None
@@ -1168,7 +1174,7 @@ def identify_svg(file: IO[bytes], head: bytes) -> Picture | None:
     return Picture("svg", whole=b"</svg>" in file.read())
 
 
-def identify_iso(file: IO[bytes], head: bytes) -> Picture:
+def identify_iso(file: BinaryFile, head: bytes) -> Picture:
     """Walks the boxes of an AVIF or a HEIC, the last of which ends where the file does."""
     at, end = 0, length_of(file)
     while at < end:
@@ -1178,7 +1184,7 @@ def identify_iso(file: IO[bytes], head: bytes) -> Picture:
     return Picture("avif" if head[8:11] == b"avi" else "heic", whole=at == end)
 
 
-def identify_bmp(file: IO[bytes], head: bytes) -> Picture:
+def identify_bmp(file: BinaryFile, head: bytes) -> Picture:
     """Reads how long a BMP says that it is."""
     return Picture("bmp", whole=length_of(file) >= little(head[2:6]))
 
@@ -1189,7 +1195,7 @@ class Signature(NamedTuple):
     format: str
     pattern: bytes
     base64: bytes  # `/`, `+` and `.` stand for themselves, and for any character of base64
-    identify: Callable[[IO[bytes], bytes], Picture | None] | None = None  # None: only the name matters here
+    identify: Callable[[BinaryFile, bytes], Picture | None] | None = None  # None: only the name matters here
 
 
 # How characters of base64 may stand in JSON text: PHP escapes the slash, and some escape the plus.
@@ -1231,7 +1237,7 @@ def base64_pattern() -> bytes:
     return b"|".join(in_json(row.base64) for row in SIGNATURES if row.base64)
 
 
-def identify_file(file: IO[bytes]) -> Picture | None:
+def identify_file(file: BinaryFile) -> Picture | None:
     """Returns what the bytes of an open file say, or None if it is no picture."""
     head = file.read(65536)
     for row in SIGNATURES:
@@ -1249,7 +1255,7 @@ def identify(path: str) -> Picture | None:
         return identify_file(file)
 
 
-def png_data(file: IO[bytes]) -> Iterator[bytes]:
+def png_data(file: BinaryFile) -> Blocks:
     """Yields the inflated data of a PNG, at most a megabyte at a time; zlib.error if it is damaged."""
     inflate = zlib.decompressobj()
     for kind, length in png_chunks(file):
@@ -1269,7 +1275,7 @@ OPAQUE_NEXT_ROWS = (b"\xff\xff", b"\xff\0", b"\0\0", b"\x80\0", b"\0\0")
 MASK_SIDE = 16_384  # pixels; what claims to be larger is not looked into
 
 
-def png_rows(file: IO[bytes], size: int) -> Iterator[bytes]:
+def png_rows(file: BinaryFile, size: int) -> Blocks:
     """Yields the rows of a PNG that is not interlaced, `size` bytes each, still filtered."""
     data = bytearray()
     for block in png_data(file):
@@ -1362,7 +1368,7 @@ NO_CONVERTER = (
 )
 
 
-def convert_to_png(path: str, target: str, environ: Mapping[str, str]) -> str:
+def convert_to_png(path: str, target: str, environ: Environ) -> str:
     """Turns a picture into a PNG with the first program that can; returns its name, or nothing if none could."""
     import shutil
     import subprocess
@@ -1403,7 +1409,6 @@ class Source(NamedTuple):
         return f"{self.kind} {self.name}" if self.kind == VARIABLE else self.line or self.kind
 
 
-Environ = Mapping[str, str]
 Found = tuple[str, Source]  # a text, and where it stood
 
 
@@ -1433,6 +1438,7 @@ class Settings(NamedTuple):
 
     command: str
     rows: Mapping[str, Setting]
+    problems: Sequence[Problem] = ()  # texts that are not of their option's kind
 
     def get(self, name: str, default: Any = None) -> Any:
         """Returns the value of a setting, or the default if it is not set."""
@@ -1576,8 +1582,8 @@ def read_value(row: Option, text: str, source: Source) -> Any:
     return Secret(text.strip()) if row.secret else row.kind.parse(text)
 
 
-def resolve(command: str, typed: Json, environ: Environ, dotenv: Dotenv) -> tuple[Settings, list[Problem]]:
-    """Returns the settings in force, and a problem for each text that is not of its option's kind."""
+def resolve(command: str, typed: Json, environ: Environ, dotenv: Dotenv) -> Settings:
+    """Returns the settings in force, with a problem for each text that is not of its option's kind."""
     rows: dict[str, Setting] = {}
     problems: list[Problem] = []
     for name, row in options_of(command).items():
@@ -1590,7 +1596,7 @@ def resolve(command: str, typed: Json, environ: Environ, dotenv: Dotenv) -> tupl
                 problems.append(Problem(f"{name}-unreadable-value", f"{label}: {error}", fatal=True))
         if values:
             rows[name] = Setting(values if row.kind.repeat else values[0], source, label)
-    return Settings(command, rows), problems
+    return Settings(command, rows, problems)
 
 
 def hide_secrets(settings: Settings, typed: Json, environ: Environ, dotenv: Dotenv, console: Console) -> None:
@@ -1818,7 +1824,7 @@ class Checked:
         return Problem(rule, f"{self.settings.label(name)}: {words}", hint, **grade)
 
 
-def read_prompt(path: str, stdin: IO[str]) -> str:
+def read_prompt(path: str, stdin: TextFile) -> str:
     """Reads a prompt from a file or from standard input."""
     try:
         text = stdin.read().lstrip("\ufeff") if path == "-" else read_text(path)
@@ -1842,7 +1848,7 @@ def follow_suffix(settings: Settings) -> Settings:
     return settings.changed("format", chosen, SUFFIX) if chosen and not typed else settings
 
 
-def gather_checked(settings: Settings, positional: str | None, stdin: IO[str]) -> Checked:
+def gather_checked(settings: Settings, positional: str | None, stdin: TextFile) -> Checked:
     """Gathers all that the checks look at."""
     ways = {
         "PROMPT": positional,
@@ -2263,10 +2269,10 @@ CHECKS = (
 def settings_problems(settings: Settings) -> list[Problem]:
     """Returns the broken rules of a command that makes no pictures by itself: connection and values only."""
     checked = Checked(settings, {}, [])
-    return [*check_base_url(checked), *check_values(checked)]
+    return [*settings.problems, *check_base_url(checked), *check_values(checked)]
 
 
-def enforce(problems: list[Problem], lenient: bool, console: Console) -> None:
+def enforce(problems: Iterable[Problem], lenient: bool, console: Console) -> None:
     """Says the warnings and raises one Failure for all that is refused; lenient lets through what can be sent."""
     refused: list[Json] = []
     for rule, message, hint, warning, fatal in problems:
@@ -2327,7 +2333,7 @@ class Part(NamedTuple):
             return len(self.data)
         return 4 * -(-self.size // 3) if self.base64 else self.size
 
-    def blocks(self) -> Iterator[bytes]:
+    def blocks(self) -> Blocks:
         """Yields the bytes in blocks; Failure if the file is no longer what it was when it was checked."""
         if not self.path:
             yield self.data
@@ -2355,7 +2361,7 @@ class Body:
         self.length = sum(part.length() for part in parts)
         self.sent = False  # whether the last byte was asked for
 
-    def __iter__(self) -> Iterator[bytes]:
+    def __iter__(self) -> Blocks:
         self.sent = False
         for part in self.parts:
             yield from part.blocks()
@@ -2431,7 +2437,7 @@ def image_reference(given: InputPicture, holes: JsonHoles) -> Json:
     return {"image_url": f"{start},{holes.hole(part)}"}
 
 
-def put(tree: Json, path: tuple[str, ...], value: Any) -> None:
+def put(tree: Json, path: Words, value: Any) -> None:
     """Sets a value in nested objects, making those that are missing."""
     for key in path[:-1]:
         tree = tree.setdefault(key, {})
@@ -2704,15 +2710,15 @@ class Fault(NamedTuple):
 
     message: str
     sent: bool
-    headers: Mapping[str, str] = {}
+    headers: Headers = {}
 
 
 class Reply:
     """An HTTP reply: status, headers (names in lower case), and `read`, which ends with b"" and may leave a fault."""
 
-    def __init__(self, status: int, headers: Mapping[str, str], chunks: Iterable[bytes], reason: str = "") -> None:
+    def __init__(self, status: int, headers: Headers, chunks: Iterable[bytes], reason: str = "") -> None:
         self.status, self.headers, self.reason = status, headers, reason
-        self.chunks: Iterator[bytes] = iter(chunks)
+        self.chunks: Blocks = iter(chunks)
         self.fault: Fault | None = None
         self.close: Callable[[], None] = lambda: None
 
@@ -2735,7 +2741,7 @@ def unzipper(data: bytes, encoding: str) -> Any:
     return zlib.decompressobj(-zlib.MAX_WBITS) if raw else None
 
 
-def unpacked(reply: Reply, chunks: Iterator[bytes]) -> Iterator[bytes]:
+def unpacked(reply: Reply, chunks: Blocks) -> Blocks:
     """Yields the bytes of a reply, unpacked block by block; damage becomes the reply's fault."""
     head = b""
     while len(head) < 2 and (chunk := next(chunks, b"")):
@@ -2779,7 +2785,7 @@ class Attempt:
         self.sent, self.broken = False, False
         self.readable: Callable[[], bool] = lambda: False
 
-    def body(self, body: Body) -> Iterator[bytes]:
+    def body(self, body: Body) -> Blocks:
         """Yields the body's bytes and notes when the last one is gone; stops early once the server hung up."""
         done = 0
         for block in body:
@@ -2853,7 +2859,7 @@ def connection_classes(attempt: Attempt) -> tuple[Any, Any]:
     return Connection, SecureConnection
 
 
-def reply_chunks(response: Any, attempt: Attempt) -> Iterator[bytes]:
+def reply_chunks(response: Any, attempt: Attempt) -> Blocks:
     """Yields the bytes of a reply as they arrive, those that are here in one block; ConnectionError if it is cut."""
     import http.client
 
@@ -3029,7 +3035,7 @@ def error_failure(reply: Reply, body: bytes) -> Failure:
     return refusal_of({}, reply.status, page_title(text) or ("" if page else text.strip()[:300]) or reply.reason)
 
 
-def retry_wait(headers: Mapping[str, str], attempt: int) -> float | None:
+def retry_wait(headers: Headers, attempt: int) -> float | None:
     """Returns the seconds to wait before the next try, or None if the server asks for longer than we wait."""
     import random
     from email.utils import parsedate_to_datetime
@@ -3102,14 +3108,15 @@ class Context(NamedTuple):
     """What a command may touch beside files: streams, environment, transport, time; tests hand in their own."""
 
     console: Console
-    stdin: IO[str]
-    environ: Mapping[str, str]
+    stdin: TextFile
+    environ: Environ
     dotenv: Dotenv
     transport: Transport
     sleep: Callable[[float], None]
     stop: Stop
     temp_files: TempFiles
     progress: Progress
+    result: Result
 
 
 def try_once(context: Context, timeout: float, request: Request, tries: Tries) -> Reply | Fault:
@@ -3162,7 +3169,7 @@ def spare_folder() -> str:
         return os.curdir
 
 
-def write_all(file: IO[bytes], data: bytes) -> None:
+def write_all(file: BinaryFile, data: bytes) -> None:
     """Writes all of the bytes to an unbuffered file."""
     view = memoryview(data)
     while view:
@@ -3223,7 +3230,7 @@ class TempFiles:
         except OSError:
             pass
 
-    def create(self, folder: str, suffix: str = ".part") -> IO[bytes]:
+    def create(self, folder: str, suffix: str = ".part") -> BinaryFile:
         """Opens a new file in a folder, unbuffered."""
         path = os.path.join(folder, f".gpt-image-{os.urandom(6).hex()}{suffix}")
         file = open(path, "x+b", buffering=0)
@@ -3447,7 +3454,7 @@ class Lifted:
         return picture
 
 
-def first_bytes(file: IO[bytes] | None, count: int) -> Iterator[bytes]:
+def first_bytes(file: BinaryFile | None, count: int) -> Blocks:
     """Yields the first bytes of a file, in blocks."""
     if file:
         file.seek(0)
@@ -3467,7 +3474,7 @@ class KeptReply:
     def __init__(self, folder: str) -> None:
         self.folders = [spare_folder(), folder]
         self.size = 0
-        self.file: IO[bytes] | None = None
+        self.file: BinaryFile | None = None
 
     def write(self, chunk: bytes) -> None:
         """Appends bytes of the reply; without room for them, the pictures that fit are still saved."""
@@ -3523,6 +3530,7 @@ class Document(NamedTuple):
     stream: bool = False
 
 
+Documents = Iterator[Document]
 # A picture is known by what it is: base64 that begins as that of a picture does, wherever it stands, under any key.
 # Before it stands no character of base64, nor what ends a JSON document: no byte of that may be held back.
 BEFORE = rb"(?:[^A-Za-z0-9+/=_\\}\]>\r\n\x80-\xff-]|\\[nrt])"
@@ -3637,7 +3645,7 @@ class JsonReader:
         self.open: list[int] = []  # where the open brackets stand
         self.list = ""  # the name of the list of LISTS that is open
 
-    def feed(self, data: bytes, last: bool = False) -> Iterator[Document]:
+    def feed(self, data: bytes, last: bool = False) -> Documents:
         """Takes the next bytes and yields the documents that they complete."""
         data, at, sign = self.lifter.feed(data, last), 0, b""
         for match in SIGN.finditer(data, self.escaped):
@@ -3655,7 +3663,7 @@ class JsonReader:
             self.reset()
             yield Document("too much", {})
 
-    def _bracket(self, sign: bytes) -> Iterator[Document]:
+    def _bracket(self, sign: bytes) -> Documents:
         if sign in b"{[":
             self.open.append(len(self.text) - 1)
             if len(self.open) == 2 and not self.stream:
@@ -3670,7 +3678,7 @@ class JsonReader:
         elif not self.open:
             yield from self._document()
 
-    def _document(self) -> Iterator[Document]:
+    def _document(self) -> Documents:
         """Yields the document that has just ended, or was cut: by its type, the kind of its object, or its event."""
         text, cut = bytes(self.text), bool(self.open)
         closers = bytes(text[at] + 2 for at in reversed(self.open))  # } and ] stand two behind { and [ in ASCII
@@ -3687,7 +3695,7 @@ class JsonReader:
             yield Document("garbage", {"text": text[:200].decode("utf-8", "replace")}, cut)
         self.event = "" if text else self.event
 
-    def finish(self) -> Iterator[Document]:
+    def finish(self) -> Documents:
         """Ends what was begun, and yields what of it was whole."""
         yield from self.feed(b"", last=True)
         yield from self._document()
@@ -3708,7 +3716,7 @@ class SseReader:
         self.json = JsonReader(lifter, stream=True)
         self.line, self.in_data, self.after_cr = b"", False, False
 
-    def feed(self, data: bytes) -> Iterator[Document]:
+    def feed(self, data: bytes) -> Documents:
         """Takes the next bytes and yields the events that they complete."""
         if self.after_cr and data[:1] == b"\n":  # CRLF cut in two: its empty line would end an event of several lines
             data = data[1:]
@@ -3719,7 +3727,7 @@ class SseReader:
             yield from self._end_line()
         yield from self._piece(rest, ended=False)
 
-    def _piece(self, piece: bytes, ended: bool) -> Iterator[Document]:
+    def _piece(self, piece: bytes, ended: bool) -> Documents:
         if not self.in_data:
             if len(self.line) < LONGEST_NAME:
                 self.line += piece
@@ -3731,7 +3739,7 @@ class SseReader:
                 yield from self.json.finish()
         yield from self.json.feed(piece)
 
-    def _end_line(self) -> Iterator[Document]:
+    def _end_line(self) -> Documents:
         line, self.line = self.line, b""
         in_data, self.in_data = self.in_data, False
         # An event that was not complete when the next one began, or data that is no JSON.
@@ -3740,13 +3748,13 @@ class SseReader:
         if line.startswith(b"event:"):
             self.json.event = line[6:].strip().decode("utf-8", "replace")
 
-    def finish(self) -> Iterator[Document]:
+    def finish(self) -> Documents:
         """Yields the event the stream ended with, or within."""
         yield from self._piece(b"", ended=True)
         yield from self.json.finish()
 
 
-def documents_of(blocks: Iterator[bytes], lifter: Lifter) -> Iterator[Document]:
+def documents_of(blocks: Blocks, lifter: Lifter) -> Documents:
     """Yields the documents of a reply, JSON or server-sent events by its first bytes, whatever its header says."""
     start = b""
     while len(start) < 8 and (block := next(blocks, b"")):
@@ -3953,8 +3961,8 @@ LONGEST_LOOK = 30.0  # seconds to wait for a response whose reply was cut
 class Call:
     """One call from its first byte to its result; two of them share the console and nothing else."""
 
-    def __init__(self, context: Context, settings: Settings, names: OutputNames, result: Result) -> None:
-        self.context, self.settings, self.names, self.result = context, settings, names, result
+    def __init__(self, context: Context, settings: Settings, names: OutputNames) -> None:
+        self.context, self.settings, self.names, self.result = context, settings, names, context.result
         self.shown: Callable[[str], None] = lambda path: None
         if settings.get("preview"):
             self.shown = Preview(context.console, context.environ).show
@@ -4010,7 +4018,7 @@ class Call:
         words = reply.fault.message if reply.fault else "the reply ended in the middle"
         return Failure(NETWORK, words)
 
-    def _chunks(self, reply: Reply, kept: KeptReply) -> Iterator[bytes]:
+    def _chunks(self, reply: Reply, kept: KeptReply) -> Blocks:
         """Yields the bytes of a reply, each kept first, until it is over or the user wants to stop."""
         try:
             for chunk in iter(reply.read, b""):
@@ -4021,7 +4029,7 @@ class Call:
         except KeyboardInterrupt:
             self.context.stop.requested = True
 
-    def _safely(self, documents: Iterator[Document]) -> Failure | None:
+    def _safely(self, documents: Documents) -> Failure | None:
         """Acts on documents; a full disk or a bug must not lose what was paid for, so that failure is returned."""
         try:
             for document in documents:
@@ -4032,7 +4040,7 @@ class Call:
             return bug_failure()
         return None
 
-    def _end_of_chat(self) -> Iterator[Document]:
+    def _end_of_chat(self) -> Documents:
         """Yields the pictures of a chat message that are behind links; what is left of it is its text."""
         self.say("", last=True)
         words = "".join(self.words)
@@ -4417,7 +4425,7 @@ def same_file(path: str, data: bytes) -> bool:
         return False
 
 
-def with_mask(context: Context, checked: Checked, data: bytes, target: str, result: Result) -> Checked:
+def add_mask(context: Context, checked: Checked, data: bytes, target: str) -> None:
     """Adds a mask to the inputs, and writes it beside the output, which a dry run only foresees."""
     if not checked.settings.get("dry-run"):
         if not same_file(target, data):
@@ -4425,10 +4433,9 @@ def with_mask(context: Context, checked: Checked, data: bytes, target: str, resu
                 write_all(file, data)
             target = context.temp_files.place(file.name, target, bool(checked.settings.get("overwrite")))
         context.console.tell(f"the mask is {target}")
-    result.mask = target
+    context.result.mask = target
     picture = identify_file(io.BytesIO(data))
     checked.inputs.append(InputPicture("mask", "--mask-box", "file", target, target, len(data), picture))
-    return checked
 
 
 def shown_settings(settings: Settings) -> Json:
@@ -4441,10 +4448,10 @@ def shown_settings(settings: Settings) -> Json:
     return rows
 
 
-def make_call(context: Context, checked: Checked, names: OutputNames, request: Request, result: Result) -> None:
+def make_call(context: Context, checked: Checked, names: OutputNames, request: Request) -> None:
     """Sends a call that has passed all checks and saves what comes of it."""
-    settings = checked.settings
-    made = Call(context, settings, names, result)
+    settings, result = checked.settings, context.result
+    made = Call(context, settings, names)
     failure = made.send(request)
     if result.route == "responses":
         failure = made.settle(failure)
@@ -4465,13 +4472,14 @@ def show_request(context: Context, checked: Checked, request: Request, outputs: 
     })  # fmt: skip
 
 
-def call(context: Context, settings: Settings, problems: list[Problem], positional: str | None, result: Result) -> None:
+def call(context: Context, settings: Settings, positional: str | None) -> None:
     """Makes a call of one of the three routes: check everything, plan the names, send once, save as it comes."""
+    result = context.result
     result.model = settings.get("model")
     checked = gather(context, settings, positional)
     settings = checked.settings
-    broken = problems + [found for check in CHECKS for found in check(checked)]
-    enforce(broken, bool(settings.get("no-validate")), context.console)
+    broken = (found for check in CHECKS for found in check(checked))
+    enforce([*settings.problems, *broken], bool(settings.get("no-validate")), context.console)
     refuse_stolen_key(settings, context.dotenv)
     names = output_names(settings, expected_pictures(checked))
     dry = bool(settings.get("dry-run") or settings.get("curl"))
@@ -4485,13 +4493,13 @@ def call(context: Context, settings: Settings, problems: list[Problem], position
     if not settings.get("dry-run"):
         make_folders(written, context.temp_files)
     if mask:
-        checked = with_mask(context, checked, mask, mask_path, result)
+        add_mask(context, checked, mask, mask_path)
     request = build_request(checked)
     if dry:
         result.reported = True
         show_request(context, checked, request, outputs[: names.expected])
     else:
-        make_call(context, checked, names, request, result)
+        make_call(context, checked, names, request)
 
 
 def read_session(target: str, settings: Settings) -> Json:
@@ -4514,9 +4522,9 @@ def read_session(target: str, settings: Settings) -> Json:
     return session
 
 
-def resume(context: Context, settings: Settings, problems: list[Problem], target: str | None, result: Result) -> None:
+def resume(context: Context, settings: Settings, target: str | None) -> None:
     """Collects a background response, from this machine or another, or cancels it."""
-    enforce(problems + settings_problems(settings), False, context.console)
+    enforce(settings_problems(settings), False, context.console)
     if not target:
         raise Failure(USAGE, "there is nothing to resume", "name a session file or a response id", rule="session")
     refuse_stolen_key(settings, context.dotenv)
@@ -4529,11 +4537,11 @@ def resume(context: Context, settings: Settings, problems: list[Problem], target
     settings = follow_suffix(settings).changed("background-mode", True, "resume")
     names = output_names(settings, 1)
     check_key(settings)
-    model = session.get("model")
+    result, model = context.result, session.get("model")
     result.route, result.model = "responses", model if isinstance(model, str) else None
     result.billed = True  # a response that exists was accepted
     result.facts["id"], result.session_file = session["response_id"], target if os.path.isfile(target) else None
-    made = Call(context, settings, names, result)
+    made = Call(context, settings, names)
     if settings.get("cancel"):  # may be repeated
         status = as_object(parse_json(read_body(made.ask(cancel=True)))).get("status")
         context.console.tell(f"{result.facts['id']}: {status}")
@@ -4546,17 +4554,17 @@ def resume(context: Context, settings: Settings, problems: list[Problem], target
     made.conclude(failure, 0 if result.text else 1)
 
 
-def without_number(result: Result, names: OutputNames, temp_files: TempFiles) -> None:
+def without_number(context: Context, names: OutputNames) -> None:
     """Gives the only picture of a reply, and its previews, their names without a number."""
-    for row in result.images + result.partials:
+    for row in context.result.images + context.result.partials:
         name = names.partial(1, row["partial"]) if "partial" in row else names.final(1)
         true_name = os.path.splitext(name)[0] + os.path.splitext(row["path"])[1]
-        row["path"] = temp_files.place(row["path"], true_name, names.overwrite and true_name == name)
+        row["path"] = context.temp_files.place(row["path"], true_name, names.overwrite and true_name == name)
 
 
-def extract(context: Context, settings: Settings, problems: list[Problem], target: str | None, result: Result) -> None:
+def extract(context: Context, settings: Settings, target: str | None) -> None:
     """Takes the pictures out of a kept or saved reply, offline; one that is cut short gives what it holds whole."""
-    enforce(problems, False, context.console)
+    enforce(settings.problems, False, context.console)
     settings = follow_suffix(settings)
     try:
         file = open(target or "", "rb")
@@ -4568,13 +4576,14 @@ def extract(context: Context, settings: Settings, problems: list[Problem], targe
         check_names([names.final(1)], names.overwrite)
         make_folders([names.final(1)], context.temp_files)
         # How many pictures there are is known at the end only: they are numbered until then.
-        made = Call(context, settings, names._replace(several=True), result)
+        made = Call(context, settings, names._replace(several=True))
         failure = made.receive(Reply(200, {}, iter(lambda: file.read(BLOCK), b"")))
     made.kept.close()
+    result = context.result
     severe = (OUTPUT, BUG, INTERRUPTED)
     failure = made.judged_reply(failure if failure and failure.exit in severe else None, 1)
     if len(result.images) == 1:
-        without_number(result, names, context.temp_files)
+        without_number(context, names)
     if made.cut:
         context.console.warn(f"{target} is cut short; what it holds whole was taken out")
     if failure and (not result.images or failure.exit in severe):
@@ -4701,7 +4710,7 @@ def settings_lines(commands: Mapping[str, Json]) -> Iterator[str]:
 def show_settings(context: Context, settings: Settings) -> None:
     """Shows the settings in force of each command, with their sources."""
     console, dotenv = context.console, context.dotenv
-    commands = {name: shown_settings(resolve(name, {}, context.environ, dotenv)[0]) for name in ALL}
+    commands = {name: shown_settings(resolve(name, {}, context.environ, dotenv)) for name in ALL}
     commands["config"] = shown_settings(settings)
     if is_terminal(console.stdout) and not settings.get("json"):
         console.print("\n".join([f".env in force: {dotenv.path or 'none'}", *settings_lines(commands)]))
@@ -4709,11 +4718,11 @@ def show_settings(context: Context, settings: Settings) -> None:
         console.print_json({"ok": True, "env_file": dotenv.path or None, "settings": commands})
 
 
-def config(context: Context, settings: Settings, problems: list[Problem], _: str | None, result: Result) -> None:
+def config(context: Context, settings: Settings, _: str | None) -> None:
     """Shows the settings in force; or writes a .env, prints a completion script, or asks the endpoint."""
     console, shell = context.console, settings.get("completion")
-    result.reported = True
-    enforce(problems + settings_problems(settings), False, console)
+    context.result.reported = True
+    enforce(settings_problems(settings), False, console)
     if settings.get("init"):
         init_env(console)
     elif shell:
@@ -4727,7 +4736,7 @@ def config(context: Context, settings: Settings, problems: list[Problem], _: str
 class Command(NamedTuple):
     """A row of COMMANDS: what runs a subcommand, its line in the help, its argument, what that is, and an example."""
 
-    run: Callable[[Context, Settings, list[Problem], str | None, Result], object]
+    run: Callable[[Context, Settings, str | None], object]
     summary: str
     argument: str
     meaning: str
@@ -4915,28 +4924,28 @@ def say_result(found: Json, console: Console) -> None:
         console.print("\n".join(row["path"] for row in found["images"]))
 
 
-def run_command(context: Context, argv: list[str], result: Result) -> None:
+def run_command(context: Context, argv: list[str]) -> None:
     """Parses, resolves and runs; what goes wrong leaves as Failure."""
     console, environ = context.console, context.environ
     console.hide(*(Secret(environ.get(name, "")) for name in KEY_NAMES))  # before any error
     command, typed, argument = parse(argv)
     console.quiet = bool(typed.get("quiet"))
     dotenv = find_dotenv(typed, environ, console)
-    settings, problems = resolve(command, typed, environ, dotenv)
+    settings = resolve(command, typed, environ, dotenv)
     hide_secrets(settings, typed, environ, dotenv, console)
     with Progress(console, settings.get("progress", "none"), context.progress.clock) as progress:
         context = context._replace(dotenv=dotenv, progress=progress)
-        COMMANDS[command].run(context, settings, problems, argument, result)
+        COMMANDS[command].run(context, settings, argument)
 
 
-def failure_of(context: Context, argv: list[str], result: Result) -> Failure | None:
+def failure_of(context: Context, argv: list[str]) -> Failure | None:
     """Runs a command and returns the failure that it ended with, if it did."""
     try:
-        run_command(context, argv, result)
+        run_command(context, argv)
     except Failure as error:
         return error
     except KeyboardInterrupt:
-        return Failure(INTERRUPTED, "interrupted", may_be_billed=result.may_be_billed)
+        return Failure(INTERRUPTED, "interrupted", may_be_billed=context.result.may_be_billed)
     except Exception:
         return bug_failure()
     return None
@@ -4944,9 +4953,9 @@ def failure_of(context: Context, argv: list[str], result: Result) -> Failure | N
 
 def run(context: Context, argv: list[str]) -> int:
     """Runs a command and says how it ended: the result to stdout, the words to stderr."""
-    console, clock, result = context.console, context.progress.clock, Result(argv[0] if argv else "")
+    console, clock, result = context.console, context.progress.clock, context.result
     started = clock()
-    failure = failure_of(context, argv, result)
+    failure = failure_of(context, argv)
     context.stop.arm(True)  # everything is on disk
     found = result_of(result, failure, console.warnings, clock() - started)
     try:
@@ -4980,7 +4989,7 @@ def help_text(argv: list[str]) -> str:
     return fitted(f"{text.rstrip()}\n\nexit codes:\n{exits}", shutil.get_terminal_size().columns)
 
 
-def standard(stream: IO[str] | None, errors: str = "backslashreplace") -> IO[str]:
+def standard(stream: TextFile | None, errors: str = "backslashreplace") -> TextFile:
     """Returns a stream of this process, in UTF-8 whatever the code page, or an empty one if it was closed."""
     if isinstance(stream, io.TextIOWrapper):
         stream.reconfigure(encoding="utf-8", errors=errors)
@@ -4988,8 +4997,8 @@ def standard(stream: IO[str] | None, errors: str = "backslashreplace") -> IO[str
 
 
 def main(
-    argv: list[str] | None = None, *, transport: Transport | None = None, environ: Mapping[str, str] = os.environ,
-    stdin: IO[str] | None = None, stdout: IO[str] | None = None, stderr: IO[str] | None = None,
+    argv: list[str] | None = None, *, transport: Transport | None = None, environ: Environ = os.environ,
+    stdin: TextFile | None = None, stdout: TextFile | None = None, stderr: TextFile | None = None,
     clock: Callable[[], float] = time.monotonic, sleep: Callable[[float], None] | None = None,
 ) -> int:  # fmt: skip
     """Runs the program with the given arguments and returns its exit code; all it touches can be handed in."""
@@ -5003,7 +5012,8 @@ def main(
     with Stop() as stop, TempFiles() as temp_files:
         transport = transport or functools.partial(send, stop=stop)
         quiet = Progress(console, "none", clock)
-        context = Context(console, stdin, environ, Dotenv(), transport, sleep or stop.sleep, stop, temp_files, quiet)
+        result, sleep = Result(argv[0] if argv else ""), sleep or stop.sleep
+        context = Context(console, stdin, environ, Dotenv(), transport, sleep, stop, temp_files, quiet, result)
         return run(context, argv)
 
 
