@@ -3119,30 +3119,22 @@ class Context(NamedTuple):
     result: Result
 
 
-def try_once(context: Context, timeout: float, request: Request, tries: Tries) -> Reply | Fault:
-    """Sends a request once and notes the facts of it; after a signal, no new connection is opened."""
-    if context.stop.requested:
-        raise KeyboardInterrupt
-    tries.count, tries.under_way = tries.count + 1, request
-    context.stop.arm(False)
-    outcome = context.transport(request, timeout, context.progress)
-    found = (outcome.headers[name] for name in REQUEST_IDS if outcome.headers.get(name))
-    tries.request_id = next(found, tries.request_id)
-    return outcome
-
-
 def exchange(context: Context, settings: Settings, request: Request, tries: Tries | None = None) -> Reply:
     """Sends a request until a 2xx begins, and returns that reply; a free one (no tries) may always be sent again."""
     free, most, tries = tries is None, 1 + settings.get("max-retries"), tries or Tries()
-    while True:
-        outcome = try_once(context, settings.get("timeout"), request, tries)
+    while not context.stop.requested:  # after a signal, no new connection is opened
+        tries.count, tries.under_way = tries.count + 1, request
+        context.stop.arm(False)
+        outcome = context.transport(request, settings.get("timeout"), context.progress)
+        found = (outcome.headers[name] for name in REQUEST_IDS if outcome.headers.get(name))
+        tries.request_id = next(found, tries.request_id)
         if isinstance(outcome, Reply) and 200 <= outcome.status < 300:
             tries.end(billed=True)
             return outcome
         failure, verdict, tries.refusal = judged(outcome, request, free)
         failure.details["may_be_billed"] = tries.end(billed=failure.details["may_be_billed"] and not free)
         if context.stop.requested:
-            raise KeyboardInterrupt
+            break
         wait = retry_wait(outcome.headers, tries.count - 1)
         allowed = verdict == "safe" or verdict == "billable" and (free or settings.get("retry-billable"))
         if allowed and wait is None:
@@ -3152,6 +3144,7 @@ def exchange(context: Context, settings: Settings, request: Request, tries: Trie
         reason = failure.message.split("\n")[0]
         context.progress.phase("retrying", reason=reason, attempt=f"{tries.count + 1} of {most}", wait=f"{wait:.1f}")
         context.sleep(wait)
+    raise KeyboardInterrupt
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -3438,20 +3431,19 @@ class Lifted:
         found = identify(self.path)
         return bool(found and found.whole)
 
-    def finish(self) -> Picture | None:
-        """Decodes what is left and returns what the picture is; None, with the trouble noted, if it is none."""
+    def finish(self) -> Picture | Failure:
+        """Decodes what is left, and returns what the picture is, or why it cannot be saved."""
         rest, self.carry = self.carry, b""
+        self.ended = self.ended and len(rest) != 1  # one character is no byte
         if len(rest) > 1 and not self.trouble:
             self.save(binascii.a2b_base64(rest + b"A" * (4 - len(rest)))[: len(rest) - 1])
         self.file.close()
         picture = None if self.trouble else identify(self.path)
-        if not self.trouble and not picture:
-            self.trouble = Failure(UNREADABLE, "a picture is no picture, by its first bytes")
-        elif picture and not picture.whole and (not self.ended or len(rest) == 1):  # its text was cut, not the picture
-            self.trouble, picture = Failure(UNREADABLE, "a picture is cut short", rule="picture-cut"), None
-        elif picture and picture.whole is None:  # its format cannot tell, its text did
-            picture = picture._replace(whole=True)
-        return picture
+        if not picture:
+            return self.trouble or Failure(UNREADABLE, "a picture is no picture, by its first bytes")
+        if not self.ended and not picture.whole:  # its text was cut, not the picture
+            return Failure(UNREADABLE, "a picture is cut short", rule="picture-cut")
+        return picture._replace(whole=picture.whole is not False)  # where its format cannot tell, its text does
 
 
 def first_bytes(file: BinaryFile | None, count: int) -> Blocks:
@@ -3970,7 +3962,6 @@ class Call:
         self.done: list[tuple[str, str]] = []  # key and hash of each final picture
         self.sequence = -1  # the last event's sequence_number, from 0
         self.kept = KeptReply(names.folder)
-        self.begin()
 
     def begin(self) -> None:
         """Makes ready for the first reply, or for another one that goes on with the same pictures."""
@@ -4053,7 +4044,7 @@ class Call:
     def add(self, document: Document) -> None:
         """Acts on a document."""
         self.cut = self.cut or document.cut
-        self.understood = self.understood or document.stream and bool(document.value)
+        self.understood = self.understood or any(document.value.values())
         if not document.cut:
             self.sequence = max(self.sequence, number_of(document.value.get("sequence_number"), -1))
         if document.name == "garbage":
@@ -4067,27 +4058,26 @@ class Call:
             self.over = True
         else:
             for event in read_document(document):
-                self.understood = self.understood or event.kind != "facts" or bool(set(event.body) - set(LISTS))
                 self.act(event)
 
     def act(self, event: Event) -> None:
         """Acts on what a document means."""
-        result = self.result
-        if event.kind == "final":
+        kind, result = event.kind, self.result
+        if kind == "final":
             self.final(event)
-        elif event.kind == "partial":
+        elif kind == "partial":
             self.partial(event)
-        elif event.kind == "text":
+        elif kind == "text":
             result.texts[event.key] = event.text
-        elif event.kind == "chat":
+        elif kind == "chat":
             self.say(event.text)
-        elif event.kind == "delta":
+        elif kind == "delta":
             result.deltas.append(event.text)
-        elif event.kind == "facts":
+        elif kind == "error":
+            self.trouble(refusal_of(event.body))
+        else:
             result.facts.update({k: v for k, v in event.body.items() if v is not None and k not in LISTS})
             self.write_session()
-        elif event.kind == "error":
-            self.trouble(refusal_of(event.body))
 
     def trouble(self, failure: Failure) -> None:
         """Notes what is wrong with a reply."""
@@ -4162,8 +4152,9 @@ class Call:
     def final(self, event: Event) -> None:
         """Saves a finished picture; the same bytes under the same key, or once with an id and once without, are one."""
         lifted = self.claimed(event.body)
-        picture, digest = lifted.finish(), lifted.hash.hexdigest()
-        for key, other in self.done if event.key and picture else ():
+        lifted.finish()
+        digest = lifted.hash.hexdigest()
+        for key, other in self.done if event.key else ():
             if digest == other and (key == event.key or key[:1] == "#" or event.key[:1] == "#"):
                 return
         self.save_final(lifted, event)
@@ -4175,7 +4166,8 @@ class Call:
         number = self.number(key if named else "")
         self.numbers[key if named else f" {number}"] = number
         row = self._saved(lifted, self.names.final(number), number, number <= self.names.expected)
-        if row is None:
+        if isinstance(row, Failure):
+            self.trouble(row)
             return
         self.done.append((key, row["sha256"]))
         prompt = event.body.get("revised_prompt")
@@ -4194,32 +4186,30 @@ class Call:
             self.numbers[event.key] = index
         asked = self.settings.get("partial-images") or 0
         foreseen = index <= self.names.expected and number <= asked
-        troubles = len(self.result.troubles)
         row = self._saved(self.claimed(event.body), self.names.partial(index, number), index, foreseen)
-        for trouble in self.result.troubles[troubles:]:
-            self.context.console.warn(f"preview {number}: {trouble.message}")
-        del self.result.troubles[troubles:]
-        if row:
-            self.result.partials.append({"path": row["path"], "index": index, "partial": number, **row})
-            self.context.progress.phase("preview", **{**row, "partial": number, "asked": asked or number})
-            self.shown(row["path"])
+        if isinstance(row, Failure):
+            self.context.console.warn(f"preview {number}: {row.message}")
+            return
+        self.result.partials.append({"path": row["path"], "index": index, "partial": number, **row})
+        self.context.progress.phase("preview", **{**row, "partial": number, "asked": asked or number})
+        self.shown(row["path"])
 
     def save_unclaimed(self) -> None:
         """Saves the pictures that came and that nothing named, but for those whose bytes are on disk already."""
         result = self.result
         for lifted in (*self.lifter.lifted.values(), *self.chat.lifted.values()):
             known = {row["sha256"] for row in result.images + result.partials + result.unclaimed}
-            if lifted.finish() and lifted.hash.hexdigest() not in known:
+            if not isinstance(lifted.finish(), Failure) and lifted.hash.hexdigest() not in known:
                 number = len(result.unclaimed) + 1
                 name = self.names.beside(f"-unclaimed-{number}{self.names.suffix}")
-                result.unclaimed += filter(None, [self._saved(lifted, name, number, False)])
+                row = self._saved(lifted, name, number, False)
+                result.unclaimed += [] if isinstance(row, Failure) else [row]
 
-    def _saved(self, lifted: Lifted, name: str, index: int, foreseen: bool) -> Json | None:
+    def _saved(self, lifted: Lifted, name: str, index: int, foreseen: bool) -> Json | Failure:
         """Gives a picture's file its name, with the suffix of what it is, and returns its row of the result."""
         picture, console = lifted.finish(), self.context.console
-        if picture is None:
-            self.trouble(lifted.trouble or Failure(UNREADABLE, f"picture {index} is no picture, by its first bytes"))
-            return None
+        if isinstance(picture, Failure):
+            return picture
         stem, suffix = os.path.splitext(name)
         true_name = name
         if FORMAT_OF_SUFFIX.get(suffix.lower()) != picture.format:
@@ -4230,8 +4220,7 @@ class Call:
             os.makedirs(os.path.dirname(true_name) or ".", exist_ok=True)
             path = self.context.temp_files.place(lifted.path, true_name, overwrite)
         except OSError as error:
-            self.trouble(unwritten(error))
-            return None
+            return unwritten(error)
         if path != true_name:
             console.warn(f"{true_name} exists, so the picture is saved as {path}")
         if not picture.whole:
