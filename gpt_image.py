@@ -4284,10 +4284,7 @@ class Call:
     def settle(self, failure: Failure | None) -> Failure | None:
         """Waits for a response that runs in the background, or looks up one whose reply was cut before giving up."""
         facts, background = self.result.facts, bool(self.settings.get("background-mode"))
-        # A proxy whose own connection was cut says that the response failed, though it goes on: one look is free.
-        doubted = background and self.settings.get("stream") and facts.get("status") == "failed" and not failure
-        self.sequence = -1 if doubted else self.sequence
-        cut = doubted or failure is not None and failure.exit == NETWORK
+        cut = failure is not None and failure.exit == NETWORK
         stored = background or cut and self.settings.get("store") is not False
         if not isinstance(facts.get("id"), str) or not stored:
             return failure
@@ -4493,20 +4490,22 @@ def call(context: Context, settings: Settings, positional: str | None) -> None:
 
 def read_session(target: str, settings: Settings) -> Json:
     """Reads what to resume: a session file, checked for its origin, or the id of a response."""
-    if not os.path.isfile(target):
-        path = target.endswith(".json") or os.path.isdir(os.path.dirname(target))
-        if path or not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.=+/-]{3,1000}", target):
-            raise Failure(USAGE, f"{target}: no session file and no response id", "check the path", rule="session")
-        return {"response_id": target}
-    try:
-        session = parse_object("@" + target)
-    except ValueError as error:
-        raise Failure(USAGE, f"{target}: {error}", "name a file that ends in .session.json", rule="session") from error
-    response_id, origin, here = session.get("response_id"), session.get("origin"), origin_of(settings.get("base-url"))
-    if not isinstance(response_id, str) or not response_id or re.search(r"[\x00-\x20\x7f]", response_id):
-        raise Failure(USAGE, f"{target}: no session file", "name one that ends in .session.json", rule="session")
-    if origin != here:
-        words = f"{target} belongs to {origin}, but the key here is for {here}"
+    here = origin_of(settings.get("base-url"))
+    session: Json = {"response_id": target, "origin": here}
+    if os.path.isfile(target):
+        try:
+            session = parse_object("@" + target)
+        except ValueError as error:
+            raise Failure(USAGE, f"{target}: {error}", "name a .session.json file", rule="session") from error
+        named = os.path.basename(str(session.get("output")).replace("\\", "/"))
+        plain = output_suffix(named) in FORMAT_OF_SUFFIX and named.isprintable()
+        session["output"] = os.path.join(os.path.dirname(target), named if plain else "")
+    elif target.endswith(".json") or "://" in target or os.path.isdir(os.path.dirname(target)):
+        raise Failure(USAGE, f"{target}: there is no such session file", "check the path", rule="session")
+    if not re.fullmatch(r"[^\x00-\x20\x7f]{4,2000}", str(session.get("response_id") or "")):
+        raise Failure(USAGE, f"{target}: no session file and no response id", "check the path", rule="session")
+    if session.get("origin") != here:
+        words = f"{target} belongs to {session.get('origin')}, but the key here is for {here}"
         raise Failure(SETTINGS, words, "set --base-url and the key that belong to it", rule="session-origin")
     return session
 
@@ -4514,22 +4513,16 @@ def read_session(target: str, settings: Settings) -> Json:
 def resume(context: Context, settings: Settings, target: str | None) -> None:
     """Collects a background response, from this machine or another, or cancels it."""
     enforce(settings_problems(settings), False, context.console)
-    if not target:
-        raise Failure(USAGE, "there is nothing to resume", "name a session file or a response id", rule="session")
     refuse_stolen_key(settings, context.dotenv)
-    session = read_session(target, settings)
-    named = re.sub(r".*[/\\]", "", str(session.get("output") or ""), flags=re.DOTALL)
-    plain = output_suffix(named) in FORMAT_OF_SUFFIX and named.isprintable() and not os.path.isdir(named)
-    if "output" in session and not settings.get("output"):
-        where = os.path.join(os.path.dirname(target), named if plain else "")
-        settings = settings.changed("output", where, "session file") if where else settings
+    session, result = read_session(target or "", settings), context.result
+    if session.get("output") and not settings.get("output"):
+        settings = settings.changed("output", session["output"], "session file")
     settings = follow_suffix(settings).changed("background-mode", True, "resume")
     names = output_names(settings, 1)
     check_key(settings)
-    result, model = context.result, session.get("model")
-    result.route, result.model = "responses", model if isinstance(model, str) else None
+    result.route, result.model = "responses", str(session.get("model") or "") or None
     result.billed = True  # a response that exists was accepted
-    result.facts["id"], result.session_file = session["response_id"], target if os.path.isfile(target) else None
+    result.facts["id"], result.session_file = session["response_id"], target if os.path.isfile(target or "") else None
     made = Call(context, settings, names)
     if settings.get("cancel"):  # may be repeated
         status = as_object(parse_json(read_body(made.ask(cancel=True)))).get("status")
