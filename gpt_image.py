@@ -1802,11 +1802,6 @@ class Checked:
         earlier = self.has("previous-response-id") or "image" in self.overridden
         self.sees_pictures = earlier or bool(self.role("image"))
 
-    @property
-    def route(self) -> Route:
-        """Returns the row of the route that is called."""
-        return ROUTE[self.command]
-
     def has(self, name: str) -> bool:
         """Tells whether an option is set and to be checked."""
         return name in self.settings.rows and name not in self.overridden
@@ -2397,23 +2392,24 @@ def as_unicode(text: str) -> str:
     return text
 
 
-class JsonHoles:
-    """JSON text with holes: `hole` returns a token to put into the tree where the base64 of a picture stands."""
+class Hole:
+    """What stands in a JSON tree in the place of a string that ends with the data of a part."""
 
-    def __init__(self) -> None:
-        self.mark = os.urandom(12).hex()
-        self.parts: list[Part] = []
+    def __init__(self, start: str, part: Part) -> None:
+        self.start, self.part = start, part
 
-    def hole(self, part: Part) -> str:
-        """Notes a part and returns the token that stands for it."""
-        self.parts.append(part)
-        return f"<{self.mark}:{len(self.parts) - 1}>"
 
-    def body(self, tree: Json) -> Body:
-        """Returns the body of a tree: text, file, text, file ..."""
-        pieces = re.split(f"<{self.mark}:([0-9]+)>", as_unicode(json.dumps(tree, ensure_ascii=False)))
-        parts = [self.parts[int(piece)] if i % 2 else Part(piece.encode()) for i, piece in enumerate(pieces)]
-        return Body(parts, "application/json")
+def json_body(tree: Json) -> Body:
+    """Returns the body of a tree that may have holes: text, file, text, file ..."""
+    mark, parts = os.urandom(12).hex(), [Part()]
+
+    def token(hole: Hole) -> str:
+        parts.append(hole.part)
+        return hole.start + mark
+
+    texts = as_unicode(json.dumps(tree, ensure_ascii=False, default=token)).split(mark)
+    pairs = zip(parts, (Part(text.encode()) for text in texts))
+    return Body([part for pair in pairs for part in pair], "application/json")
 
 
 def content_type(given: InputPicture) -> str:
@@ -2421,7 +2417,7 @@ def content_type(given: InputPicture) -> str:
     return INPUT_TYPES.get(given.picture.format if given.picture else "", "application/octet-stream")
 
 
-def image_reference(given: InputPicture, holes: JsonHoles) -> Json:
+def image_reference(given: InputPicture) -> Json:
     """Returns how JSON names an input picture: by file id, URL, or data URL."""
     if given.kind == "file_id":
         return {"file_id": given.text}
@@ -2434,7 +2430,7 @@ def image_reference(given: InputPicture, holes: JsonHoles) -> Json:
         start = f"data:{content_type(given)};base64"
         label = f"<base64 of {given.shown}, {given.size} bytes>"
         part = Part(path=given.text, size=given.size, base64=True, label=label)
-    return {"image_url": f"{start},{holes.hole(part)}"}
+    return {"image_url": Hole(f"{start},", part)}
 
 
 def put(tree: Json, path: Words, value: Any) -> None:
@@ -2468,39 +2464,39 @@ def merge(tree: Json, extra: Json) -> Json:
     return merged
 
 
-def images_tree(checked: Checked, _: JsonHoles) -> Json:
+def images_tree(checked: Checked) -> Json:
     """Returns the fields of an Images call without its pictures."""
     return {"prompt": checked.prompt, **fields(checked.settings, "top", "image")}
 
 
-def edit_tree(checked: Checked, holes: JsonHoles) -> Json:
+def edit_tree(checked: Checked) -> Json:
     """Returns the JSON of an edit."""
-    tree = images_tree(checked, holes)
-    tree["images"] = [image_reference(given, holes) for given in checked.role("image")]
+    tree = images_tree(checked)
+    tree["images"] = [image_reference(given) for given in checked.role("image")]
     for given in checked.role("mask"):
-        tree["mask"] = image_reference(given, holes)
+        tree["mask"] = image_reference(given)
     return tree
 
 
-def responses_tree(checked: Checked, holes: JsonHoles) -> Json:
+def responses_tree(checked: Checked) -> Json:
     """Returns the JSON of a response: the input, and the hosted tool with its own fields."""
     tree = fields(checked.settings, "top")
     content: list[Json] = [{"type": "input_text", "text": text} for text in checked.texts]
-    images = [image_reference(given, holes) for given in checked.role("image")]
+    images = [image_reference(given) for given in checked.role("image")]
     content += [{"type": "input_image", **image, "detail": "auto"} for image in images]
     tool = {"type": "image_generation", **fields(checked.settings, "image")}
     for given in checked.role("mask"):
-        tool["input_image_mask"] = image_reference(given, holes)
+        tool["input_image_mask"] = image_reference(given)
     plain = len(checked.texts) == 1 and not images
     message = checked.prompt if plain else [{"role": "user", "content": content}]
     return {"model": tree["model"], "input": message, "tools": [tool], **tree}
 
 
-def chat_tree(checked: Checked, holes: JsonHoles) -> Json:
+def chat_tree(checked: Checked) -> Json:
     """Returns the JSON of a chat call for a gateway that has no Images routes."""
     content: list[Json] = [{"type": "text", "text": checked.prompt}]
     for given in checked.role("image"):
-        url = image_reference(given, holes).get("image_url", given.text)
+        url = image_reference(given).get("image_url", given.text)
         content.append({"type": "image_url", "image_url": {"url": url}})
     message = {"role": "user", "content": content if len(content) > 1 else checked.prompt}
     return {**fields(checked.settings, "top", chat=True), "messages": [message]}
@@ -2587,12 +2583,13 @@ def api_headers(settings: Settings, body: Body | None) -> list[Header]:
 
 def build_request(checked: Checked) -> Request:
     """Returns the request of a call, with --extra-json merged in."""
-    settings, holes = checked.settings, JsonHoles()
+    settings = checked.settings
     form = checked.command == "edits" and not checked.chat and not json_form_causes(checked)
     builders = {"generations": images_tree, "edits": images_tree if form else edit_tree, "responses": responses_tree}
-    build, path = (chat_tree, CHAT_PATH) if checked.chat else (builders[checked.command], checked.route.path)
-    tree = merge(build(checked, holes), settings.get("extra-json", {}))
-    body, rows = form_request(checked, tree) if form else (holes.body(tree), None)
+    build, path = builders[checked.command], ROUTE[checked.command].path
+    build, path = (chat_tree, CHAT_PATH) if checked.chat else (build, path)
+    tree = merge(build(checked), settings.get("extra-json", {}))
+    body, rows = form_request(checked, tree) if form else (json_body(tree), None)
     headers = api_headers(settings, body)
     return Request("POST", api_url(settings, path), headers, body, None if form else body.shown(), rows)
 
@@ -4269,7 +4266,7 @@ class Call:
     def ask(self, query: str = "", cancel: bool = False) -> Reply:
         """Asks for a stored response, or cancels it."""
         path = f"/responses/{quoted_id(str(self.result.facts['id']))}" + "/cancel" * cancel
-        body = JsonHoles().body({}) if cancel else None
+        body = json_body({}) if cancel else None
         method, url = "POST" if cancel else "GET", api_url(self.settings, path, query)
         request = Request(method, url, api_headers(self.settings, body), body)
         return exchange(self.context, self.settings, request)
