@@ -205,7 +205,7 @@ class Console:
         """Yields the bytes of a reply without any secret, as long as they were, wherever the blocks end."""
         needles = [form.encode("utf-8", "surrogateescape") for form in self.hidden]
         open_end = max(map(len, needles), default=1) - 1  # a secret that begins there may go on in the next block
-        # Searched in what came and blotted out in a copy, since secrets may overlap.
+        # Searched in what came and blotted out in a copy, since one secret may hold another.
         came, shown = bytearray(), bytearray()
         for block in blocks:
             came += block
@@ -437,24 +437,18 @@ PROTOCOLS = (
 )
 
 
-class Preview:
-    """Shows pictures in the terminal itself, where its variables say that it can."""
-
-    def __init__(self, console: Console, environ: Environ) -> None:
-        self.console, self.tmux = console, environ.get("TMUX")
-        said = "\n".join(map("=".join, environ.items())) if console.live else ""
-        self.protocol = next((row for row in PROTOCOLS if re.search(row.variables, said, re.MULTILINE)), None)
-
-    def show(self, path: str) -> None:
-        """Shows a saved picture, whose suffix tells the truth, or warns that it cannot be shown."""
-        if self.protocol and path.lower().endswith(self.protocol.suffixes):
-            sequences = self.protocol.sequences(path)
-            if self.tmux:  # https://github.com/tmux/tmux/wiki/FAQ, with allow-passthrough on
-                sequences = ("\x1bPtmux;" + text.replace("\x1b", "\x1b\x1b") + "\x1b\\" for text in sequences)
-            self.console.draw(itertools.chain(sequences, ["\n"]))
-        else:
-            why = "cannot show this format" if self.protocol else "shows no pictures, or does not say that it does"
-            self.console.warn(f"--preview: this terminal {why}")
+def show_picture(path: str, console: Console, environ: Environ) -> None:
+    """Shows a saved picture, whose suffix tells the truth, in the terminal itself, or warns that it cannot be shown."""
+    said = "\n".join(map("=".join, environ.items())) if console.live else ""
+    protocol = next((row for row in PROTOCOLS if re.search(row.variables, said, re.MULTILINE)), None)
+    if protocol and path.lower().endswith(protocol.suffixes):
+        sequences = protocol.sequences(path)
+        if environ.get("TMUX"):  # https://github.com/tmux/tmux/wiki/FAQ, with allow-passthrough on
+            sequences = ("\x1bPtmux;" + text.replace("\x1b", "\x1b\x1b") + "\x1b\\" for text in sequences)
+        console.draw(itertools.chain(sequences, ["\n"]))
+    else:
+        why = "cannot show this format" if protocol else "shows no pictures, or does not say that it does"
+        console.warn(f"--preview: this terminal {why}")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -2659,13 +2653,6 @@ class Stop:
         self.requested, self.armed = False, True
         self.sockets: list[Any] = []
 
-    def arm(self, armed: bool) -> None:
-        """Says whether a signal may raise an exception now; only where it would arrive, that is in the main thread."""
-        import threading
-
-        if threading.current_thread() is threading.main_thread():
-            self.armed = armed
-
     def __enter__(self) -> Stop:
         self.handlers: list[tuple[Any, Any]] = []
         try:
@@ -2834,10 +2821,10 @@ def connection_classes(attempt: Attempt) -> tuple[Any, Any]:
 
         def connect(self) -> None:
             self.timeout = min(attempt.timeout, CONNECT_TIMEOUT)
-            attempt.stop.arm(True)  # nothing is sent yet
+            attempt.stop.armed = True  # nothing is sent yet
             super().connect()
             attempt.connected(self.sock)
-            attempt.stop.arm(False)
+            attempt.stop.armed = False
 
         def send(self, data: Any) -> None:
             if self.sock is None:
@@ -3121,7 +3108,7 @@ def exchange(context: Context, settings: Settings, request: Request, tries: Trie
     free, most, tries = tries is None, 1 + settings.get("max-retries"), tries or Tries()
     while not context.stop.requested:  # after a signal, no new connection is opened
         tries.count, tries.under_way = tries.count + 1, request
-        context.stop.arm(False)
+        context.stop.armed = False
         outcome = context.transport(request, settings.get("timeout"), context.progress)
         found = (outcome.headers[name] for name in REQUEST_IDS if outcome.headers.get(name))
         tries.request_id = next(found, tries.request_id)
@@ -3952,9 +3939,6 @@ class Call:
 
     def __init__(self, context: Context, settings: Settings, names: OutputNames) -> None:
         self.context, self.settings, self.names, self.result = context, settings, names, context.result
-        self.shown: Callable[[str], None] = lambda path: None
-        if settings.get("preview"):
-            self.shown = Preview(context.console, context.environ).show
         self.numbers: dict[str, int] = {}  # number of each picture by its key, or by itself
         self.done: list[tuple[str, str]] = []  # key and hash of each final picture
         self.sequence = -1  # the last event's sequence_number, from 0
@@ -4174,7 +4158,7 @@ class Call:
             self.context.console.warn(f"{row['path']}: {size} was asked for, {got} came")
         kind = f"{row['format']} {got}" if row["width"] else row["format"]
         self.context.progress.phase("saved", **{**row, "kind": kind, "size": amount(row["bytes"])})
-        self.shown(row["path"])
+        self.show(row["path"])
 
     def partial(self, event: Event) -> None:
         """Saves a preview as it arrives; one that is broken is no failure, since it was only a preview."""
@@ -4189,7 +4173,12 @@ class Call:
             return
         self.result.partials.append({"path": row["path"], "index": index, "partial": number, **row})
         self.context.progress.phase("preview", **{**row, "partial": number, "asked": asked or number})
-        self.shown(row["path"])
+        self.show(row["path"])
+
+    def show(self, path: str) -> None:
+        """Shows a saved picture in the terminal, if that was asked for."""
+        if self.settings.get("preview"):
+            show_picture(path, self.context.console, self.context.environ)
 
     def save_unclaimed(self) -> None:
         """Saves the pictures that came and that nothing named, but for those whose bytes are on disk already."""
@@ -4935,7 +4924,7 @@ def run(context: Context, argv: list[str]) -> int:
     console, clock, result = context.console, context.progress.clock, context.result
     started = clock()
     failure = failure_of(context, argv)
-    context.stop.arm(True)  # everything is on disk
+    context.stop.armed = True  # everything is on disk
     found = result_of(result, failure, console.warnings, clock() - started)
     try:
         if failure:

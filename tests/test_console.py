@@ -249,8 +249,7 @@ class PicturesAreShown(ProgramTest):
         """Returns what a terminal with some variables is sent for a picture."""
         Path(name).write_bytes(self.PICTURE)
         where = console(terminal=True, **environ)
-        preview = gpt_image.Preview(where, environ)
-        preview.show(name)
+        gpt_image.show_picture(name, where, environ)
         return said(where)
 
     def test_kitty_gets_a_png_in_pieces_of_four_kilobytes(self) -> None:
@@ -284,9 +283,8 @@ class PicturesAreShown(ProgramTest):
         ))  # fmt: skip
         for name, environ, why in cases:
             where = console(terminal=True, **environ)
-            preview = gpt_image.Preview(where, environ)
-            preview.show(name)
-            preview.show(name)
+            for _ in range(2):
+                gpt_image.show_picture(name, where, environ)
             with self.subTest(name, environ=environ):
                 lines: List[str] = said(where).splitlines()
                 self.assertEqual(len(lines), 1)
