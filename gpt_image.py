@@ -69,27 +69,19 @@ Blocks = Iterator[bytes]  # of data, in their order
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-class Exit(NamedTuple):
-    """A row of EXITS: an exit code, what it means, and what it asks of the caller."""
-
-    code: int
-    meaning: str
-    advice: str
-
-
-EXITS = (
-    Exit(0, "every picture asked for is on disk", "read the paths from the result"),
-    Exit(1, "a bug of this program", "report it, with the redacted traceback"),
-    Exit(2, "usage, or a rule broken: nothing was sent", "change the command as `problems` and the hint say"),
-    Exit(3, "no key, or settings that must not be used together: nothing was sent", "set the key as the hint says"),
-    Exit(4, "the API refused (4xx), moderation included", "change the request; the same one is refused again"),
-    Exit(5, "network, timeout or server fault", "look at `may_be_billed` before you try again"),
-    Exit(6, "a reply that cannot be understood, or holds no picture", "look at `recovery`: the reply was kept"),
-    Exit(7, "output cannot be written, or exists", "choose another name or --overwrite; after a call see `recovery`"),
-    Exit(8, "still running in the background", "run the `resume` command of the hint"),
-    Exit(130, "interrupted", "look at `images` and `recovery`: what had arrived was kept"),
-)
-OK, BUG, USAGE, SETTINGS, REFUSED, NETWORK, UNREADABLE, OUTPUT, RUNNING, INTERRUPTED = (row.code for row in EXITS)
+EXITS = {
+    0: "every picture asked for is on disk",
+    1: "a bug of this program",
+    2: "usage, or a rule broken: nothing was sent",
+    3: "no key, or settings that must not be used together: nothing was sent",
+    4: "the API refused (4xx), moderation included",
+    5: "network, timeout or server fault",
+    6: "a reply that cannot be understood, or holds no picture",
+    7: "output cannot be written, or exists",
+    8: "still running in the background",
+    130: "interrupted",
+}
+OK, BUG, USAGE, SETTINGS, REFUSED, NETWORK, UNREADABLE, OUTPUT, RUNNING, INTERRUPTED = EXITS
 
 
 class Failure(Exception):
@@ -1226,11 +1218,6 @@ SIGNATURES = (
 )  # fmt: skip
 
 
-def base64_pattern() -> bytes:
-    """Returns a pattern of how the base64 of any picture begins in JSON text."""
-    return b"|".join(in_json(row.base64) for row in SIGNATURES if row.base64)
-
-
 def identify_file(file: BinaryFile) -> Picture | None:
     """Returns what the bytes of an open file say, or None if it is no picture."""
     head = file.read(65536)
@@ -1470,17 +1457,12 @@ DOTENV_LINE = re.compile(
 DOTENV_ESCAPES = {"n": "\n", "r": "\r", "t": "\t"}
 
 
-def nearest_word(word: str, words: Iterable[str]) -> str:
-    """Returns the word most like a mistyped one, or nothing."""
+def did_you_mean(word: str, words: Iterable[str]) -> str:
+    """Returns a hint with the word most like a mistyped one, or nothing."""
     import difflib
 
-    return next(iter(difflib.get_close_matches(word, list(words), 1, 0.7)), "")
-
-
-def did_you_mean(word: str, words: Iterable[str]) -> str:
-    """Returns a hint with the word that was probably meant, or nothing."""
-    near = nearest_word(word, words)
-    return f"did you mean {near}?" if near else ""
+    near = difflib.get_close_matches(word, list(words), 1, 0.7)
+    return f"did you mean {near[0]}?" if near else ""
 
 
 def decode_dotenv(data: bytes) -> str:
@@ -3345,15 +3327,6 @@ WHITE = b" \t\r\n"
 URL_SAFE = bytes.maketrans(b"-_", b"+/")
 
 
-def decoded_or_none(text: bytes | memoryview) -> bytes | None:
-    """Decodes whole groups of four base64 characters; None if any of them is none: they make the result shorter."""
-    try:
-        decoded = binascii.a2b_base64(text)
-    except binascii.Error:
-        return None
-    return decoded if len(decoded) == len(text) // 4 * 3 else None
-
-
 def unwritten(error: OSError) -> Failure:
     """Returns the failure of a picture that the disk does not take."""
     return Failure(OUTPUT, f"a picture cannot be written: {error.strerror}", "make room, then extract it")
@@ -3377,12 +3350,16 @@ class Lifted:
         """Decodes the next piece; False, with nothing done, if not all of it is plain base64."""
         text = self.carry + data
         whole = len(text) & ~3
-        odd = self.padded or text[whole:].translate(None, BASE64)
-        decoded = None if odd else decoded_or_none(memoryview(text)[:whole])
-        if decoded is not None and not self.trouble:
+        try:
+            decoded = binascii.a2b_base64(memoryview(text)[:whole])
+        except binascii.Error:
+            decoded = b""
+        # What is no base64 is passed over, and makes the result shorter.
+        plain = not self.padded and len(decoded) == whole // 4 * 3 and not text[whole:].translate(None, BASE64)
+        if plain and not self.trouble:
             self.carry = text[whole:]
             self.save(decoded)
-        return decoded is not None or self.trouble is not None
+        return plain or self.trouble is not None
 
     def write_odd(self, data: bytes) -> None:
         """Decodes a piece with white space or padding in it; any other character is an error."""
@@ -3430,14 +3407,10 @@ class Lifted:
         return picture._replace(whole=picture.whole is not False)  # where its format cannot tell, its text does
 
 
-def first_bytes(file: BinaryFile | None, count: int) -> Blocks:
-    """Yields the first bytes of a file, in blocks."""
-    if file:
-        file.seek(0)
-    while file and count > 0:
-        block = file.read(min(BLOCK, count))
-        count -= len(block) or count
-        yield block
+def blocks_of(file: BinaryFile) -> Blocks:
+    """Yields a file from its beginning, in blocks."""
+    file.seek(0)
+    return iter(lambda: file.read(BLOCK), b"")
 
 
 class KeptReply:
@@ -3465,7 +3438,9 @@ class KeptReply:
                     write_all(self.file, block)
                 return
             except OSError:
-                pending = itertools.chain(first_bytes(self.file, before), [chunk])
+                if self.file:
+                    self.file.truncate(before)
+                    pending = itertools.chain(blocks_of(self.file), [chunk])
                 self.file = None
                 del self.folders[0]
 
@@ -3476,7 +3451,7 @@ class KeptReply:
         for path in (target, os.path.join(spare_folder(), os.path.basename(target))):
             try:
                 with temp_files.create(os.path.dirname(path) or ".") as out:
-                    for block in console.cleaned(first_bytes(self.file, self.size)):
+                    for block in console.cleaned(blocks_of(self.file)):
                         write_all(out, block)
                 return temp_files.place(out.name, path, overwrite and path == target)
             except OSError:
@@ -3528,8 +3503,9 @@ def unescape(data: bytes) -> bytes:
 @functools.lru_cache(maxsize=None)
 def beginning() -> re.Pattern[bytes]:
     """Returns the pattern of what a picture begins with; its group `short` says that too little has come to tell."""
+    heads = b"|".join(in_json(row.base64) for row in SIGNATURES if row.base64)
     short = rb"(?P<short>%s{0,63}(?:\\u?[0-9A-Fa-f]{0,3})?\Z)" % TEXT_OF_IT
-    return re.compile(rb"%s(?=(?:%s)(?:%s{64}|%s))" % (BEFORE, base64_pattern(), TEXT_OF_IT, short), re.DOTALL)
+    return re.compile(rb"%s(?=(?:%s)(?:%s{64}|%s))" % (BEFORE, heads, TEXT_OF_IT, short), re.DOTALL)
 
 
 class Lifter:
@@ -4545,7 +4521,7 @@ def extract(context: Context, settings: Settings, target: str | None) -> None:
         make_folders([names.final(1)], context.temp_files)
         # How many pictures there are is known at the end only: they are numbered until then.
         made = Call(context, settings, names._replace(several=True))
-        failure = made.receive(Reply(200, {}, iter(lambda: file.read(BLOCK), b"")))
+        failure = made.receive(Reply(200, {}, blocks_of(file)))
     made.kept.close()
     result = context.result
     severe = (OUTPUT, BUG, INTERRUPTED)
@@ -4953,7 +4929,7 @@ def help_text(argv: list[str]) -> str:
     import shutil
 
     text = build_parser(argv[0], OPTIONS).format_help() if argv[0] in COMMANDS else overview()
-    exits = "\n".join(f"  {row.code:>3}  {row.meaning}" for row in EXITS)
+    exits = "\n".join(f"  {code:>3}  {meaning}" for code, meaning in EXITS.items())
     return fitted(f"{text.rstrip()}\n\nexit codes:\n{exits}", shutil.get_terminal_size().columns)
 
 

@@ -151,8 +151,8 @@ class HelpIsWhatAPersonNeeds(CommandTest):
             text = self.help(name)
             with self.subTest(name):
                 self.assertIn("exit codes:", text)
-                for row in gpt_image.EXITS:
-                    self.assertRegex(text, rf"(?m)^ +{row.code}  \S")
+                for code in gpt_image.EXITS:
+                    self.assertRegex(text, rf"(?m)^ +{code}  \S")
                 self.assertIn("gpt_image.py " + command.example.split(" --")[0], text)
                 groups = {row.group.lower() for row in gpt_image.OPTIONS if name in row.commands}
                 for group in groups:

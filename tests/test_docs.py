@@ -320,11 +320,11 @@ class LinksTest(unittest.TestCase):
     def test_exit_codes_and_meanings_agree_in_readme_errors_and_skill(self) -> None:
         for name in ("README.md", "references/errors.md"):
             text = (ROOT / name).read_text("utf-8")
-            for row in gpt_image.EXITS:
-                self.assertRegex(text, rf"(?m)^\| {row.code} \| {re.escape(row.meaning)}")
+            for code, meaning in gpt_image.EXITS.items():
+                self.assertRegex(text, rf"(?m)^\| {code} \| {re.escape(meaning)}")
         skill = (ROOT / "SKILL.md").read_text("utf-8")
-        for row in gpt_image.EXITS:
-            self.assertRegex(skill, rf"(?m)^\| {row.code} \| ")
+        for code in gpt_image.EXITS:
+            self.assertRegex(skill, rf"(?m)^\| {code} \| ")
 
     def test_the_models_and_their_limits_stand_in_the_api_surface(self) -> None:
         text = (ROOT / "references" / "api-surface.md").read_text("utf-8")
