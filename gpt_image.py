@@ -3666,13 +3666,13 @@ class SseReader:
     # https://html.spec.whatwg.org/multipage/server-sent-events.html#parsing-an-event-stream
     def __init__(self, lifter: Lifter) -> None:
         self.json = JsonReader(lifter, stream=True)
-        self.line, self.in_data, self.after_cr = b"", False, False
+        self.line, self.in_data, self.held = b"", False, b""
 
     def feed(self, data: bytes) -> Documents:
         """Takes the next bytes and yields the events that they complete."""
-        if self.after_cr and data[:1] == b"\n":  # CRLF cut in two: its empty line would end an event of several lines
-            data = data[1:]
-        self.after_cr = data[-1:] == b"\r" if data else self.after_cr
+        data, self.held = self.held + data, b""
+        if data[-1:] == b"\r":  # CRLF cut in two: its empty line would end an event of several lines
+            data, self.held = data[:-1], b"\r"
         *lines, rest = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n")
         for line in lines:
             yield from self._piece(line, ended=True)
@@ -3919,16 +3919,13 @@ class Call:
         self.done: list[tuple[str, str]] = []  # key and hash of each final picture
         self.sequence = -1  # the last event's sequence_number, from 0
         self.kept = KeptReply(names.folder)
+        self.new_picture = functools.partial(Lifted, context.temp_files, names.folder)
 
     def begin(self) -> None:
         """Makes ready for the first reply, or for another one that goes on with the same pictures."""
         self.cut, self.understood, self.over = False, False, False
         self.lifter, self.chat = Lifter(self.new_picture), Lifter(self.new_picture)
         self.words: list[str] = []  # of a chat message
-
-    def new_picture(self) -> Lifted:
-        """Opens a temporary file for a picture, in the folder where it will stay."""
-        return Lifted(self.context.temp_files, self.names.folder)
 
     # Receive: bytes -> documents -> what they mean
 
@@ -4357,13 +4354,6 @@ def convert_input(context: Context, given: InputPicture, route: str) -> InputPic
     return given._replace(text=target, size=os.path.getsize(target), picture=identify(target))
 
 
-def gather(context: Context, settings: Settings, positional: str | None) -> Checked:
-    """Gathers all that the checks look at, with input pictures that had to be converted in their new form."""
-    checked = gather_checked(settings, positional, context.stdin)
-    checked.inputs = [convert_input(context, given, checked.command) for given in checked.inputs]
-    return checked
-
-
 def same_file(path: str, data: bytes) -> bool:
     """Tells whether a file holds just these bytes."""
     try:
@@ -4424,7 +4414,8 @@ def call(context: Context, settings: Settings, positional: str | None) -> None:
     """Makes a call of one of the three routes: check everything, plan the names, send once, save as it comes."""
     result = context.result
     result.model = settings.get("model")
-    checked = gather(context, settings, positional)
+    checked = gather_checked(settings, positional, context.stdin)
+    checked.inputs = [convert_input(context, given, checked.command) for given in checked.inputs]
     settings = checked.settings
     broken = (found for check in CHECKS for found in check(checked))
     enforce([*settings.problems, *broken], bool(settings.get("no-validate")), context.console)
@@ -4825,17 +4816,14 @@ def parse(argv: list[str]) -> tuple[str, dict[str, Any], str | None]:
     return command, vars(known), arguments[0] if arguments else None
 
 
-def error_of(failure: Failure) -> Json:
-    """Returns the `error` object of a result."""
-    return {
-        "exit": failure.exit, "rule": None, "status": None, "type": None, "code": None, "message": failure.message,
-        "hint": failure.hint, "may_be_billed": False, "problems": [], "recovery": None, **failure.details,
-    }  # fmt: skip
-
-
 def result_of(result: Result, failure: Failure | None, warnings: list[str], seconds: float) -> Json:
     """Returns the one JSON object of a call."""
-    usage = result.facts.get("usage")
+    usage, error = result.facts.get("usage"), None
+    if failure:
+        error = {
+            "exit": failure.exit, "rule": None, "status": None, "type": None, "code": None, "message": failure.message,
+            "hint": failure.hint, "may_be_billed": False, "problems": [], "recovery": None, **failure.details,
+        }  # fmt: skip
     response_id = result.facts.get("id") if result.route == "responses" else None
     found = {
         "ok": failure is None, "route": result.route, "model": result.model, "images": result.images,
@@ -4843,7 +4831,7 @@ def result_of(result: Result, failure: Failure | None, warnings: list[str], seco
         "response_id": response_id,
         "request_id": result.request_id, "usage": usage, "cost": cost_of(usage, result.route, result.model),
         "seconds": round(seconds, 1), "attempts": result.count, "saved_response": result.saved_response,
-        "session_file": result.session_file, "warnings": warnings, "error": error_of(failure) if failure else None,
+        "session_file": result.session_file, "warnings": warnings, "error": error,
     }  # fmt: skip
     return {**found, "mask": result.mask} if result.mask else found
 
@@ -4882,24 +4870,19 @@ def run_command(context: Context, argv: list[str]) -> None:
         COMMANDS[command].run(context, settings, argument)
 
 
-def failure_of(context: Context, argv: list[str]) -> Failure | None:
-    """Runs a command and returns the failure that it ended with, if it did."""
-    try:
-        run_command(context, argv)
-    except Failure as error:
-        return error
-    except KeyboardInterrupt:
-        return Failure(INTERRUPTED, "interrupted", may_be_billed=context.result.may_be_billed)
-    except Exception:
-        return bug_failure()
-    return None
-
-
 def run(context: Context, argv: list[str]) -> int:
     """Runs a command and says how it ended: the result to stdout, the words to stderr."""
     console, clock, result = context.console, context.progress.clock, context.result
     started = clock()
-    failure = failure_of(context, argv)
+    failure: Failure | None = None
+    try:
+        run_command(context, argv)
+    except Failure as error:
+        failure = error
+    except KeyboardInterrupt:
+        failure = Failure(INTERRUPTED, "interrupted", may_be_billed=result.may_be_billed)
+    except Exception:
+        failure = bug_failure()
     context.stop.armed = True  # everything is on disk
     found = result_of(result, failure, console.warnings, clock() - started)
     try:
