@@ -2977,28 +2977,19 @@ def refusal_of(error: Json, status: int = 200, reason: str = "") -> Failure:
     )
 
 
-def redirect_failure(reply: Reply) -> Failure:
-    """Returns the failure of a redirect, which is not followed, since the key would go along."""
-    location = reply.headers.get("location", "nowhere")
-    target = split_url(location)
-    where = target.netloc.rpartition("@")[2]
-    shown = f"{target.scheme}://{where}{target.path}" if where else location
-    words = f"HTTP {reply.status}: the API redirects to {shown}, which is not followed: the key would go along"
-    hint = "if you trust that address, make it the --base-url"
-    return Failure(NETWORK, words, hint, status=reply.status, may_be_billed=False)
-
-
 def error_failure(reply: Reply, body: bytes) -> Failure:
     """Returns the failure of a reply that is no 2xx."""
     if 300 <= reply.status < 400:
-        return redirect_failure(reply)
+        shown = re.sub("//[^/]*@", "//", reply.headers.get("location", "nowhere").partition("?")[0])
+        words = f"HTTP {reply.status}: the API redirects to {shown}, which is not followed: the key would go along"
+        return Failure(NETWORK, words, "if you trust that address, make it the --base-url", status=reply.status)
     value = parse_json(body)
     error = value.get("error", value) if isinstance(value, dict) else None
     if isinstance(error, dict):
         return refusal_of(error, reply.status)
     text = error if isinstance(error, str) else body.decode("utf-8", "replace")
-    page = "<html" in text[:1000].lower()
-    return refusal_of({}, reply.status, page_title(text) or ("" if page else text.strip()[:300]) or reply.reason)
+    said = page_title(text) if "<html" in text[:1000].lower() else text.strip()[:300]
+    return refusal_of({}, reply.status, said or reply.reason)
 
 
 def retry_wait(headers: Headers, attempt: int) -> float | None:
@@ -4085,7 +4076,7 @@ class Call:
 
     def fetch(self, url: str, save: Callable[[bytes], None]) -> Failure | None:
         """Hands on what a URL holds, fetched without the key, over http or https only; returns why it cannot."""
-        if split_url(url).scheme not in ("http", "https"):
+        if not is_web(url):
             return Failure(UNREADABLE, f"the reply names its picture by {url[:60]!r}, which is no http or https URL")
         if self.result.route == "extract":
             return Failure(UNREADABLE, f"the reply holds a URL and no picture: {url[:500]}", "fetch it yourself")
