@@ -46,7 +46,7 @@ import sys
 import time
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import IO, TYPE_CHECKING, Any, Callable, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, Callable, NamedTuple, Optional
 
 # What only a real call needs (ssl, http.client, urllib.request, hashlib, threading ...) is imported where it is used:
 # loading it takes longer than everything --help and --dry-run do.
@@ -59,6 +59,7 @@ Json = dict[str, Any]
 Words = tuple[str, ...]
 Environ = Mapping[str, str]
 Headers = Mapping[str, str]  # names in lower case
+Rows = list[Json]
 BinaryFile = IO[bytes]
 TextFile = IO[str]
 Blocks = Iterator[bytes]  # of data, in their order
@@ -90,6 +91,9 @@ class Failure(Exception):
     def __init__(self, exit_code: int, message: str, hint: str | None = None, **details: Any) -> None:
         super().__init__(message)
         self.exit, self.message, self.hint, self.details = exit_code, message, hint, details
+
+
+Outcome = Optional[Failure]  # how something ended: None if it went well
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -2245,7 +2249,7 @@ def settings_problems(settings: Settings) -> list[Problem]:
 
 def enforce(problems: Iterable[Problem], lenient: bool, console: Console) -> None:
     """Says the warnings and raises one Failure for all that is refused; lenient lets through what can be sent."""
-    refused: list[Json] = []
+    refused: Rows = []
     for rule, message, hint, warning, fatal in problems:
         if fatal or not (warning or lenient):
             refused.append({"rule": rule, "message": message, "hint": hint or None})
@@ -2356,7 +2360,7 @@ class Request(NamedTuple):
     headers: list[Header]
     body: Body | None = None
     tree: Json | None = None
-    form: list[Json] | None = None
+    form: Rows | None = None
 
 
 def as_unicode(text: str) -> str:
@@ -2457,7 +2461,7 @@ def edit_tree(checked: Checked) -> Json:
 def responses_tree(checked: Checked) -> Json:
     """Returns the JSON of a response: the input, and the hosted tool with its own fields."""
     tree = fields(checked.settings, "top")
-    content: list[Json] = [{"type": "input_text", "text": text} for text in checked.texts]
+    content: Rows = [{"type": "input_text", "text": text} for text in checked.texts]
     images = [image_reference(given) for given in checked.role("image")]
     content += [{"type": "input_image", **image, "detail": "auto"} for image in images]
     tool = {"type": "image_generation", **fields(checked.settings, "image")}
@@ -2470,7 +2474,7 @@ def responses_tree(checked: Checked) -> Json:
 
 def chat_tree(checked: Checked) -> Json:
     """Returns the JSON of a chat call for a gateway that has no Images routes."""
-    content: list[Json] = [{"type": "text", "text": checked.prompt}]
+    content: Rows = [{"type": "text", "text": checked.prompt}]
     for given in checked.role("image"):
         url = image_reference(given).get("image_url", given.text)
         content.append({"type": "image_url", "image_url": {"url": url}})
@@ -2522,7 +2526,7 @@ def part_head(row: Json) -> str:
     return f"{head}\r\n\r\n"
 
 
-def form_request(checked: Checked, tree: Json) -> tuple[Body, list[Json]]:
+def form_request(checked: Checked, tree: Json) -> tuple[Body, Rows]:
     """Returns the multipart body of an edit and the rows a dry run shows of it."""
     boundary, parts = "gpt-image-" + os.urandom(12).hex(), []
     rows = list(form_files(checked))
@@ -3335,7 +3339,7 @@ class Lifted:
         self.hash, self.size = hashlib.sha256(), 0
         self.carry, self.padded = b"", False  # what is not decoded yet, and whether its padding has come
         self.ended = False  # whether the text around it says that this is all of it
-        self.trouble: Failure | None = None
+        self.trouble: Outcome = None
 
     def write(self, data: bytes) -> bool:
         """Decodes the next piece; False, with nothing done, if not all of it is plain base64."""
@@ -3733,12 +3737,15 @@ class Event(NamedTuple):
     text: str = ""
 
 
-def objects_in(value: Any) -> list[Json]:
+Events = Iterator[Event]
+
+
+def objects_in(value: Any) -> Rows:
     """Returns the objects of a list in a reply, or none if it is no list."""
     return [element for element in value if isinstance(element, dict)] if isinstance(value, list) else []
 
 
-def message_parts(content: Any) -> list[Json]:
+def message_parts(content: Any) -> Rows:
     """Returns the parts of a message, which may be a plain text."""
     return objects_in(content) if isinstance(content, list) else [{"text": content}]
 
@@ -3754,7 +3761,7 @@ def picture_text(body: Json) -> str:
     return next((body[key] for key in PICTURE_KEYS if isinstance(body.get(key), str) and body[key]), "")
 
 
-def item_events(item: Json, key: str) -> Iterator[Event]:
+def item_events(item: Json, key: str) -> Events:
     """Reads an output item of a response: a picture by its non-empty result, whatever its status says, or a message."""
     if item.get("type") == "message":
         said = [part.get("refusal") or part.get("text") for part in message_parts(item.get("content"))]
@@ -3769,7 +3776,7 @@ def item_events(item: Json, key: str) -> Iterator[Event]:
         yield Event("error", item["error"])
 
 
-def response_events(response: Json) -> Iterator[Event]:
+def response_events(response: Json) -> Events:
     """Reads a response object, or what is left of any JSON reply: its facts, its error, and items not seen before."""
     yield Event("facts", response)
     error = response.get("error")
@@ -3781,7 +3788,7 @@ def response_events(response: Json) -> Iterator[Event]:
                 yield event._replace(key=f"#{index}" if event.key == "#" else event.key)
 
 
-def chat_events(choice: Json) -> Iterator[Event]:
+def chat_events(choice: Json) -> Events:
     """Reads a chat message, whole or a delta: its text, in which pictures may stand as Markdown, and its pictures."""
     message = as_object(choice.get("message") or choice.get("delta"))
     for part in message_parts(message.get("content")) + objects_in(message.get("images")):
@@ -3796,7 +3803,7 @@ def chat_events(choice: Json) -> Iterator[Event]:
         yield Event("text", text=message["refusal"])
 
 
-def read_document(document: Document) -> Iterator[Event]:
+def read_document(document: Document) -> Events:
     """Yields what a document means by its row of EVENTS; a picture that no row names is left unclaimed."""
     row = next((row for row in EVENTS if re.fullmatch(row.pattern, document.name)), None)
     if not row and not document.stream:
@@ -3839,9 +3846,9 @@ class Result(Tries):
     def __init__(self, route: str, model: str | None = None) -> None:
         super().__init__()
         self.route, self.model = route, model
-        self.images: list[Json] = []
-        self.partials: list[Json] = []
-        self.unclaimed: list[Json] = []
+        self.images: Rows = []
+        self.partials: Rows = []
+        self.unclaimed: Rows = []
         self.texts: dict[str, str] = {}
         self.deltas: list[str] = []
         self.facts: Json = {}
@@ -3920,7 +3927,7 @@ class Call:
 
     # Receive: bytes -> documents -> what they mean
 
-    def send(self, request: Request) -> Failure | None:
+    def send(self, request: Request) -> Outcome:
         """Sends the request and receives the reply; returns how that failed, or raises a Failure if it was refused."""
         try:
             reply = exchange(self.context, self.settings, request, self.result)
@@ -3930,7 +3937,7 @@ class Call:
             raise
         return self.receive(reply)
 
-    def receive(self, reply: Reply) -> Failure | None:
+    def receive(self, reply: Reply) -> Outcome:
         """Reads a reply to its end and saves each picture as it is complete; returns how it failed."""
         self.begin()
         kept = KeptReply(self.names.folder)
@@ -3965,7 +3972,7 @@ class Call:
         except KeyboardInterrupt:
             self.context.stop.requested = True
 
-    def _safely(self, documents: Documents) -> Failure | None:
+    def _safely(self, documents: Documents) -> Outcome:
         """Acts on documents; a full disk or a bug must not lose what was paid for, so that failure is returned."""
         try:
             for document in documents:
@@ -4074,7 +4081,7 @@ class Call:
         lifted.ended = True
         return lifted
 
-    def fetch(self, url: str, save: Callable[[bytes], None]) -> Failure | None:
+    def fetch(self, url: str, save: Callable[[bytes], None]) -> Outcome:
         """Hands on what a URL holds, fetched without the key, over http or https only; returns why it cannot."""
         if not is_web(url):
             return Failure(UNREADABLE, f"the reply names its picture by {url[:60]!r}, which is no http or https URL")
@@ -4224,14 +4231,14 @@ class Call:
         request = Request(method, url, api_headers(self.settings, body), body)
         return exchange(self.context, self.settings, request)
 
-    def read_again(self) -> Failure | None:
+    def read_again(self) -> Outcome:
         """Reads the response anew: a background stream from where it was cut, any other whole."""
         live = self.settings.get("stream") and self.settings.get("background-mode") and self.sequence >= 0
         reply = self.ask(f"stream=true&starting_after={self.sequence}" if live else "")
         self.result.troubles.clear()
         return self.receive(reply)
 
-    def settle(self, failure: Failure | None) -> Failure | None:
+    def settle(self, failure: Outcome) -> Outcome:
         """Waits for a response that runs in the background, or looks up one whose reply was cut before giving up."""
         facts, background = self.result.facts, bool(self.settings.get("background-mode"))
         cut = failure is not None and failure.exit == NETWORK
@@ -4271,7 +4278,7 @@ class Call:
             self.result.saved_response = self.kept.keep(target, overwrite, temp_files, console)
         self.kept.close()
 
-    def conclude(self, failure: Failure | None, wanted: int) -> None:
+    def conclude(self, failure: Outcome, wanted: int) -> None:
         """Ends the call: success, or the failure with what was received kept."""
         result, console = self.result, self.context.console
         failure = self.judged_reply(failure, wanted)
@@ -4289,7 +4296,7 @@ class Call:
         if result.text and not result.images:
             console.warn("the model answered in words only")
 
-    def judged_reply(self, failure: Failure | None, wanted: int) -> Failure | None:
+    def judged_reply(self, failure: Outcome, wanted: int) -> Outcome:
         """Returns why a reply is not what was asked for, with all that was wrong; None if every picture is on disk."""
         result = self.result
         whole = sum(row["whole"] for row in result.images)
@@ -4807,7 +4814,7 @@ def parse(argv: list[str]) -> tuple[str, dict[str, Any], str | None]:
     return command, vars(known), arguments[0] if arguments else None
 
 
-def result_of(result: Result, failure: Failure | None, warnings: list[str], seconds: float) -> Json:
+def result_of(result: Result, failure: Outcome, warnings: list[str], seconds: float) -> Json:
     """Returns the one JSON object of a call."""
     usage, error = result.facts.get("usage"), None
     if failure:
@@ -4865,7 +4872,7 @@ def run(context: Context, argv: list[str]) -> int:
     """Runs a command and says how it ended: the result to stdout, the words to stderr."""
     console, clock, result = context.console, context.progress.clock, context.result
     started = clock()
-    failure: Failure | None = None
+    failure: Outcome = None
     try:
         run_command(context, argv)
     except Failure as error:
