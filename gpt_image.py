@@ -89,7 +89,6 @@ class Failure(Exception):
     """The one exception: an exit code, what is wrong, what to do, and details for the `error` object of the result."""
 
     def __init__(self, exit_code: int, message: str, hint: str | None = None, **details: Any) -> None:
-        super().__init__(message)
         self.exit, self.message, self.hint, self.details = exit_code, message, hint, details
 
 
@@ -104,7 +103,6 @@ Outcome = Optional[Failure]  # how something ended: None if it went well
 class Secret:
     """A value that shows as `***` wherever it is printed; only the transport asks for it with `reveal`."""
 
-    __slots__ = ("_value",)
     SHORTEST = 6  # what is shorter stands in ordinary words, and no real key is
 
     def __init__(self, value: str) -> None:
@@ -462,8 +460,8 @@ class Kind(NamedTuple):
     metavar: str = ""
     expected: str = ""
     choices: Words = ()
-    low: float | None = None
-    high: float | None = None
+    low: int = 0
+    high: int = 0  # 0: it is no number
     flag: bool = False
     repeat: bool = False
     private: bool = False  # an error shows only what stands before the colon
@@ -1936,7 +1934,7 @@ def check_value(checked: Checked, row: Option) -> Problems:
     listed = value in (*kind.choices, *taken) or not kind.choices
     # A model that the tables do not know may take other words for its pictures.
     free = checked.row.takes is None and row.sends == "image" and not kind.strict
-    if kind.low is not None and not kind.low <= value <= (kind.high or value):
+    if kind.high and not kind.low <= value <= kind.high:
         yield checked.problem(f"{name}-value", name, kind.expected)
     elif name in takes and value not in taken and (listed or not taken):
         words = f"takes {one_of(taken)}" if taken else "does not take it"
@@ -2671,8 +2669,8 @@ class Stop:
     def sleep(self, seconds: float) -> None:
         """Waits, but not beyond a signal."""
         end = time.monotonic() + seconds
-        while not self.requested and time.monotonic() < end:
-            time.sleep(min(0.1, max(end - time.monotonic(), 0)))
+        while not self.requested and (left := end - time.monotonic()) > 0:
+            time.sleep(min(0.1, left))
 
 
 class Fault(NamedTuple):
@@ -3001,20 +2999,15 @@ def retry_wait(headers: Headers, attempt: int) -> float | None:
     import random
     from email.utils import parsedate_to_datetime
 
-    after, asked = headers.get("retry-after", ""), None
+    after, milliseconds = headers.get("retry-after", ""), headers.get("retry-after-ms")
     try:
-        if headers.get("retry-after-ms"):
-            asked = float(headers["retry-after-ms"]) / 1000
-        elif re.fullmatch(r"\s*[0-9.]+\s*", after):
-            asked = float(after)
-        elif after:
+        if re.fullmatch(r"\s*[0-9.]+\s*", milliseconds or after):
+            asked = float(milliseconds or after) / (1000 if milliseconds else 1)
+        else:
             asked = parsedate_to_datetime(after).timestamp() - time.time()
-    except (ValueError, TypeError, OverflowError):
-        pass  # not a time: as if it were not there
-    if asked is not None and asked == asked:
-        return max(asked, 0.0) if asked <= LONGEST_WAIT else None
-    wait: float = min(RETRY_FIRST * 2**attempt, RETRY_MOST) * (1 - 0.25 * random.random())
-    return wait
+    except (ValueError, TypeError, OverflowError):  # not a time: as if it were not there
+        asked = min(RETRY_FIRST * 2**attempt, RETRY_MOST) * (1 - 0.25 * random.random())
+    return max(asked, 0.0) if asked <= LONGEST_WAIT else None
 
 
 def verdict_on(reply: Reply, failure: Failure) -> tuple[str, bool]:
@@ -3026,9 +3019,9 @@ def verdict_on(reply: Reply, failure: Failure) -> tuple[str, bool]:
     if verdict == "safe" and reply.status != 429 and RAN_BEHIND.match(failure.message):
         verdict = "billable"
     billed = verdict == "billable"  # whatever the server says of trying again
-    if asked == "false" or asked == "true" and verdict == "never":
-        verdict = "never" if asked == "false" else "safe"
-    return verdict, billed
+    if verdict == "never" and asked == "true":
+        verdict = "safe"
+    return "never" if asked == "false" else verdict, billed
 
 
 class Tries:
@@ -3608,7 +3601,7 @@ class JsonReader:
         self.escaped = sign == b"\\" if data else self.escaped
         if len(self.text) > MOST_JSON or len(self.open) > DEEPEST:
             self.reset()
-            yield Document("too much", {})
+            yield Document("garbage", {"text": ""})
 
     def _bracket(self, sign: bytes) -> Documents:
         if sign in b"{[":
@@ -3881,7 +3874,10 @@ def bug_failure() -> Failure:
 
 
 def garbage_failure(text: str) -> Failure:
-    """Returns the failure of a reply that is neither JSON nor events, with its title if it is a page."""
+    """Returns the failure of a reply that is neither JSON nor events, with its title if it is a page; or too much."""
+    if not text:
+        words = f"the reply holds more than {amount(MOST_JSON)} of JSON without a picture, or {DEEPEST} nested lists"
+        return Failure(UNREADABLE, words, rule="reply-too-long")
     title = page_title(text)
     if title or text.lstrip().lower().startswith(("<!doctype", "<html")):
         words = f"the reply is an HTML page titled {title!r}" if title else "the reply is an HTML page"
@@ -3912,7 +3908,8 @@ class Call:
     """One call from its first byte to its result; two of them share the console and nothing else."""
 
     def __init__(self, context: Context, settings: Settings, names: OutputNames) -> None:
-        self.context, self.settings, self.names, self.result = context, settings, names, context.result
+        self.context, self.settings, self.names = context, settings, names
+        self.result, self.console, self.stop = context.result, context.console, context.stop
         self.numbers: dict[str, int] = {}  # number of each picture by its key, or by itself
         self.done: list[tuple[str, str]] = []  # key and hash of each final picture
         self.sequence = -1  # the last event's sequence_number, from 0
@@ -3951,7 +3948,7 @@ class Call:
         if kept.size > self.kept.size:  # of many polls, the reply that says most is kept
             kept, self.kept = self.kept, kept
         kept.close()
-        if self.context.stop.requested:
+        if self.stop.requested:
             return Failure(INTERRUPTED, "interrupted")
         if failure or not (reply.fault or self.cut):
             return failure
@@ -3967,10 +3964,10 @@ class Call:
             for chunk in iter(reply.read, b""):
                 kept.write(chunk)
                 yield chunk
-                if self.over or self.context.stop.requested:
+                if self.over or self.stop.requested:
                     return
         except KeyboardInterrupt:
-            self.context.stop.requested = True
+            self.stop.requested = True
 
     def _safely(self, documents: Documents) -> Outcome:
         """Acts on documents; a full disk or a bug must not lose what was paid for, so that failure is returned."""
@@ -4001,11 +3998,6 @@ class Call:
             self.sequence = max(self.sequence, number_of(document.value.get("sequence_number"), -1))
         if document.name == "garbage":
             self.trouble(garbage_failure(document.value["text"]))
-        elif document.name == "too much":
-            words = (
-                f"the reply holds more than {amount(MOST_JSON)} of JSON without a picture, or {DEEPEST} nested lists"
-            )
-            self.trouble(Failure(UNREADABLE, words, rule="reply-too-long"))
         elif document.name == "done":
             self.over = True
         else:
@@ -4098,7 +4090,7 @@ class Call:
         except Failure as failure:
             return Failure(NETWORK, f"the picture at {url[:200]} cannot be fetched: {failure.message}", failure.hint)
         except KeyboardInterrupt:
-            self.context.stop.requested = True
+            self.stop.requested = True
         return None
 
     def final(self, event: Event) -> None:
@@ -4126,7 +4118,7 @@ class Call:
         result.images.append({**row, "revised_prompt": prompt if isinstance(prompt, str) else None})
         size, got = self.settings.get("size"), f"{row['width']}x{row['height']}"
         if size and size != "auto" and row["width"] and got != size:  # some gateways ignore the size
-            self.context.console.warn(f"{row['path']}: {size} was asked for, {got} came")
+            self.console.warn(f"{row['path']}: {size} was asked for, {got} came")
         kind = f"{row['format']} {got}" if row["width"] else row["format"]
         self.context.progress.phase("saved", **{**row, "kind": kind, "size": amount(row["bytes"])})
         self.show(row["path"])
@@ -4140,7 +4132,7 @@ class Call:
         foreseen = index <= self.names.expected and number <= asked
         row = self._saved(self.claimed(event.body), self.names.partial(index, number), index, foreseen)
         if isinstance(row, Failure):
-            self.context.console.warn(f"preview {number}: {row.message}")
+            self.console.warn(f"preview {number}: {row.message}")
             return
         self.result.partials.append({"path": row["path"], "index": index, "partial": number, **row})
         self.context.progress.phase("preview", **{**row, "partial": number, "asked": asked or number})
@@ -4149,12 +4141,12 @@ class Call:
     def show(self, path: str) -> None:
         """Shows a saved picture in the terminal, if that was asked for."""
         if self.settings.get("preview"):
-            show_picture(path, self.context.console, self.context.environ)
+            show_picture(path, self.console, self.context.environ)
 
     def save_unclaimed(self) -> None:
         """Saves the pictures that came and that nothing named, but for those whose bytes are on disk already."""
         result = self.result
-        for lifted in (*self.lifter.lifted.values(), *self.chat.lifted.values()):
+        for lifted in self.lifter.lifted.values():
             known = {row["sha256"] for row in result.images + result.partials + result.unclaimed}
             if not isinstance(lifted.finish(), Failure) and lifted.hash.hexdigest() not in known:
                 number = len(result.unclaimed) + 1
@@ -4164,7 +4156,7 @@ class Call:
 
     def _saved(self, lifted: Lifted, name: str, index: int, foreseen: bool) -> Json | Failure:
         """Gives a picture's file its name, with the suffix of what it is, and returns its row of the result."""
-        picture, console = lifted.finish(), self.context.console
+        picture, console = lifted.finish(), self.console
         if isinstance(picture, Failure):
             return picture
         stem, suffix = os.path.splitext(name)
@@ -4194,7 +4186,7 @@ class Call:
 
     def write_session(self) -> None:
         """Writes the session file of a background response as soon as its id is known, before the first poll."""
-        result, settings, console = self.result, self.settings, self.context.console
+        result, settings, console = self.result, self.settings, self.console
         response_id = result.facts.get("id")
         if result.session_file or not settings.get("background-mode") or not isinstance(response_id, str):
             return
@@ -4241,7 +4233,10 @@ class Call:
     def settle(self, failure: Outcome) -> Outcome:
         """Waits for a response that runs in the background, or looks up one whose reply was cut before giving up."""
         facts, background = self.result.facts, bool(self.settings.get("background-mode"))
-        cut = failure is not None and failure.exit == NETWORK
+        # A proxy whose own connection was cut says that the response failed, though it goes on: one look is free.
+        doubted = background and self.settings.get("stream") and facts.get("status") == "failed" and not failure
+        self.sequence = -1 if doubted else self.sequence
+        cut = doubted or failure is not None and failure.exit == NETWORK
         stored = background or cut and self.settings.get("store") is not False
         if not isinstance(facts.get("id"), str) or not stored:
             return failure
@@ -4274,13 +4269,13 @@ class Call:
         path = self.settings.get("save-response")
         if path or always:
             target, overwrite = path or self.names.beside(".reply"), bool(path and self.names.overwrite)
-            temp_files, console = self.context.temp_files, self.context.console
-            self.result.saved_response = self.kept.keep(target, overwrite, temp_files, console)
+            temp_files = self.context.temp_files
+            self.result.saved_response = self.kept.keep(target, overwrite, temp_files, self.console)
         self.kept.close()
 
     def conclude(self, failure: Outcome, wanted: int) -> None:
         """Ends the call: success, or the failure with what was received kept."""
-        result, console = self.result, self.context.console
+        result, console = self.result, self.console
         failure = self.judged_reply(failure, wanted)
         queued = result.session_file and result.facts.get("status") not in ENDED  # its reply is of no use
         self.keep(always=bool(failure and not queued))

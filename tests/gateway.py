@@ -108,7 +108,7 @@ def json_type(kind: gpt_image.Kind) -> type:
         return object
     if kind is gpt_image.OBJECT:
         return dict
-    return bool if kind.flag else str if kind.low is None else int
+    return bool if kind.flag else int if kind.high else str
 
 
 def check_type(param: str, value: Any, wanted: type) -> None:
@@ -129,7 +129,7 @@ def check_option(param: str, value: Any, row: gpt_image.Option, model: str) -> N
     choices = takes.get(row.name, kind.choices)
     if choices and value not in choices:
         raise invalid(param, f"supported values are {', '.join(choices)}")
-    if kind.low is not None and not kind.low <= value <= (math.inf if kind.high is None else kind.high):
+    if kind.high and not kind.low <= value <= kind.high:
         raise invalid(param, f"expected a number from {kind.low} to {kind.high}")
 
 
