@@ -2816,7 +2816,7 @@ def connection_classes(attempt: Attempt) -> tuple[Any, Any]:
             # A server that answers 401 and closes while we upload: keep quiet here, and read its answer.
             try:
                 super().send(data)
-            except (socket.timeout, TimeoutError):
+            except socket.timeout:
                 raise
             except OSError:
                 attempt.broken = True
@@ -3886,14 +3886,6 @@ def garbage_failure(text: str) -> Failure:
     return Failure(UNREADABLE, f"the reply is neither JSON nor events; it begins {text[:60]!r}", rule="reply-garbage")
 
 
-def quoted_id(response_id: str) -> str:
-    """Returns an id as one part of a path: it comes from the server, and `..` would lead elsewhere."""
-    from urllib.parse import quote
-
-    name = quote(response_id, safe="", errors="replace")
-    return name.replace(".", "%2E") if not name.strip(".") else name
-
-
 MARKDOWN_LINK = re.compile(r"!\[[^\[\]]{0,500}\]\((https?://[^()\s]{1,4000})[^()]{0,500}\)")
 MARKDOWN_REST = re.compile(r"!\[[^\[\]]{0,500}\]\((?:data:[^,()]{0,80},)?<[0-9a-f]{24}:[0-9]+>[^()]{0,500}\)?")
 MOST_TROUBLES = 20  # more of them are not noted
@@ -4217,10 +4209,12 @@ class Call:
 
     def ask(self, query: str = "", cancel: bool = False) -> Reply:
         """Asks for a stored response, or cancels it."""
-        path = f"/responses/{quoted_id(str(self.result.facts['id']))}" + "/cancel" * cancel
-        body = json_body({}) if cancel else None
-        method, url = "POST" if cancel else "GET", api_url(self.settings, path, query)
-        request = Request(method, url, api_headers(self.settings, body), body)
+        from urllib.parse import quote
+
+        # The id comes from the server, and `..` in it would lead elsewhere.
+        name = quote(str(self.result.facts["id"]), safe="", errors="replace").replace(".", "%2E")
+        url = api_url(self.settings, f"/responses/{name}" + "/cancel" * cancel, query)
+        request = Request("POST" if cancel else "GET", url, api_headers(self.settings, None))
         return exchange(self.context, self.settings, request)
 
     def read_again(self) -> Outcome:
