@@ -2782,26 +2782,32 @@ class Attempt:
             self.readable = lambda: bool(sock.pending() or poll.poll(0))
 
 
+def reply_class() -> Any:
+    """Returns the class of HTTP replies that passes over every interim one: relays send 102 and 103 while they wait."""
+    import http.client
+
+    class LongReply(http.client.HTTPResponse):
+        def _read_status(self) -> tuple[str, int, str]:
+            while True:
+                version, status, reason = super()._read_status()  # type: ignore[misc]
+                if not 102 <= status < 200:  # the standard class passes over 100 only
+                    return version, status, reason
+                http.client.parse_headers(self.fp)
+
+    return LongReply
+
+
 def connection_classes(attempt: Attempt) -> tuple[Any, Any]:
     """Returns the connection classes for http and https, which report to the attempt.
 
-    They keep what a picture needs and the standard ones lose: the reply to an upload that was refused half way, replies
-    behind `102 Processing`, and connections that stay open for minutes in silence.
+    They keep what a picture needs and the standard ones lose: the reply to an upload that was refused half way, and
+    connections that stay open for minutes in silence.
     """
     import http.client
     import socket
 
-    class LongReply(http.client.HTTPResponse):
-        def _read_status(self) -> tuple[str, int, str]:
-            # http.client skips 100 only; relays send 102 and 103 while they wait.
-            while True:
-                version, status, reason = super()._read_status()  # type: ignore[misc]
-                if not 102 <= status < 200:
-                    return version, status, reason
-                http.client.parse_headers(self.fp)
-
     class Connection(http.client.HTTPConnection):
-        response_class = LongReply
+        response_class = reply_class()
 
         def connect(self) -> None:
             self.timeout = min(attempt.timeout, CONNECT_TIMEOUT)
@@ -2868,9 +2874,8 @@ def opener_for(attempt: Attempt, redirects: bool) -> urllib.request.OpenerDirect
             return self.do_open(secure, request)
 
     class WebRedirect(urllib.request.HTTPRedirectHandler):
-        def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
-            web = newurl.lower().startswith(("http:", "https:"))  # the standard class would follow ftp: too
-            return super().redirect_request(req, fp, code, msg, headers, newurl) if web else None
+        def redirect_request(self, *reply: Any) -> Any:  # its last part is the URL
+            return super().redirect_request(*reply) if is_web(reply[-1]) else None  # the standard one follows ftp: too
 
     opener = urllib.request.OpenerDirector()
     # Without HTTPErrorProcessor every status is a reply like any other, a redirect too.
