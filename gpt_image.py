@@ -1220,6 +1220,11 @@ SIGNATURES = (
 )  # fmt: skip
 
 
+def base64_heads() -> bytes:
+    """Returns a pattern of how the base64 of any picture begins in JSON text."""
+    return b"|".join(in_json(row.base64) for row in SIGNATURES if row.base64)
+
+
 def identify_file(file: BinaryFile) -> Picture | None:
     """Returns what the bytes of an open file say, or None if it is no picture."""
     head = file.read(65536)
@@ -2688,15 +2693,20 @@ class Reply:
         self.status, self.headers, self.reason = status, headers, reason
         self.chunks: Blocks = iter(chunks)
         self.fault: Fault | None = None
+        self.over, self.stop = False, Stop()  # whether nothing more is to be read, by the reply's word or the user's
+        self.keep: Callable[[bytes], None] = lambda chunk: None
         self.close: Callable[[], None] = lambda: None
 
     def read(self) -> bytes:
-        """Returns the next bytes as they came over the wire, or b"" at the end, be it the true end or a fault."""
+        """Returns the next bytes as they came over the wire, kept first; b"" at the end, be it a true one or a fault."""
         try:
-            return next(filter(None, self.chunks), b"")
+            chunk = b"" if self.over or self.stop.requested else next(filter(None, self.chunks), b"")
         except ConnectionError as error:
-            self.fault = Fault(str(error), sent=True)
-            return b""
+            self.fault, chunk = Fault(str(error), sent=True), b""
+        except KeyboardInterrupt:
+            self.stop.requested, chunk = True, b""
+        self.keep(chunk)
+        return chunk
 
 
 def unzipper(data: bytes, encoding: str) -> Any:
@@ -2709,9 +2719,9 @@ def unzipper(data: bytes, encoding: str) -> Any:
     return zlib.decompressobj(-zlib.MAX_WBITS) if raw else None
 
 
-def unpacked(reply: Reply, chunks: Blocks) -> Blocks:
+def unpacked(reply: Reply) -> Blocks:
     """Yields the bytes of a reply, unpacked block by block; damage becomes the reply's fault."""
-    head = b""
+    head, chunks = b"", iter(reply.read, b"")
     while len(head) < 2 and (chunk := next(chunks, b"")):
         head += chunk
     unzip = unzipper(head, reply.headers.get("content-encoding", "").lower()) if head[1:] else None
@@ -2939,7 +2949,7 @@ def as_object(value: Any) -> Json:
 def read_body(reply: Reply, most: int = MIB) -> bytes:
     """Reads a short reply, up to a limit."""
     body = bytearray()
-    for block in unpacked(reply, iter(reply.read, b"")):
+    for block in unpacked(reply):
         body += block
         if len(body) > most:
             break
@@ -3496,9 +3506,8 @@ def unescape(data: bytes) -> bytes:
 @functools.lru_cache(maxsize=None)
 def beginning() -> re.Pattern[bytes]:
     """Returns the pattern of what a picture begins with; its group `short` says that too little has come to tell."""
-    heads = b"|".join(in_json(row.base64) for row in SIGNATURES if row.base64)
     short = rb"(?P<short>%s{0,63}(?:\\u?[0-9A-Fa-f]{0,3})?\Z)" % TEXT_OF_IT
-    return re.compile(rb"%s(?=(?:%s)(?:%s{64}|%s))" % (BEFORE, heads, TEXT_OF_IT, short), re.DOTALL)
+    return re.compile(rb"%s(?=(?:%s)(?:%s{64}|%s))" % (BEFORE, base64_heads(), TEXT_OF_IT, short), re.DOTALL)
 
 
 class Lifter:
@@ -3913,9 +3922,9 @@ class Call:
         self.kept = KeptReply(names.folder)
         self.new_picture = functools.partial(Lifted, context.temp_files, names.folder)
 
-    def begin(self) -> None:
+    def begin(self, reply: Reply) -> None:
         """Makes ready for the first reply, or for another one that goes on with the same pictures."""
-        self.cut, self.understood, self.over = False, False, False
+        self.reply, self.cut, self.understood = reply, False, False
         self.lifter, self.chat = Lifter(self.new_picture), Lifter(self.new_picture)
         self.words: list[str] = []  # of a chat message
 
@@ -3933,11 +3942,11 @@ class Call:
 
     def receive(self, reply: Reply) -> Outcome:
         """Reads a reply to its end and saves each picture as it is complete; returns how it failed."""
-        self.begin()
+        self.begin(reply)
         kept = KeptReply(self.names.folder)
-        chunks = self._chunks(reply, kept)
-        failure = self._safely(documents_of(unpacked(reply, chunks), self.lifter))
-        for _ in chunks:  # after a failure of ours: so that at least the reply is kept
+        reply.keep, reply.stop = kept.write, self.stop
+        failure = self._safely(documents_of(unpacked(reply), self.lifter))
+        while reply.read():  # after a failure of ours: so that at least the reply is kept
             pass
         reply.close()
         failure = failure or self._safely(self._end_of_chat())
@@ -3954,17 +3963,6 @@ class Call:
             return Failure(UNREADABLE, words)
         words = reply.fault.message if reply.fault else "the reply ended in the middle"
         return Failure(NETWORK, words)
-
-    def _chunks(self, reply: Reply, kept: KeptReply) -> Blocks:
-        """Yields the bytes of a reply, each kept first, until it is over or the user wants to stop."""
-        try:
-            for chunk in iter(reply.read, b""):
-                kept.write(chunk)
-                yield chunk
-                if self.over or self.stop.requested:
-                    return
-        except KeyboardInterrupt:
-            self.stop.requested = True
 
     def _safely(self, documents: Documents) -> Outcome:
         """Acts on documents; a full disk or a bug must not lose what was paid for, so that failure is returned."""
@@ -3996,7 +3994,7 @@ class Call:
         if document.name == "garbage":
             self.trouble(garbage_failure(document.value["text"]))
         elif document.name == "done":
-            self.over = True
+            self.reply.over = True
         else:
             for event in read_document(document):
                 self.act(event)
