@@ -45,7 +45,7 @@ import struct
 import sys
 import time
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import IO, TYPE_CHECKING, Any, Callable, NamedTuple, Optional
 
 # What only a real call needs (ssl, http.client, urllib.request, hashlib, threading ...) is imported where it is used:
@@ -458,7 +458,6 @@ class Kind(NamedTuple):
 
     parse: Callable[[str], Any]
     metavar: str = ""
-    expected: str = ""
     choices: Words = ()
     low: int = 0
     high: int = 0  # 0: it is no number
@@ -592,7 +591,7 @@ def choice(*values: str, strict: bool = False) -> Kind:
 
 def number(low: int, high: int) -> Kind:
     """Returns the kind of a whole number in a range, both ends included."""
-    return Kind(parse_number, "N", f"expected a whole number from {low} to {high}", low=low, high=high)
+    return Kind(parse_number, "N", low=low, high=high)
 
 
 TEXT = Kind(str, "TEXT")
@@ -1426,7 +1425,7 @@ class Settings(NamedTuple):
 
     command: str
     rows: Mapping[str, Setting]
-    problems: Sequence[Problem] = ()  # texts that are not of their option's kind
+    problems: Iterable[Problem] = ()  # texts that are not of their option's kind
 
     def get(self, name: str, default: Any = None) -> Any:
         """Returns the value of a setting, or the default if it is not set."""
@@ -1940,7 +1939,7 @@ def check_value(checked: Checked, row: Option) -> Problems:
     # A model that the tables do not know may take other words for its pictures.
     free = checked.row.takes is None and row.sends == "image" and not kind.strict
     if kind.high and not kind.low <= value <= kind.high:
-        yield checked.problem(f"{name}-value", name, kind.expected)
+        yield checked.problem(f"{name}-value", name, f"expected a whole number from {kind.low} to {kind.high}")
     elif name in takes and value not in taken and (listed or not taken):
         words = f"takes {one_of(taken)}" if taken else "does not take it"
         yield checked.problem(
@@ -2698,14 +2697,15 @@ class Reply:
         self.close: Callable[[], None] = lambda: None
 
     def read(self) -> bytes:
-        """Returns the next bytes as they came over the wire, kept first; b"" at the end, be it a true one or a fault."""
+        """Returns the next bytes as they came over the wire, kept first; b"" at the end, be it by a fault."""
         try:
             chunk = b"" if self.over or self.stop.requested else next(filter(None, self.chunks), b"")
         except ConnectionError as error:
             self.fault, chunk = Fault(str(error), sent=True), b""
         except KeyboardInterrupt:
             self.stop.requested, chunk = True, b""
-        self.keep(chunk)
+        if chunk:
+            self.keep(chunk)
         return chunk
 
 
@@ -2750,7 +2750,7 @@ def reason_of(error: BaseException) -> str:
     import socket
 
     error = getattr(error, "reason", error)
-    if isinstance(error, (socket.timeout, TimeoutError)):
+    if isinstance(error, socket.timeout):
         return "timed out: no byte came for as long as --timeout allows"
     return str(getattr(error, "strerror", None) or error) or type(error).__name__
 
@@ -2929,7 +2929,7 @@ def number_of(value: Any, default: int = 0) -> int:
 
 def finite(text: str) -> float | None:
     """Returns a number of a reply, or None for one that JSON cannot hold when we pass it on."""
-    value = float(text.replace("Infinity", "inf"))
+    value = float(text)
     return value if value - value == 0 else None
 
 
@@ -2946,15 +2946,15 @@ def as_object(value: Any) -> Json:
     return value if isinstance(value, dict) else {}
 
 
-def read_body(reply: Reply, most: int = MIB) -> bytes:
-    """Reads a short reply, up to a limit."""
+def read_body(reply: Reply) -> bytes:
+    """Reads a short reply, or the first megabyte of one."""
     body = bytearray()
     for block in unpacked(reply):
         body += block
-        if len(body) > most:
+        if len(body) > MIB:
             break
     reply.close()
-    return bytes(body[:most])
+    return bytes(body)
 
 
 def page_title(text: str) -> str:
@@ -3258,7 +3258,7 @@ class OutputNames(NamedTuple):
 
 def suffix_of(name: str) -> str:
     """Returns the suffix of a format, also of one the tables do not know."""
-    return FORMAT[name].suffixes[0] if name in FORMAT else "." + re.sub(r"\W", "", name)
+    return FORMAT[name].suffixes[0] if name in FORMAT else f".{name}"
 
 
 def output_names(settings: Settings, expected: int) -> OutputNames:
@@ -3638,6 +3638,8 @@ class JsonReader:
         closers = bytes(text[at] + 2 for at in reversed(self.open))  # } and ] stand two behind { and [ in ASCII
         text = (text[: self.string_at] if self.quoted else text).strip(b" \t\r\n,")
         self.reset()
+        if not text:
+            return
         value = parse_cut(text, closers) if cut else parse_json(text)
         if isinstance(value, dict):
             names = ("reply", self.event, value.get("object"), value.get("type"))
@@ -3645,9 +3647,9 @@ class JsonReader:
             yield Document(name, value, cut, self.stream or isinstance(names[-1], str))
         elif text == b"[DONE]":
             yield Document("done", {})
-        elif text:
+        else:
             yield Document("garbage", {"text": text[:200].decode("utf-8", "replace")}, cut)
-        self.event = "" if text else self.event
+        self.event = ""
 
     def finish(self) -> Documents:
         """Ends what was begun, and yields what of it was whole."""
@@ -3718,9 +3720,9 @@ def documents_of(blocks: Blocks, lifter: Lifter) -> Documents:
     elif re.match(rb"(data|event|id|retry)?:|(data|event|id|retry)\s*$", start):
         reader = SseReader(lifter)
     else:
-        while len(start) < 4096 and (block := next(blocks, b"")):
-            start += block
-        yield from [Document("garbage", {"text": start[:4096].decode("utf-8", "replace")})] if start else []
+        for block in blocks:
+            start = (start + block)[:4096]
+        yield from [Document("garbage", {"text": start.decode("utf-8", "replace")})] if start else []
         return
     for block in itertools.chain([start], blocks):
         yield from reader.feed(block)
@@ -3894,7 +3896,7 @@ def garbage_failure(text: str) -> Failure:
         return Failure(UNREADABLE, words, rule="reply-too-long")
     title = page_title(text)
     if title or text.lstrip().lower().startswith(("<!doctype", "<html")):
-        words = f"the reply is an HTML page titled {title!r}" if title else "the reply is an HTML page"
+        words = "the reply is an HTML page" + (f" titled {title!r}" if title else "")
         hint = "is the base URL right? It usually ends in /v1"
         return Failure(UNREADABLE, words, hint, rule="reply-page", may_be_billed=False)
     return Failure(UNREADABLE, f"the reply is neither JSON nor events; it begins {text[:60]!r}", rule="reply-garbage")
@@ -3946,7 +3948,7 @@ class Call:
         kept = KeptReply(self.names.folder)
         reply.keep, reply.stop = kept.write, self.stop
         failure = self._safely(documents_of(unpacked(reply), self.lifter))
-        while reply.read():  # after a failure of ours: so that at least the reply is kept
+        while (failure or reply.fault) and reply.read():  # so that at least the reply is kept
             pass
         reply.close()
         failure = failure or self._safely(self._end_of_chat())
@@ -3989,8 +3991,8 @@ class Call:
         """Acts on a document."""
         self.cut = self.cut or document.cut
         self.understood = self.understood or any(document.value.values())
-        if not document.cut:
-            self.sequence = max(self.sequence, number_of(document.value.get("sequence_number"), -1))
+        if not document.cut and "sequence_number" in document.value:
+            self.sequence = max(self.sequence, number_of(document.value["sequence_number"], -1))
         if document.name == "garbage":
             self.trouble(garbage_failure(document.value["text"]))
         elif document.name == "done":
@@ -4091,10 +4093,10 @@ class Call:
     def final(self, event: Event) -> None:
         """Saves a finished picture; the same bytes under the same key, or once with an id and once without, are one."""
         lifted = self.claimed(event.body)
-        lifted.finish()
-        digest = lifted.hash.hexdigest()
-        for key, other in self.done if event.key else ():
-            if digest == other and (key == event.key or key[:1] == "#" or event.key[:1] == "#"):
+        if event.key:
+            lifted.finish()
+            twins = [key for key, digest in self.done if digest == lifted.hash.hexdigest()]
+            if any(key == event.key or "#" in (key[:1], event.key[:1]) for key in twins):
                 return
         self.save_final(lifted, event)
 
@@ -4183,7 +4185,7 @@ class Call:
         """Writes the session file of a background response as soon as its id is known, before the first poll."""
         result, settings, console = self.result, self.settings, self.console
         response_id = result.facts.get("id")
-        if result.session_file or not settings.get("background-mode") or not isinstance(response_id, str):
+        if result.session_file or not isinstance(response_id, str) or not settings.get("background-mode"):
             return
         session = {
             "gpt_image_session": 1, "response_id": response_id, "origin": origin_of(settings.get("base-url")),
@@ -4383,7 +4385,7 @@ def make_call(context: Context, checked: Checked, names: OutputNames, request: R
     failure = made.send(request)
     if result.route == "responses":
         failure = made.settle(failure)
-    free = settings.get("tool-choice") in ("auto", "none") and result.route == "responses"  # to answer in words
+    free = result.route == "responses" and settings.get("tool-choice") in ("auto", "none")  # to answer in words
     made.conclude(failure, 0 if free and result.text else names.expected)
 
 
