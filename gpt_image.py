@@ -130,8 +130,8 @@ class Secret:
 
 # A server's words go to a terminal: escape sequences in them must not.
 CONTROL = dict.fromkeys([*range(9), *range(11, 32), *range(127, 160)])
-UNPRINTABLE = re.compile("[\x7f-\x9f\ud800-\udfff]")  # what JSON leaves as it is, and a stream may not take
-COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+UNPRINTABLE = "[\x7f-\x9f\ud800-\udfff]"  # what JSON leaves as it is, and a stream may not take
+COLOUR = r"\x1b\[[0-9;]*m"
 STYLES = {
     "": "",
     "error": "gpt_image.py: \x1b[1;31merror:\x1b[0m ",
@@ -251,7 +251,7 @@ class Console:
 
     def say(self, text: str, style: str = "") -> None:
         """Prints one line to stderr, with its first word coloured if the terminal wants that."""
-        start = STYLES[style] if self.colour else COLOUR.sub("", STYLES[style])
+        start = STYLES[style] if self.colour else re.sub(COLOUR, "", STYLES[style])
         text = start + text.translate(CONTROL)
         if self.live:
             text = fitted(text, columns(self.stderr))
@@ -277,7 +277,7 @@ class Console:
     def print_json(self, value: Any) -> None:
         """Prints one JSON object to stdout; what is not valid Unicode in a file name is escaped."""
         text = json.dumps(value, indent=2, ensure_ascii=False)
-        self.print(UNPRINTABLE.sub(lambda match: f"\\u{ord(match.group()):04x}", text))
+        self.print(re.sub(UNPRINTABLE, lambda match: f"\\u{ord(match.group()):04x}", text))
 
 
 def amount(size: float) -> str:
@@ -540,9 +540,7 @@ def parse_tool_choice(text: str) -> Any:
 
 
 # By a word in its name, or by how its value begins.
-SECRET_HEADER = re.compile(
-    r"[^:]*(auth|key|token|secret|cookie|passw|credential|signature|session|:((bearer|basic)\s|sk-))", re.IGNORECASE
-)
+SECRET_HEADER = r"(?i)[^:]*(auth|key|token|secret|cookie|passw|credential|signature|session|:((bearer|basic)\s|sk-))"
 
 
 class HeaderLine(NamedTuple):
@@ -554,7 +552,7 @@ class HeaderLine(NamedTuple):
     @property
     def value(self) -> str | Secret:
         """Returns the value, hidden if it is to be."""
-        return Secret(self.text) if SECRET_HEADER.match(f"{self.name}:{self.text}") else self.text
+        return Secret(self.text) if re.match(SECRET_HEADER, f"{self.name}:{self.text}") else self.text
 
     def __str__(self) -> str:
         return f"{self.name}: {self.value}"
@@ -612,7 +610,7 @@ BOXES = Kind(parse_box, "X,Y,WIDTH,HEIGHT", repeat=True)
 
 
 OPENAI_URL = "https://api.openai.com/v1"
-OPENAI_HOSTS = re.compile(r"(.+\.)?api\.openai\.com")
+OPENAI_HOSTS = r"(.+\.)?api\.openai\.com"
 FACTS_OF = "2026-11-20"  # the day the tables below were last held against the API
 
 
@@ -996,8 +994,8 @@ CODE_HINTS = {
     **{code: "this is about money, not about speed: look at the billing page" for code in MONEY},
 }
 # A proxy in between may hide the code, and a picture that was made behind a status that says it was not.
-MONEY_WORDS = re.compile("|".join((*MONEY, "exceeded your current quota")))
-RAN_BEHIND = re.compile(r"(HTTP \d+: )?litellm\.(APIError|APIConnectionError|InternalServerError|Timeout)")
+MONEY_WORDS = "|".join((*MONEY, "exceeded your current quota"))
+RAN_BEHIND = r"(HTTP \d+: )?litellm\.(APIError|APIConnectionError|InternalServerError|Timeout)"
 REQUEST_IDS = ("x-request-id", "x-litellm-call-id")
 LONGEST_WAIT = 120.0  # seconds; the official SDK waits no longer either
 RETRY_FIRST, RETRY_MOST = 0.5, 8.0  # seconds
@@ -1094,10 +1092,9 @@ def identify_png(file: BinaryFile, head: bytes) -> Picture:
 
 JPEG_FRAMES = b"\xc0\xc1\xc2\xc3\xc5\xc6\xc7\xc9\xca\xcb\xcd\xce\xcf"  # the markers of segments that hold the size
 # EXIF in either byte order up to its first orientation (tag 0x0112, of one value); 5 to 8 exchange width and height.
-ORIENTATION = re.compile(
-    rb"Exif\0\0(?:II\*\0.{4,999}?\x12\x01[\x03\x04]\0\x01\0\0\0"
-    rb"|MM\0\*.{4,999}?\x01\x12\0\x03\0\0\0\x01\0)(.)",
-    re.DOTALL,
+ORIENTATION = (
+    rb"(?s)Exif\0\0(?:II\*\0.{4,999}?\x12\x01[\x03\x04]\0\x01\0\0\0"
+    rb"|MM\0\*.{4,999}?\x01\x12\0\x03\0\0\0\x01\0)(.)"
 )
 
 
@@ -1112,7 +1109,7 @@ def identify_jpeg(file: BinaryFile, head: bytes) -> Picture:
             continue
         (length,) = struct.unpack(">H", file.read(2))
         segment = file.read(max(length - 2, 0))
-        if exif := ORIENTATION.match(segment):
+        if exif := re.match(ORIENTATION, segment):
             turned = exif[1] in b"\5\6\7\x08"
         if marker in JPEG_FRAMES:
             height, width = struct.unpack_from(">xHH", segment)
@@ -1454,12 +1451,10 @@ class Dotenv(NamedTuple):
 
 
 # https://www.dotenv.org/docs/security/env: names, an optional `export`, bare or quoted values, comments
-DOTENV_LINE = re.compile(
-    r"""\s*(?:\#.*)?|\s*(?:export\s+)?(?P<name>[A-Za-z_][A-Za-z0-9_.]*)\s*=\s*
+DOTENV_LINE = r"""(?x)
+        \s*(?:\#.*)?|\s*(?:export\s+)?(?P<name>[A-Za-z_][A-Za-z0-9_.]*)\s*=\s*
         (?:'(?P<single>[^']*)' | "(?P<double>(?:\\.|[^"\\])*)" | (?P<bare>[^'"\#\s]\S*(?:[ \t]+[^\#\s]\S*)*))?
-        \s*(?:(?<=\s)\#.*|(?<==)\#.*)?""",
-    re.VERBOSE,
-)
+        \s*(?:(?<=\s)\#.*|(?<==)\#.*)?"""
 DOTENV_ESCAPES = {"n": "\n", "r": "\r", "t": "\t"}
 
 
@@ -1485,7 +1480,7 @@ def read_dotenv(path: str, console: Console) -> dict[str, Found]:
     with open(path, "rb") as file:
         text = decode_dotenv(file.read(MIB))
     for number, line in enumerate(text.splitlines(), 1):
-        place, match = f"{path} line {number}", DOTENV_LINE.fullmatch(line)
+        place, match = f"{path} line {number}", re.fullmatch(DOTENV_LINE, line)
         if not match:
             console.warn(f"{place}: not understood, and left out; expected NAME=value")
             continue
@@ -1840,10 +1835,7 @@ def gather_checked(settings: Settings, positional: str | None, stdin: TextFile) 
 
 
 # A single label, or below a name that is never public. To some resolvers 134744072 and 0x08080808 are addresses too.
-PRIVATE_NAME = re.compile(
-    r"(?!(0x[0-9a-f]*|[0-9]+)$)[\w-]+|[\w.-]+\.(localhost|local|internal|lan|home\.arpa|test)",
-    re.ASCII | re.IGNORECASE,
-)
+PRIVATE_NAME = r"(?ai)(?!(0x[0-9a-f]*|[0-9]+)$)[\w-]+|[\w.-]+\.(localhost|local|internal|lan|home\.arpa|test)"
 
 
 def is_private(host: str) -> bool:
@@ -1853,7 +1845,7 @@ def is_private(host: str) -> bool:
     try:
         address: Any = ipaddress.ip_address(host.partition("%")[0])
     except ValueError:
-        return bool(PRIVATE_NAME.fullmatch(host))
+        return bool(re.fullmatch(PRIVATE_NAME, host))
     # A Teredo address leads to another host.
     mapped = getattr(address, "ipv4_mapped", None) or address
     return bool(mapped.is_private and not getattr(address, "teredo", None))
@@ -1906,7 +1898,7 @@ def check_prompt(checked: Checked) -> Problems:
 def check_model(checked: Checked) -> Problems:
     """Checks that the model exists today."""
     row, model = checked.row, checked.model
-    at_openai = OPENAI_HOSTS.fullmatch(host_of(checked.settings.get("base-url")))
+    at_openai = re.fullmatch(OPENAI_HOSTS, host_of(checked.settings.get("base-url")))
     for name in ("model", "tool-model"):
         if checked.has(name) and not checked.get(name).strip():
             yield checked.problem("model-missing", name, "the model's name is blank", "name one, such as gpt-image-2")
@@ -3029,9 +3021,9 @@ def verdict_on(reply: Reply, failure: Failure) -> tuple[str, bool]:
     """Returns whether a refused request is made again ("safe", "billable" or "never"), and whether it may be billed."""
     verdict, asked = status_row(reply.status).retry, reply.headers.get("x-should-retry")
     said = f"{failure.details.get('code')} {failure.details.get('type')} {failure.message}"
-    if MONEY_WORDS.search(said) or reply.status < 400:
+    if re.search(MONEY_WORDS, said) or reply.status < 400:
         return "never", False
-    if verdict == "safe" and reply.status != 429 and RAN_BEHIND.match(failure.message):
+    if verdict == "safe" and reply.status != 429 and re.match(RAN_BEHIND, failure.message):
         verdict = "billable"
     billed = verdict == "billable"  # whatever the server says of trying again
     if verdict == "never" and asked == "true":
@@ -3489,18 +3481,18 @@ Documents = Iterator[Document]
 # Before it stands no character of base64, nor what ends a JSON document: no byte of that may be held back.
 BEFORE = rb"(?:[^A-Za-z0-9+/=_\\}\]>\r\n\x80-\xff-]|\\[nrt])"
 TEXT_OF_IT = rb"(?:[A-Za-z0-9+/=_\s-]|\\[/nrt]|\\u00[0-9A-Fa-f]{2})"
-MAYBE_PICTURE = re.compile(BEFORE + rb"[A-Za-z0-9+/\\]{0,40}\Z")
+MAYBE_PICTURE = BEFORE + rb"[A-Za-z0-9+/\\]{0,40}\Z"
 # Behind it stands the end of its string, or of a Markdown link, or a word.
-END_OF_PICTURE = re.compile(rb"[\"'<>()\[\]{} ]|\\(?![/nrtu]|\Z)")
-ESCAPE = re.compile(rb"\\(?:u([0-9a-fA-F]{4})|[nrt])")
-CUT_ESCAPE = re.compile(rb"\\(?:u[0-9a-fA-F]{0,3})?\Z")
-TOKEN = re.compile(r"<[0-9a-f]{24}:[0-9]+>")
+END_OF_PICTURE = rb"[\"'<>()\[\]{} ]|\\(?![/nrtu]|\Z)"
+ESCAPE = rb"\\(?:u([0-9a-fA-F]{4})|[nrt])"
+CUT_ESCAPE = rb"\\(?:u[0-9a-fA-F]{0,3})?\Z"
+TOKEN = r"<[0-9a-f]{24}:[0-9]+>"
 
 
 def unescape(data: bytes) -> bytes:
     """Undoes JSON escapes within base64; a character beyond ASCII becomes one that is not base64."""
     data = data.replace(b"\\/", b"/").replace(b"\\n", b"\n")  # those that come by the thousand
-    return ESCAPE.sub(lambda match: chr(int(match[1] or b"20", 16)).encode("ascii", "replace"), data)
+    return re.sub(ESCAPE, lambda match: chr(int(match[1] or b"20", 16)).encode("ascii", "replace"), data)
 
 
 @functools.lru_cache(maxsize=None)
@@ -3534,7 +3526,7 @@ class Lifter:
                 text.append(data[: match.end()])
                 data = data[match.end() :]
                 continue
-            match = match or MAYBE_PICTURE.search(data, max(len(data) - 42, 0))
+            match = match or re.compile(MAYBE_PICTURE).search(data, max(len(data) - 42, 0))
             end = match.start() if match and not last else len(data)
             text.append(data[:end])
             self.held = data[end:]
@@ -3545,10 +3537,10 @@ class Lifter:
         """Gives a picture its next bytes, and returns those behind it."""
         end = data.find(b'"')
         if not picture.write(data if end < 0 else data[:end]):
-            found = END_OF_PICTURE.search(data)
+            found = re.search(END_OF_PICTURE, data)
             end = found.start() if found else -1
             piece = data if end < 0 else data[:end]
-            cut = CUT_ESCAPE.search(piece) if end < 0 and not last else None
+            cut = re.search(CUT_ESCAPE, piece) if end < 0 and not last else None
             if cut:
                 piece, self.held = piece[: cut.start()], cut.group()
             picture.write_odd(unescape(piece))
@@ -3562,20 +3554,20 @@ class Lifter:
 
     def take(self, text: str) -> Lifted | None:
         """Returns, once, the picture a string's token stands for."""
-        match = TOKEN.search(text)
+        match = re.search(TOKEN, text)
         return self.lifted.pop(match.group(), None) if match else None
 
 
 MOST_JSON = 4 * MIB  # bytes of a document without its pictures: no reply of this API comes near
 DEEPEST = 200  # brackets within brackets: the same
-SIGN = re.compile(rb'\\.?|["{}\[\]]', re.DOTALL)  # a backslash by itself ends the bytes: what it escapes comes next
-LIST_NAME = re.compile(rb'"(%s)"\s*:\s*\[\Z' % "|".join(LISTS).encode())
-UNFINISHED = re.compile(rb"[^\s\[\]{}:,\"]+\Z")  # a word or a number that may go on
+SIGN = rb'(?s)\\.?|["{}\[\]]'  # a backslash by itself ends the bytes: what it escapes comes next
+LIST_NAME = rb'"(%s)"\s*:\s*\[\Z' % "|".join(LISTS).encode()
+UNFINISHED = rb"[^\s\[\]{}:,\"]+\Z"  # a word or a number that may go on
 
 
 def parse_cut(text: bytes, closers: bytes) -> Any:
     """Parses the start of a JSON text up to its last whole value; None if there is none."""
-    text = UNFINISHED.sub(b"", text).rstrip(b" \t\r\n,")
+    text = re.sub(UNFINISHED, b"", text).rstrip(b" \t\r\n,")
     found = (parse_json(text + rest + closers) for rest in (b"", b"null", b":null"))  # a key may lack its value
     return next((value for value in found if value is not None), None)
 
@@ -3602,7 +3594,7 @@ class JsonReader:
     def feed(self, data: bytes, last: bool = False) -> Documents:
         """Takes the next bytes and yields the documents that they complete."""
         data, at, sign = self.lifter.feed(data, last), 0, b""
-        for match in SIGN.finditer(data, self.escaped):
+        for match in re.compile(SIGN).finditer(data, self.escaped):
             sign = match.group()
             if sign == b'"':
                 self.quoted = not self.quoted
@@ -3621,7 +3613,7 @@ class JsonReader:
         if sign in b"{[":
             self.open.append(len(self.text) - 1)
             if len(self.open) == 2 and not self.stream:
-                found = LIST_NAME.search(self.text, max(len(self.text) - 64, 0))
+                found = re.compile(LIST_NAME).search(self.text, max(len(self.text) - 64, 0))
                 self.list = found[1].decode() if found else ""
             return
         start = self.open.pop() if self.open else 0
@@ -3871,7 +3863,7 @@ class Result(Tries):
     def text(self) -> str | None:
         """Returns the text of the answer: its messages, or else the pieces that arrived of them."""
         text = "\n".join(self.texts.values()) or "".join(self.deltas)
-        return TOKEN.sub("<base64 of a picture>", text) or None
+        return re.sub(TOKEN, "<base64 of a picture>", text) or None
 
 
 def program() -> str:
@@ -3902,8 +3894,8 @@ def garbage_failure(text: str) -> Failure:
     return Failure(UNREADABLE, f"the reply is neither JSON nor events; it begins {text[:60]!r}", rule="reply-garbage")
 
 
-MARKDOWN_LINK = re.compile(r"!\[[^\[\]]{0,500}\]\((https?://[^()\s]{1,4000})[^()]{0,500}\)")
-MARKDOWN_REST = re.compile(r"!\[[^\[\]]{0,500}\]\((?:data:[^,()]{0,80},)?<[0-9a-f]{24}:[0-9]+>[^()]{0,500}\)?")
+MARKDOWN_LINK = r"!\[[^\[\]]{0,500}\]\((https?://[^()\s]{1,4000})[^()]{0,500}\)"
+MARKDOWN_REST = r"!\[[^\[\]]{0,500}\]\((?:data:[^,()]{0,80},)?<[0-9a-f]{24}:[0-9]+>[^()]{0,500}\)?"
 MOST_TROUBLES = 20  # more of them are not noted
 
 # The background mode of /responses: polls, and streams that are taken up again.
@@ -3981,9 +3973,9 @@ class Call:
         """Yields the pictures of a chat message that are behind links; what is left of it is its text."""
         self.say("", last=True)
         words = "".join(self.words)
-        for url in MARKDOWN_LINK.findall(words):
+        for url in re.findall(MARKDOWN_LINK, words):
             yield Document("data[]", {"url": url})
-        words = MARKDOWN_REST.sub("", MARKDOWN_LINK.sub("", words)).strip()
+        words = re.sub(MARKDOWN_REST, "", re.sub(MARKDOWN_LINK, "", words)).strip()
         if words:
             self.result.texts["chat"] = words
 
@@ -4034,7 +4026,7 @@ class Call:
             "utf-8", "surrogatepass"
         )
         self.words.append(said)
-        for token in TOKEN.findall(said):
+        for token in re.findall(TOKEN, said):
             lifted = self.chat.take(token) or self.lifter.take(token)
             if lifted:
                 self.save_final(lifted, Event("final"))
@@ -4043,7 +4035,7 @@ class Call:
 
     def _begun_picture(self, text: str) -> str:
         """Returns the token at the end of a piece of chat text, if its picture is not whole yet."""
-        token = TOKEN.search(text, max(len(text) - 60, 0))
+        token = re.compile(TOKEN).search(text, max(len(text) - 60, 0))
         lifted = self.lifter.lifted.get(token.group()) if token and token.end() == len(text) else None
         return token.group() if token and lifted and not lifted.looks_whole() else ""
 
@@ -4876,11 +4868,11 @@ def run(context: Context, argv: list[str]) -> int:
     except Exception:
         failure = bug_failure()
     context.stop.armed = True  # everything is on disk
-    found = result_of(result, failure, console.warnings, clock() - started)
     try:
-        if failure:
-            say_failure(found["error"], console)
         if failure or not result.reported:
+            found = result_of(result, failure, console.warnings, clock() - started)
+            if failure:
+                say_failure(found["error"], console)
             if "--json" in argv or not is_terminal(console.stdout):
                 console.print_json(found)
             else:

@@ -116,11 +116,11 @@ def read(pieces: Iterable[bytes], new_picture: Callable[[], Any] = Sink) -> List
 
     def filled(value: Any) -> Any:
         if isinstance(value, str):
-            found = {token: lifter.take(token) for token in gpt_image.TOKEN.findall(value)}
+            found = {token: lifter.take(token) for token in re.findall(gpt_image.TOKEN, value)}
             shown = {token: (row.text, row.ended) if isinstance(row, Sink) else row for token, row in found.items()}
             if len(shown) == 1 and re.fullmatch(r"\s*(data:[^,]*,)?<[^<>]*>\s*", value, re.IGNORECASE):
                 return next(iter(shown.values()))
-            return gpt_image.TOKEN.sub(lambda match: str(shown[match.group()]), value)
+            return re.sub(gpt_image.TOKEN, lambda match: str(shown[match.group()]), value)
         if isinstance(value, dict):
             return {key: filled(inner) for key, inner in value.items()}
         return [filled(inner) for inner in value] if isinstance(value, list) else value
