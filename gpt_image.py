@@ -950,7 +950,7 @@ EVENTS = (
     Dialect(r"output\[\]", "item"),
     Dialect(r"choices\[\]", "chat"),
     Dialect(r"chat\.completion(\.chunk)?", "chunk"),
-    Dialect(r"reply|response", "response"),
+    Dialect(r"reply|response", "response", "response"),
 )
 REPLY_ROW = EVENTS[-1]  # of a JSON reply that names itself in no way known here
 PICTURE_ITEM = "image_generation_call"  # the output item of a response that holds a picture
@@ -3408,15 +3408,30 @@ def blocks_of(file: BinaryFile) -> Blocks:
     return iter(lambda: file.read(BLOCK), b"")
 
 
+def same_picture(folder: str, lifted: Lifted, temp_files: TempFiles) -> str | None:
+    """Returns the picture in a folder that has the same bytes and that this call has not written, if there is one."""
+    import hashlib
+
+    for entry in list(os.scandir(folder)):
+        picture = os.path.splitext(entry.name)[1].lower() in FORMAT_OF_SUFFIX and entry.is_file()
+        if picture and entry.stat().st_size == lifted.size and absolute(entry.path) not in temp_files.written:
+            found = hashlib.sha256()
+            with open(entry.path, "rb") as file:
+                for block in blocks_of(file):
+                    found.update(block)
+            if found.digest() == lifted.hash.digest():
+                return os.path.normpath(entry.path)
+    return None
+
+
 class KeptReply:
     """The bytes of a reply as they came over the wire, so that nothing that was paid for can be lost.
 
-    They lie in a nameless file of the system's folder for temporary files, since the disk of the outputs may be full;
-    where that folder has no room, beside the outputs.
+    They lie in a nameless file of the first of the folders that has room.
     """
 
-    def __init__(self, folder: str) -> None:
-        self.folders = [spare_folder(), folder]
+    def __init__(self, folders: list[str]) -> None:
+        self.folders = list(folders)
         self.size = 0
         self.file: BinaryFile | None = None
 
@@ -3507,7 +3522,7 @@ class Lifter:
 
     def __init__(self, new_picture: Callable[[], Lifted]) -> None:
         self.new_picture, self.beginning = new_picture, beginning()
-        self.mark, self.numbers = os.urandom(12).hex(), itertools.count()
+        self.mark, self.count = os.urandom(12).hex(), 0
         self.lifted: dict[str, Lifted] = {}  # by token: those that nobody has taken
         self.current: Lifted | None = None
         self.held = b""
@@ -3546,7 +3561,8 @@ class Lifter:
             picture.write_odd(unescape(piece))
         rest = data[end:] if end >= 0 else b""
         if rest or last:
-            token = f"<{self.mark}:{next(self.numbers)}>"
+            token = f"<{self.mark}:{self.count}>"
+            self.count += 1
             picture.ended = bool(rest)
             self.lifted[token], self.current = picture, None
             text.append(token.encode() + (b"" if rest else b'"'))
@@ -3765,10 +3781,12 @@ def picture_text(body: Json) -> str:
 def item_events(item: Json, key: str) -> Events:
     """Reads an output item of a response: a picture by its non-empty result, whatever its status says, or a message."""
     if item.get("type") == "message":
-        said = [part.get("refusal") or part.get("text") for part in message_parts(item.get("content"))]
+        parts = message_parts(item.get("content"))
+        said = [part.get("refusal") or part.get("text") for part in parts]
         texts = [text for text in said if isinstance(text, str)]
         if texts:
-            yield Event("text", key=key, text="\n".join(texts))
+            refused = any(part.get("refusal") for part in parts)
+            yield Event("refusal" if refused else "text", key=key, text="\n".join(texts))
     elif item.get("type", PICTURE_ITEM) != PICTURE_ITEM:
         return  # another tool, whose error says nothing about the picture
     elif picture_text(item):
@@ -3801,7 +3819,7 @@ def chat_events(choice: Json) -> Events:
             if picture_text(holder):
                 yield Event("final", holder)
     if isinstance(message.get("refusal"), str):
-        yield Event("text", text=message["refusal"])
+        yield Event("refusal", text=message["refusal"])
 
 
 def read_document(document: Document) -> Events:
@@ -3811,6 +3829,7 @@ def read_document(document: Document) -> Events:
         row = REPLY_ROW
     value, error = document.value, document.value.get("error")
     body = as_object(value.get(row.key)) or value if row and row.key else value
+    body = as_object(body.get("body")) or body  # as a batch wraps it
     if error and (not row or row.meaning not in ("item", "response")):
         yield Event("error", error if isinstance(error, dict) else {"message": str(error)})
     elif row and row.meaning == "response":
@@ -3853,6 +3872,7 @@ class Result(Tries):
         self.texts: dict[str, str] = {}
         self.deltas: list[str] = []
         self.facts: Json = {}
+        self.refused = False  # whether the model said that it will not make a picture
         self.troubles: list[Failure] = []
         self.saved_response: str | None = None
         self.session_file: str | None = None
@@ -3913,7 +3933,9 @@ class Call:
         self.numbers: dict[str, int] = {}  # number of each picture by its key, or by itself
         self.done: list[tuple[str, str]] = []  # key and hash of each final picture
         self.sequence = -1  # the last event's sequence_number, from 0
-        self.kept = KeptReply(names.folder)
+        # The disk of the outputs may be full; what is read from a file need not be kept again.
+        self.folders = [] if context.result.route == "extract" else [spare_folder(), names.folder]
+        self.kept = KeptReply(self.folders)
         self.new_picture = functools.partial(Lifted, context.temp_files, names.folder)
 
     def begin(self, reply: Reply) -> None:
@@ -3937,7 +3959,7 @@ class Call:
     def receive(self, reply: Reply) -> Outcome:
         """Reads a reply to its end and saves each picture as it is complete; returns how it failed."""
         self.begin(reply)
-        kept = KeptReply(self.names.folder)
+        kept = KeptReply(self.folders)
         reply.keep, reply.stop = kept.write, self.stop
         failure = self._safely(documents_of(unpacked(reply), self.lifter))
         while (failure or reply.fault) and reply.read():  # so that at least the reply is kept
@@ -4000,8 +4022,9 @@ class Call:
             self.final(event)
         elif kind == "partial":
             self.partial(event)
-        elif kind == "text":
+        elif kind in ("text", "refusal"):
             result.texts[event.key] = event.text
+            result.refused = result.refused or kind == "refusal"
         elif kind == "chat":
             self.say(event.text)
         elif kind == "delta":
@@ -4154,18 +4177,23 @@ class Call:
             true_name = stem + suffix_of(picture.format)
             console.warn(f"{name}: the picture is a {picture.format}, so it is saved with that suffix")
         overwrite = self.names.overwrite and foreseen and true_name == name
+        folder, temp_files = os.path.dirname(true_name) or ".", self.context.temp_files
+        extracted, known = self.result.route == "extract", None
         try:
-            os.makedirs(os.path.dirname(true_name) or ".", exist_ok=True)
-            path = self.context.temp_files.place(lifted.path, true_name, overwrite)
+            os.makedirs(folder, exist_ok=True)
+            known = same_picture(folder, lifted, temp_files) if extracted else None
+            path = known or temp_files.place(lifted.path, true_name, overwrite)
         except OSError as error:
             return unwritten(error)
-        if path != true_name:
+        if known:
+            console.tell(f"{path} is there already")
+        elif path != true_name:
             console.warn(f"{true_name} exists, so the picture is saved as {path}")
         if not picture.whole:
             console.warn(f"{path}: the {picture.format} is cut short")
         return {"path": path, "index": index, "format": picture.format, "width": picture.width or None,
                 "height": picture.height or None, "bytes": lifted.size, "sha256": lifted.hash.hexdigest(),
-                "whole": picture.whole}  # fmt: skip
+                "whole": picture.whole, **({"new": not known} if extracted else {})}  # fmt: skip
 
     # Poll and resume: responses that run in the background, or whose reply was cut
 
@@ -4247,7 +4275,7 @@ class Call:
             failure = Failure(RUNNING, f"the response is still running: {error.message}")
         except KeyboardInterrupt:
             failure = Failure(INTERRUPTED, "interrupted while waiting")
-        if failure and failure.exit in (RUNNING, INTERRUPTED) and facts.get("status") not in ENDED:
+        if background and failure and self.resumable(failure):
             failure.hint = f"collect it later: {self.resume_command()}"
         if background and not failure:
             self.forget_session()
@@ -4268,11 +4296,11 @@ class Call:
         """Ends the call: success, or the failure with what was received kept."""
         result, console = self.result, self.console
         failure = self.judged_reply(failure, wanted)
-        queued = result.session_file and result.facts.get("status") not in ENDED  # its reply is of no use
-        self.keep(always=bool(failure and not queued))
-        if failure and queued:
+        resumable = bool(failure and self.resumable(failure))  # then the reply is of no use
+        self.keep(always=bool(failure and not resumable))
+        if failure and resumable:
             failure.details["recovery"] = self.resume_command()
-        elif failure and result.saved_response:
+        elif failure and result.saved_response and self.extractable(failure):
             output = shell_quoted(self.names.beside("-recovered" + self.names.suffix))
             command = f"{program()} extract {shell_quoted(result.saved_response)} --output {output}"
             failure.details["recovery"] = command
@@ -4281,6 +4309,17 @@ class Call:
             raise failure
         if result.text and not result.images:
             console.warn("the model answered in words only")
+
+    def resumable(self, failure: Failure) -> bool:
+        """Tells whether a background response can still be collected: it runs, or the download of its end was cut."""
+        facts, cut = self.result.facts, failure.exit in (RUNNING, INTERRUPTED)
+        stored = self.settings.get("background-mode") and isinstance(facts.get("id"), str)
+        return bool(stored and (cut or facts.get("status") not in ENDED))
+
+    def extractable(self, failure: Failure) -> bool:
+        """Tells whether a kept reply may hold a picture: a page, an error or an answer in words does not."""
+        said_no = "code" in failure.details or failure.details.get("rule") in ("reply-page", "reply-words")
+        return self.lifter.count + self.chat.count > 0 or not said_no
 
     def judged_reply(self, failure: Outcome, wanted: int) -> Outcome:
         """Returns why a reply is not what was asked for, with all that was wrong; None if every picture is on disk."""
@@ -4315,8 +4354,11 @@ class Call:
             f"; {plural(len(result.unclaimed), 'picture')} that nothing named are saved" if result.unclaimed else ""
         )
         hint = "a preview is never taken for a finished picture" if result.partials else None
-        hint = "the model answered in words; say in the prompt that you want a picture" if result.text else hint
-        return Failure(UNREADABLE, words, hint)
+        if result.refused:
+            words, hint = "the model refused to make the picture", None
+        elif result.text:
+            hint = "the model answered in words; say in the prompt that you want a picture"
+        return Failure(UNREADABLE, words, hint, **({"rule": "reply-words"} if result.text else {}))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -4475,9 +4517,11 @@ def resume(context: Context, settings: Settings, target: str | None) -> None:
 
 def without_number(context: Context, names: OutputNames) -> None:
     """Gives the only picture of a reply, and its previews, their names without a number."""
-    for row in context.result.images + context.result.partials:
+    for row in (row for row in context.result.images + context.result.partials if row["new"]):
         name = names.partial(1, row["partial"]) if "partial" in row else names.final(1)
         true_name = os.path.splitext(name)[0] + os.path.splitext(row["path"])[1]
+        if true_name == names.final(1):
+            check_names([true_name], names.overwrite)
         row["path"] = context.temp_files.place(row["path"], true_name, names.overwrite and true_name == name)
 
 
@@ -4492,12 +4536,13 @@ def extract(context: Context, settings: Settings, target: str | None) -> None:
         raise Failure(USAGE, words, "name a saved reply", rule="extract-file") from error
     with file:
         names = output_names(settings, 1)
-        check_names([names.final(1)], names.overwrite)
+        # A picture by this name may be one of the reply, which is then there already.
+        there = os.path.isfile(names.final(1)) and identify(names.final(1))
+        check_names([names.final(1)], names.overwrite or bool(there))
         make_folders([names.final(1)], context.temp_files)
         # How many pictures there are is known at the end only: they are numbered until then.
         made = Call(context, settings, names._replace(several=True))
         failure = made.receive(Reply(200, {}, blocks_of(file)))
-    made.kept.close()
     result = context.result
     severe = (OUTPUT, BUG, INTERRUPTED)
     failure = made.judged_reply(failure if failure and failure.exit in severe else None, 1)
