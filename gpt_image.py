@@ -3339,6 +3339,7 @@ class Lifted:
         self.hash, self.size = hashlib.sha256(), 0
         self.carry, self.padded = b"", False  # what is not decoded yet, and whether its padding has come
         self.ended = False  # whether the text around it says that this is all of it
+        self.cut = ""  # why what a URL holds ended early
         self.trouble: Outcome = None
 
     def write(self, data: bytes) -> bool:
@@ -3377,10 +3378,14 @@ class Lifted:
             write_all(self.file, decoded)
         except OSError as error:  # the room it took may do for a later, smaller picture
             self.trouble = unwritten(error)
-            self.file.close()
-            self.temp_files.remove(self.path)
+            self.drop()
         self.hash.update(decoded)
         self.size += len(decoded)
+
+    def drop(self) -> None:
+        """Forgets the picture."""
+        self.file.close()
+        self.temp_files.remove(self.path)
 
     def looks_whole(self) -> bool:
         """Tells whether what has come so far is a whole picture."""
@@ -3399,7 +3404,8 @@ class Lifted:
             return self.trouble or Failure(UNREADABLE, "a picture is no picture, by its first bytes")
         if not self.ended and not picture.whole:  # its text was cut, not the picture
             return Failure(UNREADABLE, "a picture is cut short", rule="picture-cut")
-        return picture._replace(whole=picture.whole is not False)  # where its format cannot tell, its text does
+        # Where its format cannot tell, its text does.
+        return picture._replace(whole=picture.whole is not False and not self.cut)
 
 
 def blocks_of(file: BinaryFile) -> Blocks:
@@ -3561,12 +3567,24 @@ class Lifter:
             picture.write_odd(unescape(piece))
         rest = data[end:] if end >= 0 else b""
         if rest or last:
-            token = f"<{self.mark}:{self.count}>"
-            self.count += 1
-            picture.ended = bool(rest)
-            self.lifted[token], self.current = picture, None
-            text.append(token.encode() + (b"" if rest else b'"'))
+            picture.ended, self.current = bool(rest), None
+            text.append(self._token_of(picture).encode() + (b"" if rest else b'"'))
         return rest
+
+    def lift_raw(self, blocks: Blocks) -> Document:
+        """Writes a reply that is a picture and no text, and returns the document that it stands for."""
+        picture = self.new_picture()
+        for block in blocks:
+            picture.save(block)
+        picture.ended = True
+        return Document("data[]", {"b64_json": self._token_of(picture)})
+
+    def _token_of(self, picture: Lifted) -> str:
+        """Returns what stands in the place of a picture."""
+        token = f"<{self.mark}:{self.count}>"
+        self.count += 1
+        self.lifted[token] = picture
+        return token
 
     def take(self, text: str) -> Lifted | None:
         """Returns, once, the picture a string's token stands for."""
@@ -3720,17 +3738,24 @@ class SseReader:
 
 def documents_of(blocks: Blocks, lifter: Lifter) -> Documents:
     """Yields the documents of a reply, JSON or server-sent events by its first bytes, whatever its header says."""
-    start = b""
+    raw = start = b""
     while len(start) < 8 and (block := next(blocks, b"")):
-        start = (start + block).lstrip(b"\xef\xbb\xbf \t\r\n")
+        raw = start and raw  # of white space there may be much
+        raw += block
+        start = raw.lstrip(b"\xef\xbb\xbf \t\r\n")
     if start[:1] in (b"{", b"["):
         reader: JsonReader | SseReader = JsonReader(lifter, stream=False)
     elif re.match(rb"(data|event|id|retry)?:|(data|event|id|retry)\s*$", start):
         reader = SseReader(lifter)
+    elif start:
+        while len(raw) < 4096 and (block := next(blocks, b"")):
+            raw += block
+        page = b"<html" in raw.lower()  # it may hold a drawing
+        said = Document("garbage", {"text": raw[:4096].decode("utf-8", "replace").lstrip("\ufeff \t\r\n")})
+        picture = not page and identify_file(io.BytesIO(raw))
+        yield lifter.lift_raw(itertools.chain([raw], blocks)) if picture else said
+        return
     else:
-        for block in blocks:
-            start = (start + block)[:4096]
-        yield from [Document("garbage", {"text": start.decode("utf-8", "replace")})] if start else []
         return
     for block in itertools.chain([start], blocks):
         yield from reader.feed(block)
@@ -4076,34 +4101,69 @@ class Call:
             if not text.rstrip().endswith(">"):
                 found.trouble = found.trouble or Failure(UNREADABLE, "a picture is not base64 to its end")
             return found
+        path = self.own_path(text) if text == body.get("url") or output_suffix(text) in FORMAT_OF_SUFFIX else ""
+        if path or re.match(r"(?!data:)[a-z][a-z0-9+.-]*:", text, re.IGNORECASE):
+            return self.fetched(path or text, text)
         lifted = self.new_picture()
-        if re.match(r"(?!data:)[a-z][a-z0-9+.-]*:", text, re.IGNORECASE):
-            self.context.progress.phase("fetching", index=self.number(""))
-            lifted.trouble = self.fetch(text, lifted.save) or lifted.trouble
-        else:
-            lifted.write_odd(re.sub(r"^data:[^,]{0,200},", "", text, flags=re.IGNORECASE).encode("utf-8", "replace"))
+        lifted.write_odd(re.sub(r"^data:[^,]{0,200},", "", text, flags=re.IGNORECASE).encode("utf-8", "replace"))
         lifted.ended = True
         return lifted
 
-    def fetch(self, url: str, save: Callable[[bytes], None]) -> Outcome:
-        """Hands on what a URL holds, fetched without the key, over http or https only; returns why it cannot."""
+    def own_path(self, text: str) -> str:
+        """Returns the URL of a path of the endpoint's own server; nothing for any other text."""
+        from urllib.parse import urljoin
+
+        base = self.settings.get("base-url")
+        return urljoin(f"{base}/", text) if base and re.fullmatch(r"(?!//)[^:\s\\\[\]]{1,2000}", text) else ""
+
+    def fetched(self, url: str, said: str) -> Lifted:
+        """Returns the picture that a URL holds; one whose body is cut is fetched again, and at last kept as it is."""
+        self.context.progress.phase("fetching", index=self.number(""))
+        lifted = self.new_picture()
+        for attempt in range(1 + self.settings.get("max-retries", 0)):
+            if attempt:
+                self.context.sleep(retry_wait({}, attempt - 1) or 0)
+                lifted.drop()
+                lifted = self.new_picture()
+            lifted.ended, lifted.trouble = True, self.fetch(url, url != said, lifted)
+            if lifted.trouble or not lifted.cut:
+                return lifted
+        self.trouble(Failure(UNREADABLE, f"the picture at {url[:500]} is cut short: {lifted.cut}", "fetch it yourself"))
+        return lifted
+
+    def fetch(self, url: str, own: bool, lifted: Lifted) -> Outcome:
+        """Writes what a URL holds, over http or https only, and notes if it is cut; returns why it cannot be had."""
+        hint = "ask for the picture itself with --response-format b64_json"
         if not is_web(url):
-            return Failure(UNREADABLE, f"the reply names its picture by {url[:60]!r}, which is no http or https URL")
+            words = f"the reply names its picture by {url[:200]!r}, which is no http or https URL"
+            return Failure(UNREADABLE, words, hint)
         if self.result.route == "extract":
             return Failure(UNREADABLE, f"the reply holds a URL and no picture: {url[:500]}", "fetch it yourself")
-        request = Request("GET", url, [("Accept", "image/*"), ("User-Agent", f"gpt-image/{__version__}")])
         try:
-            reply = exchange(self.context, self.settings, request)
+            reply = self.open_picture(url, own)
+            reply.stop = self.stop
             for chunk in iter(reply.read, b""):
-                save(chunk)
+                lifted.save(chunk)
             reply.close()
-            if reply.fault:
-                raise Failure(NETWORK, reply.fault.message)
+            lifted.cut = reply.fault.message if reply.fault else ""
         except Failure as failure:
-            return Failure(NETWORK, f"the picture at {url[:200]} cannot be fetched: {failure.message}", failure.hint)
+            words = f"the picture at {url[:500]} cannot be fetched: {failure.message}"
+            return Failure(NETWORK, words, hint if own else failure.hint)
         except KeyboardInterrupt:
             self.stop.requested = True
-        return None
+        if self.stop.requested:
+            return Failure(INTERRUPTED, f"the picture at {url[:500]} was not fetched to its end")
+        return lifted.trouble
+
+    def open_picture(self, url: str, own: bool) -> Reply:
+        """Opens a picture's URL without the key; with it only where a path of the endpoint itself asks for one."""
+        request = Request("GET", url, [("Accept", "image/*"), ("User-Agent", f"gpt-image/{__version__}")])
+        try:
+            return exchange(self.context, self.settings, request)
+        except Failure as failure:
+            if not own or failure.details.get("status") not in (401, 403):
+                raise
+        return exchange(self.context, self.settings, request._replace(headers=api_headers(self.settings, None)))
 
     def final(self, event: Event) -> None:
         """Saves a finished picture; the same bytes under the same key, or once with an id and once without, are one."""

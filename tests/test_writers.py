@@ -656,6 +656,7 @@ class RoutesTest(WriterTest):
         self.write("kept.json", images(A, B))
         ran = self.run_main("extract", "kept.json", "--output", "out/o-{index}.png")
         self.assertEqual((ran.code, self.paths(ran)), (0, ["out/o-1.png", "out/o-2.png"]))
+        Path("out/o-1.png").write_bytes(b"mine")
         self.assertEqual(self.run_main("extract", "kept.json", "--output", "out/o-{index}.png").code, 7)
         ran = self.run_main("extract", "kept.json", "--output", "out/o-{index}.png", "--overwrite")
         self.assertEqual(ran.code, 0)
