@@ -2735,6 +2735,7 @@ def unpacked(reply: Reply) -> Blocks:
 
 Transport = Callable[[Request, float, Progress], "Reply | Fault"]
 CONNECT_TIMEOUT = 30.0  # seconds; waiting longer for a connection never helped anyone
+PATIENCE = 0.5  # seconds that an upload may stand still before we look whether it was answered
 
 
 def reason_of(error: BaseException) -> str:
@@ -2766,6 +2767,28 @@ class Attempt:
             self.progress.phase("uploading", percent=100 * done // max(self.total, 1), size=amount(self.total))
         self.sent = not self.broken  # from here on the request may run, and be billed
         self.progress.phase("waiting")
+
+    def push(self, sock: Any, data: Any) -> None:
+        """Sends bytes for as long as they are taken; a server that answers and takes no more has had enough."""
+        import selectors
+        import socket
+
+        # Over TLS a word of the handshake may wait to be read too, so that says something at the very end only.
+        patience = self.timeout if hasattr(sock, "pending") else min(PATIENCE, self.timeout)
+        view, waited = memoryview(data), 0.0
+        with selectors.DefaultSelector() as selector:
+            while view:
+                selector.register(sock, selectors.EVENT_WRITE)
+                if selector.select(patience):
+                    view, waited = view[sock.send(view) :], 0.0
+                else:
+                    waited += patience
+                    selector.modify(sock, selectors.EVENT_READ)
+                    if selector.select(0):
+                        raise ConnectionError
+                    if waited >= self.timeout:
+                        raise socket.timeout
+                selector.unregister(sock)
 
     def connected(self, sock: Any) -> None:
         """Prepares a connection for a picture: it may be silent for minutes, and a signal must end its wait."""
@@ -2823,7 +2846,7 @@ def connection_classes(attempt: Attempt) -> tuple[Any, Any]:
                 self.connect()  # its failures, such as a bad certificate, are told as they are
             # A server that answers 401 and closes while we upload: keep quiet here, and read its answer.
             try:
-                super().send(data)
+                attempt.push(self.sock, data)
             except socket.timeout:
                 raise
             except OSError:
@@ -2860,6 +2883,16 @@ def reply_chunks(response: Any, attempt: Attempt) -> Blocks:
         raise ConnectionError(f"the reply ended {amount(response.length)} before its announced length")
 
 
+def refuse_proxy(url: str) -> None:
+    """Refuses a proxy of another kind than http: it would be spoken to as if it were one, with the key."""
+    import urllib.request
+
+    proxy = urllib.request.getproxies().get(split_url(url).scheme, "")
+    if re.match(r"(?!https?://)[^/]*://", proxy, re.IGNORECASE) and not urllib.request.proxy_bypass(host_of(url)):
+        words = f"the proxy {re.sub('//[^/]*@', '//', proxy)} is neither http nor https"
+        raise Failure(SETTINGS, words, "set http_proxy and https_proxy, or no_proxy for this host", rule="proxy")
+
+
 def opener_for(attempt: Attempt, redirects: bool) -> urllib.request.OpenerDirector:
     """Returns an opener with proxies as Python finds them, and with redirects only where no key is sent."""
     import urllib.request
@@ -2893,6 +2926,7 @@ def send(request: Request, timeout: float, progress: Progress, stop: Stop | None
     import urllib.error
     import urllib.request
 
+    refuse_proxy(request.url)
     body = request.body
     attempt = Attempt(timeout, body.length if body else 0, progress, stop or Stop())
     authorised = any(isinstance(value, Secret) for _, value in request.headers)
@@ -3123,6 +3157,12 @@ def spare_folder() -> str:
         return os.curdir
 
 
+def blocks_of(file: BinaryFile) -> Blocks:
+    """Yields a file from its beginning, in blocks."""
+    file.seek(0)
+    return iter(lambda: file.read(BLOCK), b"")
+
+
 def write_all(file: BinaryFile, data: bytes) -> None:
     """Writes all of the bytes to an unbuffered file."""
     view = memoryview(data)
@@ -3162,6 +3202,25 @@ def absolute(name: str) -> str:
         return os.path.normcase(os.path.normpath(name))
 
 
+def is_special(name: str) -> bool:
+    """Tells whether a name leads to a device, a FIFO or the like: it is written to, and never replaced."""
+    try:
+        mode = os.stat(name).st_mode
+    except (OSError, ValueError):
+        return False
+    return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
+
+
+def pour(source: str, target: str) -> None:
+    """Writes a file to a device or a FIFO; OSError if nobody reads it."""
+    no_wait = getattr(os, "O_NONBLOCK", 0)
+    with open(source, "rb") as file, open(os.open(target, os.O_WRONLY | no_wait), "wb", buffering=0) as out:
+        if no_wait:
+            os.set_blocking(out.fileno(), True)
+        for block in blocks_of(file):
+            write_all(out, block)
+
+
 class TempFiles:
     """The temporary files of a call; what was not given a name by the end is removed, whatever the end is."""
 
@@ -3193,9 +3252,17 @@ class TempFiles:
 
     def place(self, source: str, target: str, overwrite: bool = False) -> str:
         """Gives a finished temporary file its name, or that name with the next free number, and returns the path."""
+        import shutil
+
         stem, suffix = os.path.splitext(target)
         number, path = 1, target
-        if overwrite and absolute(target) not in self.written:
+        replace = overwrite and absolute(target) not in self.written
+        if replace and is_special(target):
+            pour(source, target)
+            os.unlink(source)
+        elif replace and os.path.islink(target):
+            shutil.move(source, os.path.realpath(target))
+        elif replace:
             os.replace(source, target)
         else:
             while not rename_free(source, path):
@@ -3305,6 +3372,12 @@ def check_names(names: list[str], overwrite: bool) -> None:
         check_folder(os.path.dirname(name) or ".")
 
 
+def saved_reply_name(settings: Settings) -> list[str]:
+    """Returns where --save-response writes, if that is a file."""
+    name = settings.get("save-response")
+    return [name] if name and not is_special(name) else []
+
+
 def make_folders(names: list[str], temp_files: TempFiles) -> None:
     """Makes the folders of all outputs and tries each by writing to it."""
     for folder in {os.path.dirname(name) or "." for name in names}:
@@ -3408,12 +3481,6 @@ class Lifted:
         return picture._replace(whole=picture.whole is not False and not self.cut)
 
 
-def blocks_of(file: BinaryFile) -> Blocks:
-    """Yields a file from its beginning, in blocks."""
-    file.seek(0)
-    return iter(lambda: file.read(BLOCK), b"")
-
-
 def same_picture(folder: str, lifted: Lifted, temp_files: TempFiles) -> str | None:
     """Returns the picture in a folder that has the same bytes and that this call has not written, if there is one."""
     import hashlib
@@ -3466,10 +3533,10 @@ class KeptReply:
             return None
         for path in (target, os.path.join(spare_folder(), os.path.basename(target))):
             try:
-                with temp_files.create(os.path.dirname(path) or ".") as out:
+                with temp_files.create(spare_folder() if is_special(path) else os.path.dirname(path) or ".") as out:
                     for block in console.cleaned(blocks_of(self.file)):
                         write_all(out, block)
-                return temp_files.place(out.name, path, overwrite and path == target)
+                return temp_files.place(out.name, path, path == target and (overwrite or is_special(path)))
             except OSError:
                 continue
         return None
@@ -4414,6 +4481,8 @@ class Call:
             f"; {plural(len(result.unclaimed), 'picture')} that nothing named are saved" if result.unclaimed else ""
         )
         hint = "a preview is never taken for a finished picture" if result.partials else None
+        if not all(row["whole"] for row in result.images):
+            words, hint = "a picture came that is cut short", "the file stays; look at it before you pay for another"
         if result.refused:
             words, hint = "the model refused to make the picture", None
         elif result.text:
@@ -4511,7 +4580,7 @@ def call(context: Context, settings: Settings, positional: str | None) -> None:
     outputs = names.planned(settings.get("partial-images") or 0 if settings.get("stream") else 0)
     mask, mask_path = boxed_mask(checked), names.beside("-mask.png")
     new_mask = mask_path if mask and not same_file(mask_path, mask) else None  # the same mask again may stay
-    written = [*outputs, *filter(None, [settings.get("save-response"), new_mask])]
+    written = [*outputs, *saved_reply_name(settings), *filter(None, [new_mask])]
     check_names(written, names.overwrite)
     if not dry:
         check_key(settings)
@@ -4568,7 +4637,7 @@ def resume(context: Context, settings: Settings, target: str | None) -> None:
         context.console.tell(f"{result.facts['id']}: {status}")
         made.forget_session()
         return
-    written = [names.final(1), *filter(None, [settings.get("save-response")])]
+    written = [names.final(1), *saved_reply_name(settings)]
     check_names(written, names.overwrite)
     make_folders(written, context.temp_files)
     failure = made.settle(made.read_again())

@@ -520,7 +520,7 @@ class Paths(AttackTest):
                 self.assert_refused(2, "resume", "s.session.json")
 
     @posix_only
-    def test_a_link_planted_where_the_output_goes(self) -> None:
+    def test_a_link_where_the_output_goes_is_refused_and_written_through_with_overwrite(self) -> None:
         for target in ("in/victim.txt", "in/nothing.png", "/dev/null"):
             for overwrite in (False, True):
                 with self.subTest(target=target, overwrite=overwrite):
@@ -528,9 +528,12 @@ class Paths(AttackTest):
                     fake = FakeTransport(*[reply(images({"b64_json": TEXT}))] * overwrite)
                     ran = self.make("--output", "p.png", *["--overwrite"] * overwrite, transport=fake)
                     self.assertEqual(ran.code, 0 if overwrite else 7)
-                    self.assertEqual(os.path.islink("p.png"), not overwrite)
-                    self.assertFalse(Path("in/nothing.png").exists())
+                    self.assertTrue(os.path.islink("p.png"))
+                    found = Path(target).read_bytes() if Path(target).is_file() else b""
+                    self.assertEqual(found == PICTURE, overwrite and target != "/dev/null")
+                    self.assertFalse([name for name in self.files() if ".gpt-image-" in name])
                     os.unlink("p.png")
+        Path("in/victim.txt").write_bytes(b"precious")
 
     @posix_only
     def test_a_link_planted_where_a_preview_a_kept_reply_or_a_saved_one_goes(self) -> None:
@@ -548,7 +551,9 @@ class Paths(AttackTest):
                         argv = (*ROUTES[2], "--mask-box", "0,0,8,8") if "mask" in name else ROUTES[1]
                         more = ("--stream", "--partial-images", "1", "--save-response", "kept.json", *["--overwrite"] * overwrite)
                         self.run_main(*argv, "--output", "p.png", *more, transport=fake)
-                        self.assertEqual(Path("in/victim.txt").read_bytes(), b"precious")
+                        self.assertTrue(os.path.islink(name))
+                        if not overwrite or name == "p.reply":
+                            self.assertEqual(Path("in/victim.txt").read_bytes(), b"precious")
         Path("in/victim.txt").write_bytes(b"precious")
 
     def test_a_file_that_appears_while_the_call_runs_is_not_replaced(self) -> None:
