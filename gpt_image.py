@@ -945,6 +945,7 @@ EVENTS = (
     Dialect(r"response\.output_item\.done", "item", "item"),
     Dialect(r"response\.(output_text|refusal)\.(delta|done)", "text"),
     Dialect(r"response\.(created|queued|in_progress|completed|failed|incomplete|cancelled)", "response", "response"),
+    Dialect(r"response\.(?!image_generation_call)\w+_(call|tools)\..+", "tool"),  # its error is not the picture's
     Dialect(r"error", "error"),
     Dialect(r"data\[\]", "final"),
     Dialect(r"output\[\]", "item"),
@@ -1182,11 +1183,11 @@ class Signature(NamedTuple):
     identify: Callable[[BinaryFile, bytes], Picture | None] | None = None  # None: only the name matters here
 
 
-# How characters of base64 may stand in JSON text: PHP escapes the slash, and some escape the plus.
+# How characters of base64 may stand in JSON text: PHP escapes the slash, some the plus, and base64url has `_` and `-`.
 JSON_FORMS = {
-    b"/": rb"(?:\\?/|\\u002[fF])",
-    b"+": rb"(?:\+|\\u002[bB])",
-    b".": rb"(?:[A-Za-z0-9/+]|\\/|\\u002[fFbB])",
+    b"/": rb"(?:\\?/|_|\\u002[fF])",
+    b"+": rb"(?:[+-]|\\u002[bB])",
+    b".": rb"(?:[A-Za-z0-9/+_-]|\\/|\\u002[fFbB])",
 }
 
 
@@ -2711,6 +2712,15 @@ def unzipper(data: bytes, encoding: str) -> Any:
     return zlib.decompressobj(-zlib.MAX_WBITS) if raw else None
 
 
+def salvaged(unzip: Any, chunk: bytes) -> Blocks:
+    """Yields what a damaged piece holds up to the damage, which may be no more than a wrong checksum."""
+    try:
+        for at in range(len(chunk)):
+            yield unzip.decompress(chunk[at : at + 1])
+    except zlib.error:
+        return
+
+
 def unpacked(reply: Reply) -> Blocks:
     """Yields the bytes of a reply, unpacked block by block; damage becomes the reply's fault."""
     head, chunks = b"", iter(reply.read, b"")
@@ -2719,15 +2729,20 @@ def unpacked(reply: Reply) -> Blocks:
     unzip = unzipper(head, reply.headers.get("content-encoding", "").lower()) if head[1:] else None
     for chunk in itertools.chain([head], chunks):
         while unzip and chunk:
-            if unzip.eof:  # several may stand one behind the other; what else comes behind the last says nothing
-                unzip, chunk = zlib.decompressobj(zlib.MAX_WBITS | 16), chunk if chunk[:1] == b"\x1f" else b""
+            if unzip.eof and chunk[:1] != b"\x1f":  # what comes behind the last says nothing
+                break
+            unzip = zlib.decompressobj(zlib.MAX_WBITS | 16) if unzip.eof else unzip
+            before = unzip.copy()
             try:
-                yield unzip.decompress(chunk, BLOCK)
+                block = unzip.decompress(chunk, BLOCK)
             except zlib.error as error:
                 reply.fault = Fault(f"the compressed reply is damaged ({error})", sent=True)
+                yield from filter(None, salvaged(before, chunk))
                 return
+            if block:
+                yield block
             chunk = unzip.unused_data or unzip.unconsumed_tail
-        if chunk:
+        if chunk and not unzip:
             yield chunk
     if unzip and not unzip.eof:
         reply.fault = reply.fault or Fault("the compressed reply was cut", sent=True)
@@ -3569,7 +3584,7 @@ Documents = Iterator[Document]
 # Before it stands no character of base64, nor what ends a JSON document: no byte of that may be held back.
 BEFORE = rb"(?:[^A-Za-z0-9+/=_\\}\]>\r\n\x80-\xff-]|\\[nrt])"
 TEXT_OF_IT = rb"(?:[A-Za-z0-9+/=_\s-]|\\[/nrt]|\\u00[0-9A-Fa-f]{2})"
-MAYBE_PICTURE = BEFORE + rb"[A-Za-z0-9+/\\]{0,40}\Z"
+MAYBE_PICTURE = BEFORE + rb"[A-Za-z0-9+/\\_-]{0,40}\Z"
 # Behind it stands the end of its string, or of a Markdown link, or a word.
 END_OF_PICTURE = rb"[\"'<>()\[\]{} ]|\\(?![/nrtu]|\Z)"
 ESCAPE = rb"\\(?:u([0-9a-fA-F]{4})|[nrt])"
@@ -3792,7 +3807,8 @@ class SseReader:
         line, self.line = self.line, b""
         in_data, self.in_data = self.in_data, False
         # An event that was not complete when the next one began, or data that is no JSON.
-        if not (self.json.open if in_data else line.startswith(b":")):
+        waits = self.json.open or self.json.lifter.held[:1] in (b"{", b"[")
+        if not (waits if in_data else line.startswith(b":")):
             yield from self.json.finish()
         if line.startswith(b"event:"):
             self.json.event = line[6:].strip().decode("utf-8", "replace")
@@ -3922,7 +3938,7 @@ def read_document(document: Document) -> Events:
     value, error = document.value, document.value.get("error")
     body = as_object(value.get(row.key)) or value if row and row.key else value
     body = as_object(body.get("body")) or body  # as a batch wraps it
-    if error and (not row or row.meaning not in ("item", "response")):
+    if error and (not row or row.meaning not in ("item", "response", "tool")):
         yield Event("error", error if isinstance(error, dict) else {"message": str(error)})
     elif row and row.meaning == "response":
         if picture_text(body) and not document.stream:  # in a stream it may be a preview
@@ -3974,8 +3990,7 @@ class Result(Tries):
     @property
     def text(self) -> str | None:
         """Returns the text of the answer: its messages, or else the pieces that arrived of them."""
-        text = "\n".join(self.texts.values()) or "".join(self.deltas)
-        return re.sub(TOKEN, "<base64 of a picture>", text) or None
+        return "\n".join(self.texts.values()) or "".join(self.deltas) or None
 
 
 def program() -> str:
@@ -4035,6 +4050,7 @@ class Call:
         self.reply, self.cut, self.understood = reply, False, False
         self.lifter, self.chat = Lifter(self.new_picture), Lifter(self.new_picture)
         self.words: list[str] = []  # of a chat message
+        self.spoken = self.words  # where the text goes that is coming
 
     # Receive: bytes -> documents -> what they mean
 
@@ -4085,7 +4101,7 @@ class Call:
 
     def _end_of_chat(self) -> Documents:
         """Yields the pictures of a chat message that are behind links; what is left of it is its text."""
-        self.say("", last=True)
+        (self.say if self.spoken is self.result.deltas else self.say_chat)("", last=True)
         words = "".join(self.words)
         for url in re.findall(MARKDOWN_LINK, words):
             yield Document("data[]", {"url": url})
@@ -4118,9 +4134,10 @@ class Call:
             result.texts[event.key] = event.text
             result.refused = result.refused or kind == "refusal"
         elif kind == "chat":
-            self.say(event.text)
+            self.say_chat(event.text)
         elif kind == "delta":
-            result.deltas.append(event.text)
+            self.spoken = result.deltas
+            self.say(event.text)
         elif kind == "error":
             self.trouble(refusal_of(event.body))
         else:
@@ -4132,21 +4149,25 @@ class Call:
         if len(self.result.troubles) < MOST_TROUBLES:
             self.result.troubles.append(failure)
 
-    def say(self, text: str, last: bool = False) -> None:
-        """Takes a piece of chat text, in which pictures may stand as Markdown, and saves those that end in it."""
+    def say(self, text: str, last: bool = False) -> str:
+        """Takes a piece of text in which pictures may stand, and notes and returns what is ready, with their tokens."""
         begun = self._begun_picture(text)
         if begun:
             text = text[: -len(begun)]
-        said = self.chat.feed(text.encode("utf-8", "surrogatepass"), last or bool(begun)).decode(
-            "utf-8", "surrogatepass"
-        )
-        self.words.append(said)
-        for token in re.findall(TOKEN, said):
+        data = self.chat.feed(text.encode("utf-8", "surrogatepass"), last or bool(begun))
+        said = data.decode("utf-8", "surrogatepass")
+        self.spoken.append(said)
+        if begun:  # the pieces that follow are the rest of it
+            self.chat.current = self.lifter.take(begun)
+        return said
+
+    def say_chat(self, text: str, last: bool = False) -> None:
+        """Takes a piece of a chat message, and saves the pictures in Markdown that end in it."""
+        self.spoken = self.words
+        for token in re.findall(TOKEN, self.say(text, last)):
             lifted = self.chat.take(token) or self.lifter.take(token)
             if lifted:
                 self.save_final(lifted, Event("final"))
-        if begun:  # the pieces that follow are the rest of it
-            self.chat.current = self.lifter.take(begun)
 
     def _begun_picture(self, text: str) -> str:
         """Returns the token at the end of a piece of chat text, if its picture is not whole yet."""
@@ -4285,7 +4306,7 @@ class Call:
     def save_unclaimed(self) -> None:
         """Saves the pictures that came and that nothing named, but for those whose bytes are on disk already."""
         result = self.result
-        for lifted in self.lifter.lifted.values():
+        for lifted in (*self.lifter.lifted.values(), *self.chat.lifted.values()):
             known = {row["sha256"] for row in result.images + result.partials + result.unclaimed}
             if not isinstance(lifted.finish(), Failure) and lifted.hash.hexdigest() not in known:
                 number = len(result.unclaimed) + 1
@@ -4674,12 +4695,12 @@ def extract(context: Context, settings: Settings, target: str | None) -> None:
         failure = made.receive(Reply(200, {}, blocks_of(file)))
     result = context.result
     severe = (OUTPUT, BUG, INTERRUPTED)
-    failure = made.judged_reply(failure if failure and failure.exit in severe else None, 1)
+    failure = made.judged_reply(failure if failure and failure.exit in severe else None, max(len(result.images), 1))
     if len(result.images) == 1:
         without_number(context, names)
     if made.cut:
         context.console.warn(f"{target} is cut short; what it holds whole was taken out")
-    if failure and (not result.images or failure.exit in severe):
+    if failure and (not all(row["whole"] for row in result.images) or not result.images or failure.exit in severe):
         raise failure
     for trouble in result.troubles:
         context.console.warn(trouble.message)
@@ -4991,7 +5012,9 @@ def result_of(result: Result, failure: Outcome, warnings: list[str], seconds: fl
         "seconds": round(seconds, 1), "attempts": result.count, "saved_response": result.saved_response,
         "session_file": result.session_file, "warnings": warnings, "error": error,
     }  # fmt: skip
-    return {**found, "mask": result.mask} if result.mask else found
+    found = {**found, "mask": result.mask} if result.mask else found
+    shown: Json = json.loads(re.sub(TOKEN, "<base64 of a picture>", json.dumps(found)))
+    return shown
 
 
 def say_failure(error: Json, console: Console) -> None:
