@@ -1161,12 +1161,13 @@ def identify_svg(file: BinaryFile, head: bytes) -> Picture | None:
 
 def identify_iso(file: BinaryFile, head: bytes) -> Picture:
     """Walks the boxes of an AVIF or a HEIC, the last of which ends where the file does."""
-    at, end = 0, length_of(file)
-    while at < end:
+    at, end, kinds = 0, length_of(file), set()
+    while at + 8 <= end:
         file.seek(at)
         size = int.from_bytes(file.read(4), "big")
+        kinds.add(file.read(4))
         at = at + size if size >= 8 else end  # 0 is a box up to the end, 1 one of more than 4 GB
-    return Picture("avif" if head[8:11] == b"avi" else "heic", whole=at == end)
+    return Picture("avif" if head[8:11] == b"avi" else "heic", whole=at == end and b"mdat" in kinds)
 
 
 def identify_bmp(file: BinaryFile, head: bytes) -> Picture:
@@ -1220,6 +1221,11 @@ SIGNATURES = (
 def base64_heads() -> bytes:
     """Returns a pattern of how the base64 of any picture begins in JSON text."""
     return b"|".join(in_json(row.base64) for row in SIGNATURES if row.base64)
+
+
+def begins_picture(head: bytes) -> bool:
+    """Tells whether the first bytes of a file are those of a picture."""
+    return any(re.match(row.pattern, head, re.DOTALL) for row in SIGNATURES)
 
 
 def identify_file(file: BinaryFile) -> Picture | None:
@@ -2706,9 +2712,10 @@ def unzipper(data: bytes, encoding: str) -> Any:
     """Returns what unpacks a reply, if its first bytes say that it is packed: relays announce what they do not do."""
     # https://www.rfc-editor.org/rfc/rfc1952 and rfc1950: the first two bytes of gzip and of zlib
     zlib_head = data[0] & 15 == 8 and int.from_bytes(data[:2], "big") % 31 == 0
-    if data[:2] == b"\x1f\x8b" or zlib_head and encoding in ("gzip", "deflate"):
+    if data[:2] == b"\x1f\x8b" or zlib_head:
         return zlib.decompressobj(zlib.MAX_WBITS | 32)
-    raw = encoding == "deflate" and not re.match(rb"\s*([{\[:<]|data|event|id|retry)", data)
+    text = re.match(rb"(\xef\xbb\xbf)?\s*([{\[:<]|data|event|id|retry)", data)
+    raw = encoding == "deflate" and not text and not begins_picture(data)
     return zlib.decompressobj(-zlib.MAX_WBITS) if raw else None
 
 
@@ -2724,7 +2731,7 @@ def salvaged(unzip: Any, chunk: bytes) -> Blocks:
 def unpacked(reply: Reply) -> Blocks:
     """Yields the bytes of a reply, unpacked block by block; damage becomes the reply's fault."""
     head, chunks = b"", iter(reply.read, b"")
-    while len(head) < 2 and (chunk := next(chunks, b"")):
+    while len(head) < 16 and (chunk := next(chunks, b"")):
         head += chunk
     unzip = unzipper(head, reply.headers.get("content-encoding", "").lower()) if head[1:] else None
     for chunk in itertools.chain([head], chunks):
@@ -2744,7 +2751,7 @@ def unpacked(reply: Reply) -> Blocks:
             chunk = unzip.unused_data or unzip.unconsumed_tail
         if chunk and not unzip:
             yield chunk
-    if unzip and not unzip.eof:
+    if unzip and not unzip.eof and not reply.over:
         reply.fault = reply.fault or Fault("the compressed reply was cut", sent=True)
 
 
@@ -3477,15 +3484,21 @@ class Lifted:
 
     def looks_whole(self) -> bool:
         """Tells whether what has come so far is a whole picture."""
+        if self.padded:
+            self.flush()
         found = identify(self.path)
         return bool(found and found.whole)
 
-    def finish(self) -> Picture | Failure:
-        """Decodes what is left, and returns what the picture is, or why it cannot be saved."""
+    def flush(self) -> None:
+        """Decodes the last characters, which are less than four."""
         rest, self.carry = self.carry, b""
         self.ended = self.ended and len(rest) != 1  # one character is no byte
         if len(rest) > 1 and not self.trouble:
             self.save(binascii.a2b_base64(rest + b"A" * (4 - len(rest)))[: len(rest) - 1])
+
+    def finish(self) -> Picture | Failure:
+        """Decodes what is left, and returns what the picture is, or why it cannot be saved."""
+        self.flush()
         self.file.close()
         picture = None if self.trouble else identify(self.path)
         if not picture:
@@ -3582,11 +3595,11 @@ class Document(NamedTuple):
 Documents = Iterator[Document]
 # A picture is known by what it is: base64 that begins as that of a picture does, wherever it stands, under any key.
 # Before it stands no character of base64, nor what ends a JSON document: no byte of that may be held back.
-BEFORE = rb"(?:[^A-Za-z0-9+/=_\\}\]>\r\n\x80-\xff-]|\\[nrt])"
+BEFORE = rb"(?:[^A-Za-z0-9+/=_\\}\]>\r\n\x80-\xff-]|\\[nrt]|\\u00[0-9A-Fa-f]{2})"
 TEXT_OF_IT = rb"(?:[A-Za-z0-9+/=_\s-]|\\[/nrt]|\\u00[0-9A-Fa-f]{2})"
 MAYBE_PICTURE = BEFORE + rb"[A-Za-z0-9+/\\_-]{0,40}\Z"
 # Behind it stands the end of its string, or of a Markdown link, or a word.
-END_OF_PICTURE = rb"[\"'<>()\[\]{} ]|\\(?![/nrtu]|\Z)"
+END_OF_PICTURE = rb"[\"'<>()\[\]{} ]|\\(?![/nrtu]|\Z)|\\u00(?:2[27]|3[CcEe])"
 ESCAPE = rb"\\(?:u([0-9a-fA-F]{4})|[nrt])"
 CUT_ESCAPE = rb"\\(?:u[0-9a-fA-F]{0,3})?\Z"
 TOKEN = r"<[0-9a-f]{24}:[0-9]+>"
@@ -3697,7 +3710,7 @@ class JsonReader:
 
     def __init__(self, lifter: Lifter, stream: bool) -> None:
         self.lifter, self.stream = lifter, stream
-        self.event = ""  # the name that an event's line gives the document
+        self.event, self.typed = "", False  # the name that an event's line gives, and whether a document had one itself
         self.reset()
 
     def reset(self) -> None:
@@ -3752,7 +3765,8 @@ class JsonReader:
         if isinstance(value, dict):
             names = ("reply", self.event, value.get("object"), value.get("type"))
             name = next(name for name in reversed(names) if name and isinstance(name, str))
-            yield Document(name, value, cut, self.stream or isinstance(names[-1], str))
+            self.typed = self.typed or isinstance(names[-1], str)  # then the others are events too
+            yield Document(name, value, cut, self.stream or self.typed)
         elif text == b"[DONE]":
             yield Document("done", {})
         else:
@@ -3834,9 +3848,14 @@ def documents_of(blocks: Blocks, lifter: Lifter) -> Documents:
         while len(raw) < 4096 and (block := next(blocks, b"")):
             raw += block
         page = b"<html" in raw.lower()  # it may hold a drawing
-        said = Document("garbage", {"text": raw[:4096].decode("utf-8", "replace").lstrip("\ufeff \t\r\n")})
-        picture = not page and identify_file(io.BytesIO(raw))
-        yield lifter.lift_raw(itertools.chain([raw], blocks)) if picture else said
+        if not page and identify_file(io.BytesIO(raw)):
+            yield lifter.lift_raw(itertools.chain([raw], blocks))
+            return
+        text = b""
+        for block in itertools.chain([b" ", raw], blocks):
+            text = (text + lifter.feed(block))[:4096]
+        text += lifter.feed(b"", last=True)
+        yield Document("garbage", {"text": text.decode("utf-8", "replace").lstrip("\ufeff \t\r\n")})
         return
     else:
         return
@@ -4023,6 +4042,7 @@ def garbage_failure(text: str) -> Failure:
 
 MARKDOWN_LINK = r"!\[[^\[\]]{0,500}\]\((https?://[^()\s]{1,4000})[^()]{0,500}\)"
 MARKDOWN_REST = r"!\[[^\[\]]{0,500}\]\((?:data:[^,()]{0,80},)?<[0-9a-f]{24}:[0-9]+>[^()]{0,500}\)?"
+NO_MATTER = ("reply-garbage", "reply-too-long")  # if every picture is there
 MOST_TROUBLES = 20  # more of them are not noted
 
 # The background mode of /responses: polls, and streams that are taken up again.
@@ -4039,6 +4059,7 @@ class Call:
         self.result, self.console, self.stop = context.result, context.console, context.stop
         self.numbers: dict[str, int] = {}  # number of each picture by its key, or by itself
         self.done: list[tuple[str, str]] = []  # key and hash of each final picture
+        self.finished: set[int] = set()  # their numbers, and those of pictures that could not be saved
         self.sequence = -1  # the last event's sequence_number, from 0
         # The disk of the outputs may be full; what is read from a file need not be kept again.
         self.folders = [] if context.result.route == "extract" else [spare_folder(), names.folder]
@@ -4049,6 +4070,7 @@ class Call:
         """Makes ready for the first reply, or for another one that goes on with the same pictures."""
         self.reply, self.cut, self.understood = reply, False, False
         self.lifter, self.chat = Lifter(self.new_picture), Lifter(self.new_picture)
+        self.spoilt: list[Lifted] = []  # pictures that could not be read to their end
         self.words: list[str] = []  # of a chat message
         self.spoken = self.words  # where the text goes that is coming
 
@@ -4151,9 +4173,11 @@ class Call:
 
     def say(self, text: str, last: bool = False) -> str:
         """Takes a piece of text in which pictures may stand, and notes and returns what is ready, with their tokens."""
-        begun = self._begun_picture(text)
+        begun, under_way = self._begun_picture(text), self.chat.current
         if begun:
             text = text[: -len(begun)]
+        elif under_way and (under_way.padded or re.search(r"[^\w+/=-]", text)) and under_way.looks_whole():
+            text = f" {text}"  # the words behind a picture are none of it
         data = self.chat.feed(text.encode("utf-8", "surrogatepass"), last or bool(begun))
         said = data.decode("utf-8", "surrogatepass")
         self.spoken.append(said)
@@ -4180,6 +4204,13 @@ class Call:
     def number(self, key: str) -> int:
         """Returns the number of a picture, from 1: that of its key, or the next."""
         return self.numbers.get(key) or 1 + max(self.numbers.values(), default=0)
+
+    def final_number(self, key: str) -> int:
+        """Returns the number of a finished picture: that of its key, or of previews whose picture has not come yet."""
+        own = self.numbers.get(key)
+        if own and own not in self.finished:
+            return own
+        return min({*self.numbers.values()} - self.finished, default=self.number(""))
 
     def claimed(self, body: Json) -> Lifted:
         """Returns the picture of an object, from wherever it stands: lifted already, inline, or behind a URL."""
@@ -4256,10 +4287,10 @@ class Call:
     def final(self, event: Event) -> None:
         """Saves a finished picture; the same bytes under the same key, or once with an id and once without, are one."""
         lifted = self.claimed(event.body)
-        if event.key:
-            lifted.finish()
-            twins = [key for key, digest in self.done if digest == lifted.hash.hexdigest()]
-            if any(key == event.key or "#" in (key[:1], event.key[:1]) for key in twins):
+        lifted.finish()
+        for key, digest in self.done:
+            same_key = key == event.key if key and event.key else key != event.key  # a list may hold equal pictures
+            if digest == lifted.hash.hexdigest() and (same_key or "#" in (key[:1], event.key[:1])):
                 return
         self.save_final(lifted, event)
 
@@ -4267,11 +4298,13 @@ class Call:
         """Gives a finished picture its name, or notes why it has none."""
         key, result = event.key, self.result
         named = key not in ("", "#", *(other for other, _ in self.done))
-        number = self.number(key if named else "")
+        number = self.final_number(key if named else "")
         self.numbers[key if named else f" {number}"] = number
+        self.finished.add(number)
         row = self._saved(lifted, self.names.final(number), number, number <= self.names.expected)
         if isinstance(row, Failure):
             self.trouble(row)
+            self.spoilt += [lifted] if row.exit == UNREADABLE else []
             return
         self.done.append((key, row["sha256"]))
         prompt = event.body.get("revised_prompt")
@@ -4306,13 +4339,22 @@ class Call:
     def save_unclaimed(self) -> None:
         """Saves the pictures that came and that nothing named, but for those whose bytes are on disk already."""
         result = self.result
-        for lifted in (*self.lifter.lifted.values(), *self.chat.lifted.values()):
+        for lifted in (*self.lifter.lifted.values(), *self.chat.lifted.values(), *self.spoilt):
+            spoilt = lifted.trouble is not None and lifted.trouble.exit == UNREADABLE
+            lifted.trouble = None if spoilt else lifted.trouble  # what came before the damage may be all of a picture
+            row: Json | Failure | None = None
+            picture = lifted.finish()
             known = {row["sha256"] for row in result.images + result.partials + result.unclaimed}
-            if not isinstance(lifted.finish(), Failure) and lifted.hash.hexdigest() not in known:
+            if isinstance(picture, Failure):
+                row = picture
+            elif lifted.hash.hexdigest() not in known and (picture.whole or not spoilt):
                 number = len(result.unclaimed) + 1
                 name = self.names.beside(f"-unclaimed-{number}{self.names.suffix}")
                 row = self._saved(lifted, name, number, False)
-                result.unclaimed += [] if isinstance(row, Failure) else [row]
+            if isinstance(row, Failure) and row.exit == OUTPUT:
+                self.trouble(row)
+            elif row and not isinstance(row, Failure):
+                result.unclaimed.append(row)
 
     def _saved(self, lifted: Lifted, name: str, index: int, foreseen: bool) -> Json | Failure:
         """Gives a picture's file its name, with the suffix of what it is, and returns its row of the result."""
@@ -4475,13 +4517,14 @@ class Call:
         whole = sum(row["whole"] for row in result.images)
         enough = whole >= wanted
         troubles = [found for found in (failure, *result.troubles) if found]
-        troubles = [found for found in troubles if not (enough and found.details.get("rule") == "reply-garbage")]
+        troubles = [found for found in troubles if not (enough and found.details.get("rule") in NO_MATTER)]
         if not troubles and not enough:
             troubles = [self._lacking()]
         if not troubles:
             return None
         first = troubles[0]
-        first.details.setdefault("may_be_billed", result.billed)
+        came = result.images or result.partials or result.unclaimed
+        first.details["may_be_billed"] = result.billed and bool(came or first.details.get("may_be_billed", True))
         if first.exit in (UNREADABLE, OUTPUT, NETWORK):
             first.message += "" if enough else f" ({whole} of {plural(wanted, 'picture')} saved)"
         if first.exit == NETWORK and enough and wanted:
@@ -4665,12 +4708,16 @@ def resume(context: Context, settings: Settings, target: str | None) -> None:
     made.conclude(failure, 0 if result.text else 1)
 
 
-def without_number(context: Context, names: OutputNames) -> None:
-    """Gives the only picture of a reply, and its previews, their names without a number."""
-    for row in (row for row in context.result.images + context.result.partials if row["new"]):
-        name = names.partial(1, row["partial"]) if "partial" in row else names.final(1)
+def name_extracted(context: Context, names: OutputNames) -> None:
+    """Gives the pictures of a reply, and their previews, their names, now that it is known how many there are."""
+    result, count = context.result, len(context.result.images)
+    names = names._replace(several=count > 1)
+    pairs = [(row, names.final(row["index"])) for row in result.images]
+    pairs += [(row, names.partial(row["index"], row["partial"])) for row in result.partials]
+    pairs += [(row, names.beside(f"-unclaimed-{row['index']}{names.suffix}")) for row in result.unclaimed]
+    for row, name in ((row, name) for row, name in pairs if row["new"]):
         true_name = os.path.splitext(name)[0] + os.path.splitext(row["path"])[1]
-        if true_name == names.final(1):
+        if count == 1 and true_name == names.final(1):
             check_names([true_name], names.overwrite)
         row["path"] = context.temp_files.place(row["path"], true_name, names.overwrite and true_name == name)
 
@@ -4690,14 +4737,14 @@ def extract(context: Context, settings: Settings, target: str | None) -> None:
         there = os.path.isfile(names.final(1)) and identify(names.final(1))
         check_names([names.final(1)], names.overwrite or bool(there))
         make_folders([names.final(1)], context.temp_files)
-        # How many pictures there are is known at the end only: they are numbered until then.
-        made = Call(context, settings, names._replace(several=True))
-        failure = made.receive(Reply(200, {}, blocks_of(file)))
+        # How many pictures there are is known at the end only.
+        made = Call(context, settings, names._replace(stem=f"{names.stem}-extracted", several=True, overwrite=False))
+        # Raw deflate shows by no first byte: the header that announced it is not kept.
+        failure = made.receive(Reply(200, {"content-encoding": "deflate"}, blocks_of(file)))
     result = context.result
     severe = (OUTPUT, BUG, INTERRUPTED)
     failure = made.judged_reply(failure if failure and failure.exit in severe else None, max(len(result.images), 1))
-    if len(result.images) == 1:
-        without_number(context, names)
+    name_extracted(context, names)
     if made.cut:
         context.console.warn(f"{target} is cut short; what it holds whole was taken out")
     if failure and (not all(row["whole"] for row in result.images) or not result.images or failure.exit in severe):

@@ -241,7 +241,8 @@ class FaultMatrix(ProgramTest):
         expected = [names[word] for word in names if word.isdigit()]
         if row.scenario not in ("url-file", "url-404", "url-not-picture"):
             self.assertEqual([image["path"] for image in again.json["images"]], expected)
-            self.assertEqual(again.code == 0, bool(expected), again.err)
+            whole = all(image["whole"] for image in again.json["images"])
+            self.assertEqual(again.code == 0, bool(expected) and whole, again.err)
         # All that it finds is there already.
         self.assertEqual([f"{folder}/{name}" for name in self.files(folder)], sorted(names.values()))
         self.assertEqual([row for row in again.json["images"] + again.json["partial_images"] if row["new"]], [])
