@@ -1,13 +1,20 @@
 """Time and memory of the program against the plain script one would write instead, in the same run.
 
-    python3 -m tests.bench            about a minute
+    python3 -m tests.bench            some minutes
     python3 -m tests.bench 7          with so many runs of each, instead of 5
 
-Every row is a ratio of medians of alternating runs, so that it says the same on a slow machine as on a fast one.
+Every row of the first table is a ratio of medians of alternating runs, so that it says the same on a slow machine as
+on a fast one. The second has the peak of memory for forms of replies in which a picture is easily held in memory. The
+third has the growth of time: twice the bytes should take about twice the time, whatever they are and however they come.
 """
 
 from __future__ import annotations
 
+import base64
+import contextlib
+import gzip
+import io
+import json
 import os
 import statistics
 import subprocess
@@ -15,7 +22,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Dict, List, NamedTuple, Tuple
+from typing import Callable, Dict, Iterator, List, NamedTuple, Tuple
 
 ROOT = Path(__file__).resolve().parent.parent
 PROGRAM = str(ROOT / "gpt_image.py")
@@ -78,6 +85,21 @@ for name in sys.argv[1:]:
     with open(name, "wb") as file:
         file.writelines(pictures.large(name.encode(), 20 << 20)[0])
 """
+# Answers every call with a text in which each PICTURE is the base64 of another picture of 20 MB.
+ANSWERS = """
+import sys, time
+from tests import pictures
+from tests.gateway import Gateway
+first, *texts = [text.encode() for text in sys.argv[1].split("PICTURE")]
+pieces = [first]
+for number, text in enumerate(texts):
+    pieces += [*pictures.large(str(number).encode(), 20 << 20)[1], text]
+with Gateway() as gateway:
+    for _ in range(int(sys.argv[2])):
+        gateway.play(pieces)
+    print(f"export OPENAI_BASE_URL={gateway.url}\\nexport OPENAI_API_KEY={gateway.key}", flush=True)
+    time.sleep(3600)
+"""
 
 
 class Row(NamedTuple):
@@ -89,6 +111,27 @@ class Row(NamedTuple):
     script: str
     inputs: int = 0
     most: float = 0.0  # the ratio it must not go above, if there is one
+
+
+class Form(NamedTuple):
+    """A row of the table of memory: a form of reply, our arguments, and the exit code that it must come to."""
+
+    name: str
+    text: str
+    argv: List[str]
+    code: int = 0
+
+
+class Growth(NamedTuple):
+    """A row of the table of growth: what of a reply grows, how far, what makes it, and in pieces of how many bytes."""
+
+    name: str
+    size: int
+    body: Callable[[int], bytes]
+    piece: int
+    argv: List[str]
+    status: int = 200
+    code: int = 0
 
 
 class Measure(NamedTuple):
@@ -112,29 +155,139 @@ ROWS = (
     Row("start-up: --dry-run", "", ["generations", "x", "--output", "o.png", "--dry-run"], "pass", most=2.5),
 )  # fmt: skip
 
+IMAGE, RESPONSES = ["generations", "x"], ["responses", "x"]
+CHAT = [*IMAGE, "--protocol", "openai_chat"]
+MOST_MEMORY = 45 * MEGABYTE
+DELTA = 'data: {"object": "chat.completion.chunk", "choices": [{"delta": {"content": "%s"}}]}\n\n'
+OUTPUT_TEXT = '{"output": [{"type": "message", "content": [{"type": "output_text", "text": "%s"}]}]}'
+FORMS = (
+    Form("chat delta with a picture", DELTA % "![x](data:image/png;base64,PICTURE)", CHAT),
+    Form("data: URL of application/octet-stream",
+         '{"data": [{"url": "data:application/octet-stream;base64,PICTURE"}]}', IMAGE),
+    Form("the same in a chat message",
+         '{"choices": [{"message": {"content": "![x](data:application/octet-stream;base64,PICTURE)"}}]}', CHAT),
+    Form("ten pictures under an unknown key",
+         '{"images": [' + ", ".join(['{"b64": "PICTURE"}'] * 10) + "]}", [*IMAGE, "--n", "10"], 6),
+    Form("data: URL in the text of a response", OUTPUT_TEXT % "see data:image/png;base64,PICTURE here", RESPONSES, 6),
+)  # fmt: skip
 
-def measured(command: List[str], environ: Dict[str, str]) -> Measure:
+
+def painted(size: int) -> str:
+    """Returns the base64 of a picture of about so many bytes."""
+    from tests import pictures
+
+    return b"".join(pictures.large(b"x", size)[1]).decode()
+
+
+def answer(size: int, **changes: str) -> bytes:
+    """Returns the reply of an Images call with a picture of about so many bytes, its text changed as said."""
+    text = painted(size)
+    for old, new in changes.items():
+        text = text.replace(old, new)
+    return f'{{"data": [{{"b64_json": "{text}"}}]}}'.encode()
+
+
+def completed(size: int) -> bytes:
+    """Returns the last event of an Images stream, with a picture of about so many bytes."""
+    return f'data: {{"type": "image_generation.completed", "b64_json": "{painted(size)}"}}\n\n'.encode()
+
+
+def chat_picture(size: int) -> bytes:
+    """Returns a chat stream of many deltas that have a hundred characters of one picture each."""
+    text = f"![x](data:image/png;base64,{painted(size)})"
+    return b"".join((DELTA % text[at : at + 100]).encode() for at in range(0, len(text), 100))
+
+
+def several_lines(size: int) -> bytes:
+    """Returns an event whose picture is broken over many lines of data."""
+    text = painted(size)
+    lines = "".join(f"data: {text[at : at + 100]}\n" for at in range(0, len(text), 100))
+    return f'data: {{"type": "image_generation.completed", "b64_json": "\n{lines}data: "}}\n\n'.encode()
+
+
+def small(count: int) -> List[str]:
+    """Returns the base64 of so many small pictures, no two of them the same."""
+    from tests import pictures
+
+    picture = pictures.picture(b"x", "png", 16, 16)
+    comments = (pictures.chunk(b"tEXt", b"Comment\0%d" % number) for number in range(count))
+    return [base64.b64encode(picture[:33] + comment + picture[33:]).decode() for comment in comments]
+
+
+def small_pictures(count: int) -> bytes:
+    """Returns the reply of an Images call with so many pictures."""
+    return json.dumps({"data": [{"b64_json": text} for text in small(count)]}).encode()
+
+
+def small_previews(count: int) -> bytes:
+    """Returns an Images stream of so many previews that all have the same index."""
+    rows = (
+        {"type": "image_generation.partial_image", "partial_image_index": 0, "b64_json": text} for text in small(count)
+    )
+    return b"".join(b"data: " + json.dumps(row).encode() + b"\n\n" for row in rows)
+
+
+BLOCK = 16 << 10
+STREAMED = [*IMAGE, "--stream"]
+SMALL = 10_000
+WORD_EVENT = b'data: {"type": "response.output_text.delta", "delta": "word "}\n\n'
+GROWTHS = (
+    Growth("chat deltas of a word", 25_000, lambda n: DELTA.replace("%s", "word ").encode() * n, BLOCK, CHAT, code=6),
+    Growth("chat deltas of a picture", MEGABYTE, chat_picture, BLOCK, CHAT),
+    Growth("response deltas of a word", 25_000, lambda n: WORD_EVENT * n, BLOCK, RESPONSES, code=6),
+    Growth("documents, one per line", 25_000, lambda n: b'{"type": "ping"}\n' * n + completed(SMALL)[6:], BLOCK, IMAGE),
+    Growth("comment line", 25 * MEGABYTE, lambda n: b": " + b"a" * n + b"\n\n" + completed(SMALL), BLOCK, STREAMED),
+    Growth("event of text, by 100 bytes", MEGABYTE,
+           lambda n: b'data: {"type": "ping", "text": "' + b"word " * (n // 5) + b'"}\n\n' + completed(SMALL), 100, STREAMED),
+    Growth("event of brackets, by 100 bytes", MEGABYTE,
+           lambda n: b'data: {"type": "ping", "list": [' + b"{}, " * (n // 4) + b"0]}\n\n" + completed(SMALL), 100, STREAMED),
+    Growth("event with a picture, by 100 bytes", MEGABYTE, completed, 100, STREAMED),
+    Growth("event of many lines, by 100 bytes", MEGABYTE, several_lines, 100, STREAMED),
+    Growth("error of text, by 1 byte", MEGABYTE // 2, lambda n: b"word " * (n // 5), 1, IMAGE, 500, 5),
+    Growth("error of JSON, by 1 byte", MEGABYTE // 2,
+           lambda n: b'{"error": {"message": "' + b"word " * (n // 5) + b'"}}', 1, IMAGE, 500, 5),
+    Growth("JSON with a picture", 10 * MEGABYTE, answer, BLOCK, IMAGE),
+    Growth("the same with escapes", 10 * MEGABYTE, lambda n: answer(n, **{"/": "\\/"}), BLOCK, IMAGE),
+    Growth("chat message with a picture", 10 * MEGABYTE,
+           lambda n: b'{"choices": [{"message": {"content": "![x](data:image/png;base64,%s)"}}]}' % painted(n).encode(),
+           BLOCK, CHAT),
+    Growth("JSON with a picture, by gzip", 10 * MEGABYTE, lambda n: gzip.compress(answer(n), 1), BLOCK, IMAGE),
+    Growth("JSON cut behind a long word", 8_000, lambda n: b'{"a": "' + b"a" * n + b'", "b":', BLOCK, IMAGE, code=5),
+    Growth("small pictures in one reply", 800, small_pictures, BLOCK, IMAGE),
+    Growth("small previews of one index", 400, small_previews, BLOCK, [*STREAMED, "--partial-images", "1"], code=6),
+)  # fmt: skip
+MOST_GROWTH = 3.0  # times the time for twice the bytes; a busy machine is not exact, and the square would be 4
+
+
+def measured(command: List[str], environ: Dict[str, str], code: int = 0) -> Measure:
     """Runs a command and returns what it took; its own peak alone, by wait4."""
     null = os.open(os.devnull, os.O_RDWR)
     # This process stays small: a child's peak counts its parent's up to exec.
     started = time.perf_counter()
-    moves = [(os.POSIX_SPAWN_DUP2, null, 0), (os.POSIX_SPAWN_DUP2, null, 1)]
+    # What a run that must fail says is of no interest.
+    moves = [(os.POSIX_SPAWN_DUP2, null, number) for number in ((0, 1, 2) if code else (0, 1))]
     child = os.posix_spawn(command[0], command, environ, file_actions=moves)
     _, status, usage = os.wait4(child, 0)
     seconds = time.perf_counter() - started
     os.close(null)
-    if status:
+    if status != code << 8:
         raise SystemExit(f"this failed: {' '.join(command)[:300]}")
     return Measure(seconds, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024))
 
 
-def serve(scenario: str) -> Tuple["subprocess.Popen[str]", Dict[str, str]]:
-    """Starts the gateway in a process of its own; returns it, and the environment that points at it."""
-    command = [sys.executable, "-m", "tests.gateway", "--scenario", scenario]
+@contextlib.contextmanager
+def served(*words: str) -> Iterator[Dict[str, str]]:
+    """Runs a gateway in a process of its own; yields the environment that points at it."""
+    command = [sys.executable, *words]
     server = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     assert server.stdout
-    lines = [server.stdout.readline().removeprefix("export ").strip() for _ in range(2)]
-    return server, {**os.environ, **dict(line.split("=", 1) for line in lines), "NO_PROXY": "127.0.0.1"}
+    try:
+        lines = [server.stdout.readline().removeprefix("export ").strip() for _ in range(2)]
+        yield {**os.environ, **dict(line.split("=", 1) for line in lines), "NO_PROXY": "127.0.0.1"}
+    finally:
+        server.terminate()
+        server.wait()
+        server.stdout.close()
 
 
 def alternating(row: Row, runs: int, environ: Dict[str, str]) -> Tuple[List[Measure], List[Measure]]:
@@ -165,8 +318,48 @@ def show(row: Row, ours: List[Measure], theirs: List[Measure]) -> str:
     return f"{row.name:42} {times} {peaks[0]:8.1f} MB {peaks[1]:8.1f} MB{verdict}"
 
 
+def show_memory(form: Form, runs: int) -> str:
+    """Returns a line of the table of memory: the largest peak of some runs."""
+    with served("-c", ANSWERS, form.text, str(runs)) as environ:
+        peaks = []
+        for run in range(runs):
+            command = [sys.executable, PROGRAM, *form.argv, "--output", f"ours{run}.png", "--no-env-file", "--quiet"]
+            peaks.append(measured(command, environ, form.code).peak)
+            for path in Path().glob("ours[0-9]*"):
+                path.unlink()
+    verdict = " MISSED" if max(peaks) > MOST_MEMORY else ""
+    return f"{form.name:42} {max(peaks) / MEGABYTE:8.1f} MB  at most {MOST_MEMORY // MEGABYTE}{verdict}"
+
+
+def cpu_time(row: Growth, size: int) -> float:
+    """Returns the seconds of processor time that the program takes for a reply of a size, in this process."""
+    import gpt_image
+    from tests.support import KEY, FakeTransport, reply
+
+    transport = FakeTransport(reply(row.body(size), row.status, size=row.piece))
+    argv = [*row.argv, "--output", "grown.png", "--no-env-file", "--quiet", "--max-retries", "0"]
+    out, environ = io.StringIO(), {"OPENAI_API_KEY": KEY, "HOME": os.getcwd()}
+    started = time.process_time()
+    code = gpt_image.main(argv, transport=transport, environ=environ, stdin=io.StringIO(), stdout=out, stderr=out)
+    seconds = time.process_time() - started
+    for path in Path().glob("grown*"):
+        path.unlink()
+    if code != row.code:
+        raise SystemExit(f"this failed: {row.name}: {out.getvalue()[:2000]}")
+    return seconds
+
+
+def show_growth(row: Growth) -> str:
+    """Returns a line of the table of growth: the best of three for a size and for twice that, in turn."""
+    pairs = [(cpu_time(row, row.size), cpu_time(row, 2 * row.size)) for _ in range(3)]
+    once, twice = min(pair[0] for pair in pairs), min(pair[1] for pair in pairs)
+    ratio = twice / once
+    verdict = " MISSED" if ratio > MOST_GROWTH else ""
+    return f"{row.name:42} {row.size:10} {once:8.3f} s {twice:8.3f} s {ratio:6.2f}  at most {MOST_GROWTH}{verdict}"
+
+
 def main() -> int:
-    """Prints the table."""
+    """Prints the tables."""
     runs = int(sys.argv[1]) if len(sys.argv) > 1 else 5
     print(f"Python {sys.version.split()[0]}, medians of {runs} alternating runs, peaks the largest of them")
     print(f"{'':42} {'ours':>10} {'baseline':>10} {'ratio':>6} {'peak':>11} {'baseline':>11}", flush=True)
@@ -176,17 +369,18 @@ def main() -> int:
         subprocess.run([sys.executable, "-c", INPUTS, *names], cwd=ROOT, check=True)
         for row in ROWS:
             if row.scenario:
-                server, environ = serve(row.scenario)
-                try:
+                with served("-m", "tests.gateway", "--scenario", row.scenario) as environ:
                     line = show(row, *alternating(row, runs, environ))
-                finally:
-                    server.terminate()
-                    server.wait()
-                    assert server.stdout
-                    server.stdout.close()
             else:
                 line = show(row, *alternating(row, 4 * runs, dict(os.environ)))
             print(line, flush=True)
+        print(f"\n{'replies with pictures of 20 MB':42} {'peak':>11}")
+        for form in FORMS:
+            print(show_memory(form, 2), flush=True)
+        # Last, since it makes this process larger.
+        print(f"\n{'processor time of replies that grow':42} {'n':>10} {'of n':>10} {'of 2n':>10} {'ratio':>6}")
+        for growth in GROWTHS:
+            print(show_growth(growth), flush=True)
         os.chdir(ROOT)
     return 0
 
