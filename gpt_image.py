@@ -2994,12 +2994,16 @@ def as_object(value: Any) -> Json:
     return value if isinstance(value, dict) else {}
 
 
+MOST_REFUSAL = 64 * MIB  # bytes of a reply that says no
+
+
 def read_body(reply: Reply) -> bytes:
-    """Reads a short reply, or the first megabyte of one."""
-    body = bytearray()
+    """Returns a short reply, or the first megabyte of one; it is read to its end, since it may be kept."""
+    body, total = bytearray(), 0
     for block in unpacked(reply):
-        body += block
-        if len(body) > MIB:
+        body += block[: MIB - len(body)]
+        total += len(block)
+        if total > MOST_REFUSAL:
             break
     reply.close()
     return bytes(body)
@@ -3088,10 +3092,11 @@ def verdict_on(reply: Reply, failure: Failure) -> tuple[str, bool]:
 
 
 class Tries:
-    """What is known of the tries of a call: how many, the server's id of the last, and what it said in refusing."""
+    """What is known of the tries of a call: how many, the server's id of the last, and what keeps its refusal."""
 
     def __init__(self) -> None:
-        self.count, self.refusal = 0, b""
+        self.count = 0
+        self.keep_anew: Callable[[], Callable[[bytes], None]] = lambda: lambda chunk: None
         self.request_id: str | None = None
         self.billed = False  # whether a try may have been billed: it was sent in full, or accepted, and not refused
         self.under_way: Request | None = None
@@ -3108,17 +3113,16 @@ class Tries:
         return self.billed
 
 
-def judged(outcome: Reply | Fault, request: Request, free: bool) -> tuple[Failure, str, bytes]:
-    """Returns the failure of one try, whether it may be made again, and what the server said."""
+def judged(outcome: Reply | Fault, request: Request, free: bool) -> tuple[Failure, str]:
+    """Returns the failure of one try, and whether it may be made again."""
     if isinstance(outcome, Fault):
         hint = "look at your usage before you try again, or allow it with --retry-billable"
         hint = hint if outcome.sent and not free else "check the network, the proxy, and --base-url"
         failure = Failure(NETWORK, f"{outcome.message} ({host_of(request.url)})", hint, may_be_billed=outcome.sent)
-        return failure, "billable" if outcome.sent else "safe", b""
-    body = read_body(outcome)
-    failure = error_failure(outcome, body)
+        return failure, "billable" if outcome.sent else "safe"
+    failure = error_failure(outcome, read_body(outcome))
     verdict, failure.details["may_be_billed"] = verdict_on(outcome, failure)
-    return failure, verdict, body
+    return failure, verdict
 
 
 class Context(NamedTuple):
@@ -3148,7 +3152,9 @@ def exchange(context: Context, settings: Settings, request: Request, tries: Trie
         if isinstance(outcome, Reply) and 200 <= outcome.status < 300:
             tries.end(billed=True)
             return outcome
-        failure, verdict, tries.refusal = judged(outcome, request, free)
+        if isinstance(outcome, Reply):
+            outcome.keep = tries.keep_anew()
+        failure, verdict = judged(outcome, request, free)
         failure.details["may_be_billed"] = tries.end(billed=failure.details["may_be_billed"] and not free)
         if context.stop.requested:
             break
@@ -3249,6 +3255,7 @@ class TempFiles:
     def __init__(self) -> None:
         self.files: set[str] = set()
         self.written: set[str] = set()  # the names this call has given: none of them is given twice
+        self.tried: dict[str, int] = {}  # the number that a name has got to, if it was taken
 
     def __enter__(self) -> TempFiles:
         return self
@@ -3277,7 +3284,7 @@ class TempFiles:
         import shutil
 
         stem, suffix = os.path.splitext(target)
-        number, path = 1, target
+        number, path = self.tried.get(target, 1), target
         replace = overwrite and absolute(target) not in self.written
         if replace and is_special(target):
             pour(source, target)
@@ -3287,9 +3294,10 @@ class TempFiles:
         elif replace:
             os.replace(source, target)
         else:
-            while not rename_free(source, path):
+            while not rename_free(source, path if number == 1 else f"{stem}-{number}{suffix}"):
                 number += 1
-                path = f"{stem}-{number}{suffix}"
+            self.tried[target] = number
+            path = target if number == 1 else f"{stem}-{number}{suffix}"
         self.files.discard(source)
         self.written.add(absolute(path))
         return path
@@ -3691,12 +3699,12 @@ MOST_JSON = 4 * MIB  # bytes of a document without its pictures: no reply of thi
 DEEPEST = 200  # brackets within brackets: the same
 SIGN = rb'(?s)\\.?|["{}\[\]]'  # a backslash by itself ends the bytes: what it escapes comes next
 LIST_NAME = rb'"(%s)"\s*:\s*\[\Z' % "|".join(LISTS).encode()
-UNFINISHED = rb"[^\s\[\]{}:,\"]+\Z"  # a word or a number that may go on
+UNFINISHED = bytes(set(range(256)) - set(b' \t\r\n[]{}:,"'))  # of a word or a number that may go on
 
 
 def parse_cut(text: bytes, closers: bytes) -> Any:
     """Parses the start of a JSON text up to its last whole value; None if there is none."""
-    text = re.sub(UNFINISHED, b"", text).rstrip(b" \t\r\n,")
+    text = text.rstrip(UNFINISHED).rstrip(b" \t\r\n,")
     found = (parse_json(text + rest + closers) for rest in (b"", b"null", b":null"))  # a key may lack its value
     return next((value for value in found if value is not None), None)
 
@@ -4057,9 +4065,12 @@ class Call:
     def __init__(self, context: Context, settings: Settings, names: OutputNames) -> None:
         self.context, self.settings, self.names = context, settings, names
         self.result, self.console, self.stop = context.result, context.console, context.stop
-        self.numbers: dict[str, int] = {}  # number of each picture by its key, or by itself
-        self.done: list[tuple[str, str]] = []  # key and hash of each final picture
-        self.finished: set[int] = set()  # their numbers, and those of pictures that could not be saved
+        self.numbers: dict[str, int] = {}  # number of each picture by its key
+        self.last = 0  # the highest number
+        self.finished: set[int] = set()  # of these, the numbers of pictures that have come,
+        self.waiting: set[int] = set()  # and of those that only previews have come of
+        self.done: dict[str, set[str]] = {}  # the keys of the final pictures by their hash
+        self.known: set[str] = set()  # the hashes of all that is saved
         self.sequence = -1  # the last event's sequence_number, from 0
         # The disk of the outputs may be full; what is read from a file need not be kept again.
         self.folders = [] if context.result.route == "extract" else [spare_folder(), names.folder]
@@ -4079,12 +4090,18 @@ class Call:
     def send(self, request: Request) -> Outcome:
         """Sends the request and receives the reply; returns how that failed, or raises a Failure if it was refused."""
         try:
+            self.result.keep_anew = self.keep_anew
             reply = exchange(self.context, self.settings, request, self.result)
         except Failure:
-            self.kept.write(self.result.refusal)
             self.keep(always=False)
             raise
         return self.receive(reply)
+
+    def keep_anew(self) -> Callable[[bytes], None]:
+        """Forgets what was kept, and returns what takes the bytes of another reply."""
+        self.kept.close()
+        self.kept = KeptReply(self.folders)
+        return self.kept.write
 
     def receive(self, reply: Reply) -> Outcome:
         """Reads a reply to its end and saves each picture as it is complete; returns how it failed."""
@@ -4203,14 +4220,18 @@ class Call:
 
     def number(self, key: str) -> int:
         """Returns the number of a picture, from 1: that of its key, or the next."""
-        return self.numbers.get(key) or 1 + max(self.numbers.values(), default=0)
+        return self.numbers.get(key) or self.last + 1
+
+    def use_number(self, number: int, key: str) -> None:
+        """Notes that a number is in use, and for which picture, if that can be told by a key."""
+        self.last = max(self.last, number)
+        if key not in ("", "#"):
+            self.numbers.setdefault(key, number)
 
     def final_number(self, key: str) -> int:
         """Returns the number of a finished picture: that of its key, or of previews whose picture has not come yet."""
         own = self.numbers.get(key)
-        if own and own not in self.finished:
-            return own
-        return min({*self.numbers.values()} - self.finished, default=self.number(""))
+        return own if own and own not in self.finished else min(self.waiting, default=self.last + 1)
 
     def claimed(self, body: Json) -> Lifted:
         """Returns the picture of an object, from wherever it stands: lifted already, inline, or behind a URL."""
@@ -4288,25 +4309,25 @@ class Call:
         """Saves a finished picture; the same bytes under the same key, or once with an id and once without, are one."""
         lifted = self.claimed(event.body)
         lifted.finish()
-        for key, digest in self.done:
+        for key in self.done.get(lifted.hash.hexdigest(), ()):
             same_key = key == event.key if key and event.key else key != event.key  # a list may hold equal pictures
-            if digest == lifted.hash.hexdigest() and (same_key or "#" in (key[:1], event.key[:1])):
+            if same_key or "#" in (key[:1], event.key[:1]):
                 return
         self.save_final(lifted, event)
 
     def save_final(self, lifted: Lifted, event: Event) -> None:
         """Gives a finished picture its name, or notes why it has none."""
         key, result = event.key, self.result
-        named = key not in ("", "#", *(other for other, _ in self.done))
-        number = self.final_number(key if named else "")
-        self.numbers[key if named else f" {number}"] = number
-        self.finished.add(number)
+        number = self.final_number(key)
+        self.use_number(number, key)
+        self.waiting.discard(number)
         row = self._saved(lifted, self.names.final(number), number, number <= self.names.expected)
         if isinstance(row, Failure):
             self.trouble(row)
             self.spoilt += [lifted] if row.exit == UNREADABLE else []
             return
-        self.done.append((key, row["sha256"]))
+        self.finished.add(number)
+        self.done.setdefault(row["sha256"], set()).add(key)
         prompt = event.body.get("revised_prompt")
         result.images.append({**row, "revised_prompt": prompt if isinstance(prompt, str) else None})
         size, got = self.settings.get("size"), f"{row['width']}x{row['height']}"
@@ -4320,7 +4341,8 @@ class Call:
         """Saves a preview as it arrives; one that is broken is no failure, since it was only a preview."""
         index, number = self.number(event.key), number_of(event.body.get("partial_image_index")) + 1
         if event.key not in ("", "#"):
-            self.numbers[event.key] = index
+            self.use_number(index, event.key)
+            self.waiting |= {index} - self.finished
         asked = self.settings.get("partial-images") or 0
         foreseen = index <= self.names.expected and number <= asked
         row = self._saved(self.claimed(event.body), self.names.partial(index, number), index, foreseen)
@@ -4344,10 +4366,9 @@ class Call:
             lifted.trouble = None if spoilt else lifted.trouble  # what came before the damage may be all of a picture
             row: Json | Failure | None = None
             picture = lifted.finish()
-            known = {row["sha256"] for row in result.images + result.partials + result.unclaimed}
             if isinstance(picture, Failure):
                 row = picture
-            elif lifted.hash.hexdigest() not in known and (picture.whole or not spoilt):
+            elif lifted.hash.hexdigest() not in self.known and (picture.whole or not spoilt):
                 number = len(result.unclaimed) + 1
                 name = self.names.beside(f"-unclaimed-{number}{self.names.suffix}")
                 row = self._saved(lifted, name, number, False)
@@ -4381,6 +4402,7 @@ class Call:
             console.warn(f"{true_name} exists, so the picture is saved as {path}")
         if not picture.whole:
             console.warn(f"{path}: the {picture.format} is cut short")
+        self.known.add(lifted.hash.hexdigest())
         return {"path": path, "index": index, "format": picture.format, "width": picture.width or None,
                 "height": picture.height or None, "bytes": lifted.size, "sha256": lifted.hash.hexdigest(),
                 "whole": picture.whole, **({"new": not known} if extracted else {})}  # fmt: skip
