@@ -3461,19 +3461,20 @@ class Lifted:
         return plain or self.trouble is not None
 
     def write_odd(self, data: bytes) -> None:
-        """Decodes a piece with white space or padding in it; any other character is an error."""
+        """Decodes a piece with white space or padding in it; any other character is an error, and ends the picture."""
         text = data.translate(URL_SAFE, WHITE)
-        bare = text.rstrip(b"=")
-        odd = bare.translate(None, BASE64) or self.padded and bare
-        self.padded = self.padded or len(bare) < len(text)
-        if odd and not self.trouble:
-            near = f"near byte {self.size} ({chr(odd[0])!r})"
+        bare = text[: len(text) - len(text.lstrip(BASE64))]
+        rest = text[len(bare) :].lstrip(b"=")
+        odd = bare if self.padded else rest
+        if not self.trouble and not self.padded:
+            self.padded = len(bare) < len(text)
+            bare = self.carry + bare
+            whole = len(bare) & ~3
+            self.carry = bare[whole:]
+            self.save(binascii.a2b_base64(bare[:whole]))
+        if (odd or rest) and not self.trouble:
+            near = f"near byte {self.size} ({chr((odd or rest)[0])!r})"
             self.trouble = Failure(UNREADABLE, f"a picture is not base64 {near}")
-        elif not self.trouble:
-            text = self.carry + bare
-            whole = len(text) & ~3
-            self.carry = text[whole:]
-            self.save(binascii.a2b_base64(text[:whole]))
 
     def save(self, decoded: bytes) -> None:
         """Appends bytes of the picture itself."""
@@ -3501,7 +3502,7 @@ class Lifted:
         """Decodes the last characters, which are less than four."""
         rest, self.carry = self.carry, b""
         self.ended = self.ended and len(rest) != 1  # one character is no byte
-        if len(rest) > 1 and not self.trouble:
+        if len(rest) > 1 and not self.file.closed:
             self.save(binascii.a2b_base64(rest + b"A" * (4 - len(rest)))[: len(rest) - 1])
 
     def finish(self) -> Picture | Failure:
@@ -4050,7 +4051,7 @@ def garbage_failure(text: str) -> Failure:
 
 MARKDOWN_LINK = r"!\[[^\[\]]{0,500}\]\((https?://[^()\s]{1,4000})[^()]{0,500}\)"
 MARKDOWN_REST = r"!\[[^\[\]]{0,500}\]\((?:data:[^,()]{0,80},)?<[0-9a-f]{24}:[0-9]+>[^()]{0,500}\)?"
-NO_MATTER = ("reply-garbage", "reply-too-long")  # if every picture is there
+NO_MATTER = ("reply-garbage", "reply-page", "reply-too-long")  # if every picture is there
 MOST_TROUBLES = 20  # more of them are not noted
 
 # The background mode of /responses: polls, and streams that are taken up again.
