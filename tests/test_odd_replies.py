@@ -276,9 +276,8 @@ class OddReplies(ProgramTest):
 
     def test_base64_in_pieces_of_an_answer_is_not_printed(self) -> None:
         text = b64(pictures.picture(b"large", "png", 40, 30))
-        pieces = [f"A lake: ![x]({URL}", *cut(text.encode(), 150), b") there"]
+        words = [f"A lake: ![x]({URL}", *(piece.decode() for piece in cut(text.encode(), 150)), ") there"]
         for kind in ("output_text", "refusal"):
-            words = [piece if isinstance(piece, str) else piece.decode() for piece in pieces]
             rows = [{"type": f"response.{kind}.delta", "delta": word} for word in words]
             ran = self.play(TALK, events(*rows))
             self.assertNotRegex(ran.out, "[A-Za-z0-9+/]{80}")
