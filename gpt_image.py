@@ -1853,8 +1853,8 @@ def is_private(host: str) -> bool:
         address: Any = ipaddress.ip_address(host.partition("%")[0])
     except ValueError:
         return bool(re.fullmatch(PRIVATE_NAME, host))
-    # A Teredo address leads to another host.
-    mapped = getattr(address, "ipv4_mapped", None) or address
+    # A Teredo address leads to another host, and one of 6to4 to the IPv4 address in it.
+    mapped = getattr(address, "ipv4_mapped", None) or getattr(address, "sixtofour", None) or address
     return bool(mapped.is_private and not getattr(address, "teredo", None))
 
 
