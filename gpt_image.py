@@ -53,7 +53,7 @@ from typing import IO, TYPE_CHECKING, Any, Callable, NamedTuple, Optional
 if TYPE_CHECKING:
     import urllib.request
 
-__version__ = "1.0.0"
+__version__ = "2.0.0"
 
 Json = dict[str, Any]
 Words = tuple[str, ...]

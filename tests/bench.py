@@ -252,7 +252,7 @@ GROWTHS = (
            lambda n: b'{"choices": [{"message": {"content": "![x](data:image/png;base64,%s)"}}]}' % painted(n).encode(),
            BLOCK, CHAT),
     Growth("JSON with a picture, by gzip", 10 * MEGABYTE, lambda n: gzip.compress(answer(n), 1), BLOCK, IMAGE),
-    Growth("JSON cut behind a long word", 8_000, lambda n: b'{"a": "' + b"a" * n + b'", "b":', BLOCK, IMAGE, code=5),
+    Growth("JSON cut behind a long word", MEGABYTE, lambda n: b'{"a": "' + b"a" * n + b'", "b":', BLOCK, IMAGE, code=5),
     Growth("small pictures in one reply", 800, small_pictures, BLOCK, IMAGE),
     Growth("small previews of one index", 400, small_previews, BLOCK, [*STREAMED, "--partial-images", "1"], code=6),
 )  # fmt: skip

@@ -575,6 +575,14 @@ class ResponsesTest(RequestTest):
                 parts = self.content("An ad", *options)
                 self.assertEqual(parts, [{"type": "input_text", "text": "An ad"}, self.part(**reference)])
 
+    def test_each_kind_of_picture_may_come_more_than_once(self) -> None:
+        for name, values, key in (
+            ("url", ("https://h.example/1", "https://h.example/2"), "image_url"), ("file-id", ("f1", "f2"), "file_id"),
+            ("data-url", (self.image_url, self.image_url), "image_url"),
+        ):  # fmt: skip
+            parts = self.content("An ad", *(word for value in values for word in (f"--input-image-{name}", value)))
+            self.assertEqual([part[key] for part in parts[1:]], list(values))
+
     def test_several_texts_and_pictures_are_all_there(self) -> None:
         parts = self.content(
             "--input-text", "one", "--input-text", "two", "--input-image", self.a, "--input-image", "file_id:f"

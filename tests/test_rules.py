@@ -468,6 +468,11 @@ class SizesAreHinted(RulesTest):
                 self.assertEqual(hinted == "", valid_size(size))
                 self.assertTrue(valid_size(hinted or size), hinted)
 
+    def test_the_fewest_and_the_most_pixels_are_allowed(self) -> None:
+        # 655,360 and 8,294,400 pixels, which no size at random hits.
+        for size in ("1024x640", "640x1024", "3840x2160", "2160x3840"):
+            self.assertEqual(self.hinted(size), "", size)
+
     def test_what_is_valid_passes(self) -> None:
         chance = random.Random(3)
         for _ in range(200):

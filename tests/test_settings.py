@@ -73,6 +73,17 @@ class SettingsTest(ProgramTest):
         return self.setting("user")
 
 
+class ADotenvThatCannotBeRead(SettingsTest):
+    """As it stands in a folder that somebody else keeps."""
+
+    def test_it_is_left_out_with_a_warning_and_refused_if_it_was_named(self) -> None:
+        Path(".env").write_text("OPENAI_API_KEY=x\n")
+        with mock.patch.object(gpt_image, "read_dotenv", side_effect=PermissionError(13, "Permission denied")):
+            ran = self.dry()
+            self.assertEqual((ran.code, ran.json["warnings"]), (0, [".env: cannot be read (Permission denied), and left out"]))
+            self.assertEqual(self.dry("--env-file", ".env").code, 2)
+
+
 class EachSettingKnowsItsSource(SettingsTest):
     """Command line > environment > .env > default, for every option that has a variable."""
 
