@@ -32,6 +32,8 @@ from __future__ import annotations
 
 import argparse
 import binascii
+import codecs
+import errno
 import functools
 import io
 import itertools
@@ -2708,13 +2710,22 @@ class Reply:
         return chunk
 
 
+def is_text(data: bytes) -> bool:
+    """Tells whether bytes are the beginning of a text in UTF-8."""
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(data)
+    except UnicodeDecodeError:
+        return False
+    return not re.search(rb"[\x00-\x08\x0e-\x1f]", data)
+
+
 def unzipper(data: bytes, encoding: str) -> Any:
     """Returns what unpacks a reply, if its first bytes say that it is packed: relays announce what they do not do."""
     # https://www.rfc-editor.org/rfc/rfc1952 and rfc1950: the first two bytes of gzip and of zlib
     zlib_head = data[0] & 15 == 8 and int.from_bytes(data[:2], "big") % 31 == 0
     if data[:2] == b"\x1f\x8b" or zlib_head:
         return zlib.decompressobj(zlib.MAX_WBITS | 32)
-    text = re.match(rb"(\xef\xbb\xbf)?\s*([{\[:<]|data|event|id|retry)", data)
+    text = re.match(rb"(\xef\xbb\xbf)?\s*([{\[:<]|data|event|id|retry)", data) and is_text(data)
     raw = encoding == "deflate" and not text and not begins_picture(data)
     return zlib.decompressobj(-zlib.MAX_WBITS) if raw else None
 
@@ -2770,6 +2781,16 @@ def reason_of(error: BaseException) -> str:
     return str(getattr(error, "strerror", None) or error) or type(error).__name__
 
 
+INTERIM = rb"(HTTP/1\.. 1\d\d[^\n]*\n([^\r\n]+\r?\n)*\r?\n)+"
+
+
+def is_interim(sock: Any) -> bool:
+    """Tells whether all that waits to be read are interim replies; over TLS that cannot be seen."""
+    import socket
+
+    return not hasattr(sock, "pending") and bool(re.fullmatch(INTERIM, sock.recv(BLOCK, socket.MSG_PEEK)))
+
+
 class Attempt:
     """What one attempt knows of its connection: whether the request was sent in full, and whether bytes wait."""
 
@@ -2806,7 +2827,7 @@ class Attempt:
                 else:
                     waited += patience
                     selector.modify(sock, selectors.EVENT_READ)
-                    if selector.select(0):
+                    if selector.select(0) and not is_interim(sock):
                         raise ConnectionError
                     if waited >= self.timeout:
                         raise socket.timeout
@@ -3223,9 +3244,9 @@ def rename_free(source: str, target: str) -> bool:
 
 
 def absolute(name: str) -> str:
-    """Returns a name by which two ways to write the same path are equal."""
+    """Returns a name by which two ways to write the same path are equal, through links too."""
     try:
-        return os.path.normcase(os.path.abspath(name))
+        return os.path.normcase(os.path.realpath(name))
     except OSError:  # the current folder is gone
         return os.path.normcase(os.path.normpath(name))
 
@@ -3279,20 +3300,30 @@ class TempFiles:
         self.files.add(path)
         return file
 
+    def replace(self, source: str, target: str) -> None:
+        """Puts a temporary file in the place of another one, which a link may have led to on another disk."""
+        try:
+            os.replace(source, target)
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise
+            with open(source, "rb") as file, self.create(os.path.dirname(target)) as out:
+                for block in blocks_of(file):
+                    write_all(out, block)
+            os.replace(out.name, target)
+            self.files.discard(out.name)
+            os.unlink(source)
+
     def place(self, source: str, target: str, overwrite: bool = False) -> str:
         """Gives a finished temporary file its name, or that name with the next free number, and returns the path."""
-        import shutil
-
         stem, suffix = os.path.splitext(target)
         number, path = self.tried.get(target, 1), target
         replace = overwrite and absolute(target) not in self.written
         if replace and is_special(target):
             pour(source, target)
             os.unlink(source)
-        elif replace and os.path.islink(target):
-            shutil.move(source, os.path.realpath(target))
         elif replace:
-            os.replace(source, target)
+            self.replace(source, os.path.realpath(target))
         else:
             while not rename_free(source, path if number == 1 else f"{stem}-{number}{suffix}"):
                 number += 1
@@ -3423,6 +3454,7 @@ def make_folders(names: list[str], temp_files: TempFiles) -> None:
 BASE64 = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
 WHITE = b" \t\r\n"
 URL_SAFE = bytes.maketrans(b"-_", b"+/")
+MOST_LOOKS = 100  # at a picture that comes, whether it is whole: base64 may be broken over very many lines
 
 
 def unwritten(error: OSError) -> Failure:
@@ -3442,6 +3474,7 @@ class Lifted:
         self.hash, self.size = hashlib.sha256(), 0
         self.carry, self.padded = b"", False  # what is not decoded yet, and whether its padding has come
         self.ended = False  # whether the text around it says that this is all of it
+        self.looks = 0  # how often it was asked whether it is whole
         self.cut = ""  # why what a URL holds ended early
         self.trouble: Outcome = None
 
@@ -3493,9 +3526,16 @@ class Lifted:
 
     def looks_whole(self) -> bool:
         """Tells whether what has come so far is a whole picture."""
-        if self.padded:
-            self.flush()
-        found = identify(self.path)
+        self.looks += 1
+        if self.trouble or self.looks > MOST_LOOKS:
+            return False
+        rest = self.carry
+        try:
+            write_all(self.file, binascii.a2b_base64(rest + b"A" * (-len(rest) % 4))[: max(len(rest) - 1, 0)])
+            found = identify(self.path)
+            self.file.truncate(self.file.seek(self.size))
+        except (OSError, binascii.Error):
+            return False
         return bool(found and found.whole)
 
     def flush(self) -> None:
@@ -3518,20 +3558,43 @@ class Lifted:
         return picture._replace(whole=picture.whole is not False and not self.cut)
 
 
-def same_picture(folder: str, lifted: Lifted, temp_files: TempFiles) -> str | None:
-    """Returns the picture in a folder that has the same bytes and that this call has not written, if there is one."""
+def sha256_of(path: str) -> str:
+    """Returns the hash of a file, or nothing if it cannot be read."""
     import hashlib
 
-    for entry in list(os.scandir(folder)):
-        picture = os.path.splitext(entry.name)[1].lower() in FORMAT_OF_SUFFIX and entry.is_file()
-        if picture and entry.stat().st_size == lifted.size and absolute(entry.path) not in temp_files.written:
-            found = hashlib.sha256()
-            with open(entry.path, "rb") as file:
-                for block in blocks_of(file):
-                    found.update(block)
-            if found.digest() == lifted.hash.digest():
-                return os.path.normpath(entry.path)
-    return None
+    found = hashlib.sha256()
+    try:
+        with open(path, "rb") as file:
+            for block in blocks_of(file):
+                found.update(block)
+    except OSError:
+        return ""
+    return found.hexdigest()
+
+
+class PicturesThere:
+    """The picture files of folders as they were at first sight, each of which is found once."""
+
+    def __init__(self) -> None:
+        self.sizes: dict[str, dict[int, list[str]]] = {}  # by folder and size, those whose hash is not known
+        self.hashes: dict[tuple[str, str], list[str]] = {}  # by folder and hash
+
+    def look(self, folder: str) -> dict[int, list[str]]:
+        """Returns the picture files of a folder by their size."""
+        sizes: dict[int, list[str]] = {}
+        for entry in os.scandir(folder):
+            if os.path.splitext(entry.name)[1].lower() in FORMAT_OF_SUFFIX and entry.is_file():
+                sizes.setdefault(entry.stat().st_size, []).append(os.path.normpath(entry.path))
+        return sizes
+
+    def find(self, folder: str, lifted: Lifted) -> str | None:
+        """Returns a file in a folder with the bytes of a picture, if there is one."""
+        if folder not in self.sizes:
+            self.sizes[folder] = self.look(folder)
+        for path in sorted(self.sizes[folder].pop(lifted.size, [])):
+            self.hashes.setdefault((folder, sha256_of(path)), []).append(path)
+        same = self.hashes.get((folder, lifted.hash.hexdigest()))
+        return same.pop(0) if same else None
 
 
 class KeptReply:
@@ -3609,6 +3672,7 @@ TEXT_OF_IT = rb"(?:[A-Za-z0-9+/=_\s-]|\\[/nrt]|\\u00[0-9A-Fa-f]{2})"
 MAYBE_PICTURE = BEFORE + rb"[A-Za-z0-9+/\\_-]{0,40}\Z"
 # Behind it stands the end of its string, or of a Markdown link, or a word.
 END_OF_PICTURE = rb"[\"'<>()\[\]{} ]|\\(?![/nrtu]|\Z)|\\u00(?:2[27]|3[CcEe])"
+WORDS = rb"[^A-Za-z0-9+/=_\\-]|\\[nrt]"  # no base64, or a line of it has ended
 ESCAPE = rb"\\(?:u([0-9a-fA-F]{4})|[nrt])"
 CUT_ESCAPE = rb"\\(?:u[0-9a-fA-F]{0,3})?\Z"
 TOKEN = r"<[0-9a-f]{24}:[0-9]+>"
@@ -3664,6 +3728,12 @@ class Lifter:
         if not picture.write(data if end < 0 else data[:end]):
             found = re.search(END_OF_PICTURE, data)
             end = found.start() if found else -1
+            words = re.search(WORDS, data)
+            # What comes behind a whole picture, such as a line of text, is none of it.
+            if words and (end < 0 or words.start() < end):
+                picture.write_odd(unescape(data[: words.start()]))
+                data, end = data[words.start() :], end - words.start() if end >= 0 else -1
+                end = 0 if picture.looks_whole() else end
             piece = data if end < 0 else data[:end]
             cut = re.search(CUT_ESCAPE, piece) if end < 0 and not last else None
             if cut:
@@ -3842,6 +3912,9 @@ class SseReader:
         yield from self.json.finish()
 
 
+HTML = rb"(?is)(<!--.*?-->\s*|<\?xml.*?\?>\s*)*<(html|!doctype html)"
+
+
 def documents_of(blocks: Blocks, lifter: Lifter) -> Documents:
     """Yields the documents of a reply, JSON or server-sent events by its first bytes, whatever its header says."""
     raw = start = b""
@@ -3856,9 +3929,11 @@ def documents_of(blocks: Blocks, lifter: Lifter) -> Documents:
     elif start:
         while len(raw) < 4096 and (block := next(blocks, b"")):
             raw += block
-        page = b"<html" in raw.lower()  # it may hold a drawing
-        if not page and identify_file(io.BytesIO(raw)):
-            yield lifter.lift_raw(itertools.chain([raw], blocks))
+        start = raw.lstrip(b"\xef\xbb\xbf \t\r\n")
+        pictures = (head for head in (raw, start) if identify_file(io.BytesIO(head)))
+        head = None if re.match(HTML, start) else next(pictures, None)  # a page may hold a drawing
+        if head:
+            yield lifter.lift_raw(itertools.chain([head], blocks))
             return
         text = b""
         for block in itertools.chain([b" ", raw], blocks):
@@ -3969,7 +4044,7 @@ def read_document(document: Document) -> Events:
     if error and (not row or row.meaning not in ("item", "response", "tool")):
         yield Event("error", error if isinstance(error, dict) else {"message": str(error)})
     elif row and row.meaning == "response":
-        if picture_text(body) and not document.stream:  # in a stream it may be a preview
+        if picture_text(body) and not document.stream and not document.cut:  # else it may be a preview
             yield Event("final", body)
         yield from response_events(body)
     elif row and row.meaning == "item":
@@ -4072,6 +4147,7 @@ class Call:
         self.waiting: set[int] = set()  # and of those that only previews have come of
         self.done: dict[str, set[str]] = {}  # the keys of the final pictures by their hash
         self.known: set[str] = set()  # the hashes of all that is saved
+        self.there = PicturesThere()
         self.sequence = -1  # the last event's sequence_number, from 0
         # The disk of the outputs may be full; what is read from a file need not be kept again.
         self.folders = [] if context.result.route == "extract" else [spare_folder(), names.folder]
@@ -4191,10 +4267,10 @@ class Call:
 
     def say(self, text: str, last: bool = False) -> str:
         """Takes a piece of text in which pictures may stand, and notes and returns what is ready, with their tokens."""
-        begun, under_way = self._begun_picture(text), self.chat.current
+        begun = self._begun_picture(text)
         if begun:
             text = text[: -len(begun)]
-        elif under_way and (under_way.padded or re.search(r"[^\w+/=-]", text)) and under_way.looks_whole():
+        elif self.chat.current and self.chat.current.padded and self.chat.current.looks_whole():
             text = f" {text}"  # the words behind a picture are none of it
         data = self.chat.feed(text.encode("utf-8", "surrogatepass"), last or bool(begun))
         said = data.decode("utf-8", "surrogatepass")
@@ -4260,17 +4336,24 @@ class Call:
     def fetched(self, url: str, said: str) -> Lifted:
         """Returns the picture that a URL holds; one whose body is cut is fetched again, and at last kept as it is."""
         self.context.progress.phase("fetching", index=self.number(""))
-        lifted = self.new_picture()
+        earlier: Lifted | None = None
         for attempt in range(1 + self.settings.get("max-retries", 0)):
             if attempt:
                 self.context.sleep(retry_wait({}, attempt - 1) or 0)
-                lifted.drop()
-                lifted = self.new_picture()
+            lifted = self.new_picture()
             lifted.ended, lifted.trouble = True, self.fetch(url, url != said, lifted)
+            if earlier and lifted.trouble:  # then what came before is the most there is
+                lifted.drop()
+                break
+            if earlier:
+                earlier.drop()
             if lifted.trouble or not lifted.cut:
                 return lifted
-        self.trouble(Failure(UNREADABLE, f"the picture at {url[:500]} is cut short: {lifted.cut}", "fetch it yourself"))
-        return lifted
+            earlier = lifted
+        assert earlier
+        words = f"the picture at {url[:500]} is cut short: {earlier.cut}"
+        self.trouble(Failure(UNREADABLE, words, "fetch it yourself"))
+        return earlier
 
     def fetch(self, url: str, own: bool, lifted: Lifted) -> Outcome:
         """Writes what a URL holds, over http or https only, and notes if it is cut; returns why it cannot be had."""
@@ -4283,7 +4366,7 @@ class Call:
         try:
             reply = self.open_picture(url, own)
             reply.stop = self.stop
-            for chunk in iter(reply.read, b""):
+            for chunk in unpacked(reply):
                 lifted.save(chunk)
             reply.close()
             lifted.cut = reply.fault.message if reply.fault else ""
@@ -4292,7 +4375,7 @@ class Call:
             return Failure(NETWORK, words, hint if own else failure.hint)
         except KeyboardInterrupt:
             self.stop.requested = True
-        if self.stop.requested:
+        if self.stop.requested and not lifted.looks_whole():
             return Failure(INTERRUPTED, f"the picture at {url[:500]} was not fetched to its end")
         return lifted.trouble
 
@@ -4393,11 +4476,12 @@ class Call:
         extracted, known = self.result.route == "extract", None
         try:
             os.makedirs(folder, exist_ok=True)
-            known = same_picture(folder, lifted, temp_files) if extracted else None
+            known = self.there.find(folder, lifted) if extracted else None
             path = known or temp_files.place(lifted.path, true_name, overwrite)
         except OSError as error:
             return unwritten(error)
         if known:
+            temp_files.written.add(absolute(known))
             console.tell(f"{path} is there already")
         elif path != true_name:
             console.warn(f"{true_name} exists, so the picture is saved as {path}")
@@ -4740,8 +4824,10 @@ def name_extracted(context: Context, names: OutputNames) -> None:
     pairs += [(row, names.beside(f"-unclaimed-{row['index']}{names.suffix}")) for row in result.unclaimed]
     for row, name in ((row, name) for row, name in pairs if row["new"]):
         true_name = os.path.splitext(name)[0] + os.path.splitext(row["path"])[1]
-        if count == 1 and true_name == names.final(1):
-            check_names([true_name], names.overwrite)
+        if count == 1 and true_name == names.final(1) and exists(true_name) and not names.overwrite:
+            os.unlink(row["path"])
+            result.images.clear()
+            check_names([true_name], False)
         row["path"] = context.temp_files.place(row["path"], true_name, names.overwrite and true_name == name)
 
 

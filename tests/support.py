@@ -106,6 +106,9 @@ class Sink:
     def write_odd(self, data: bytes) -> None:
         self.text += data.translate(None, gpt_image.WHITE)
 
+    def looks_whole(self) -> bool:
+        return False
+
 
 def read(pieces: Iterable[bytes], new_picture: Callable[[], Any] = Sink) -> List[gpt_image.Document]:
     """Returns the documents of a reply that comes in pieces, with each picture in the place of its token.

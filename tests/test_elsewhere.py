@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import unittest
@@ -139,6 +140,39 @@ class ElsewhereTest(ProgramTest):
         ran, _ = self.call({"data": [{"url": "https://files.example/a.png"}]}, gpt_image.Reply(200, {}, chunks()))
         self.assertEqual((ran.code, ran.json["images"], self.files()), (130, [], ["p.reply"]))
         self.assertEqual(json.loads(Path("p.reply").read_bytes())["data"][0]["url"], "https://files.example/a.png")
+
+    def test_what_came_first_stays_if_the_next_fetch_gives_less(self) -> None:
+        for data in (PICTURE, PICTURE[:99]):
+            for later in (reply({}, 404), ending(b""), ending(b"no picture")):
+                url = {"data": [{"url": "https://files.example/a.png"}]}
+                ran, _ = self.call(url, ending(data), later, options=("--max-retries", "1"))
+                self.assertEqual(ran.code, 6, ran.err)
+                if later.status == 404:
+                    self.assert_saved(ran, data, whole=False)
+
+    def test_a_whole_picture_is_kept_though_its_fetch_is_interrupted(self) -> None:
+        def chunks() -> Iterator[bytes]:
+            yield PICTURE
+            raise KeyboardInterrupt
+
+        ran, _ = self.call({"data": [{"url": "https://files.example/a.png"}]}, gpt_image.Reply(200, {}, chunks()))
+        self.assertEqual(ran.code, 130)
+        self.assert_saved(ran, PICTURE)
+
+    def test_a_fetched_picture_that_is_packed_is_unpacked(self) -> None:
+        packed = reply(gzip.compress(PICTURE), 200, {"Content-Encoding": "gzip"})
+        ran, _ = self.call({"data": [{"url": "https://files.example/a.png"}]}, packed)
+        self.assert_saved(ran, PICTURE)
+
+    def test_white_space_before_a_raw_picture_is_no_matter(self) -> None:
+        for before in (b"\n", b"\r\n", b"\xef\xbb\xbf"):
+            ran, _ = self.call(gpt_image.Reply(200, {}, [before, PICTURE]))
+            self.assert_saved(ran, PICTURE)
+
+    def test_a_drawing_that_holds_a_page_is_a_picture(self) -> None:
+        drawing = b'<svg xmlns="http://www.w3.org/2000/svg"><foreignObject><html></html></foreignObject></svg>'
+        ran, _ = self.call(drawing)
+        self.assert_saved(ran, drawing, path="p.svg")
 
 
 if __name__ == "__main__":

@@ -308,6 +308,41 @@ class OddReplies(ProgramTest):
         self.assert_good(ran, A)
         self.assertIsNone(re.search("Traceback", ran.err))
 
+    def test_words_behind_a_bare_picture_are_no_part_of_it_wherever_they_come(self) -> None:
+        padded = [pictures.picture(b"words", "png", 16, height) for height in range(8, 40)]
+        each = {len(data) % 3: data for data in padded}
+        self.assertEqual(len(each), 3)
+        for data in each.values():
+            text = URL + b64(data)
+            for rest in ("\nDone", "\n\nDone.", " Done", ".", "!", ",", ";", "`", "\n**Done**"):
+                for shown in {text, text.rstrip("=")}:
+                    for rows in ([shown + rest], [shown, rest], [shown[:-5], shown[-5:] + rest]):
+                        with self.subTest(rest, rows=len(rows), padded=shown[-2:]):
+                            self.assert_good(self.play(CHAT, events(*map(delta, rows))), data)
+                    whole = {"choices": [{"message": {"content": shown + rest}}]}
+                    self.assert_good(self.play(CHAT, json.dumps(whole).encode(), 100), data)
+
+    def test_a_packed_reply_that_begins_with_the_byte_of_a_bracket_is_unpacked(self) -> None:
+        packer = zlib.compressobj(9, zlib.DEFLATED, -15, 9, zlib.Z_FIXED)
+        packed = packer.compress(b"\xef\xbb\xbf" + events(completed(A))) + packer.flush()
+        self.assertEqual(packed[:1], b"{")
+        self.assert_good(self.play(MAKE, packed, 0, {"content-encoding": "deflate"}), A)
+
+    def test_a_cut_document_of_one_preview_is_no_picture(self) -> None:
+        body = f'{{"b64_json":"{b64(A)}","partial_image_index":0,"ty'.encode()
+        ran = self.play((*MAKE, "--stream", "--partial-images", "1"), body)
+        self.assertEqual((ran.code, ran.json["images"]), (5, []))
+        self.assert_rows(ran.json["unclaimed"], A)
+
+    def test_pictures_that_go_through_links_to_one_file_are_refused(self) -> None:
+        for names, options in ((("o-1.png", "o-2.png"), ("--n", "2")), (("o.png", "kept"), ("--save-response", "kept"))):
+            for name in names:
+                os.symlink("t.png", name)
+            ran = self.run_main(*MAKE, *options, "--overwrite", transport=FakeTransport())
+            self.assertEqual((ran.code, ran.error["rule"]), (7, "output-twice"), ran.err)
+            for name in names:
+                os.unlink(name)
+
 
 if __name__ == "__main__":
     unittest.main()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 import shlex
 import unittest
 import unittest.mock
@@ -163,6 +164,51 @@ class RecoveryTest(ProgramTest):
         with unittest.mock.patch.object(gpt_image.KeptReply, "keep", side_effect=AssertionError):
             ran = self.run_main("extract", "kept.json", "--output", "o.png")
         self.assertEqual((ran.code, ran.json["saved_response"]), (0, None))
+
+    def test_extract_with_overwrite_never_replaces_a_picture_of_the_same_reply(self) -> None:
+        Path("r").write_bytes(images(A, B, C))
+        for there in ({"x-1.png": B}, {"x-2.png": A}, {"x-1.png": C, "x-3.png": A}, {"y.png": B}):
+            with self.subTest(there.keys()):
+                for path in self.folder.glob("*.png"):
+                    path.unlink()
+                for name, data in there.items():
+                    Path(name).write_bytes(data)
+                ran = self.run_main("extract", "r", "--output", "x.png", "--overwrite")
+                self.assertEqual(ran.code, 0, ran.err)
+                self.assert_on_disk(ran.json["images"], A, B, C)
+                before = self.files()
+                again = self.run_main("extract", "r", "--output", "x.png", "--overwrite")
+                self.assertEqual((again.code, self.files()), (0, before))
+                self.assert_on_disk(again.json["images"], A, B, C)
+
+    def test_equal_pictures_are_told_apart_by_their_files(self) -> None:
+        Path("r").write_bytes(images(A, A))
+        for _ in range(2):
+            ran = self.run_main("extract", "r", "--output", "x.png")
+            self.assertEqual([row["path"] for row in ran.json["images"]], ["x-1.png", "x-2.png"])
+
+    def test_a_neighbour_that_cannot_be_read_is_no_matter(self) -> None:
+        Path("r").write_bytes(images(A))
+        Path("other.png").write_bytes(bytes(len(A)))
+        with unittest.mock.patch.object(gpt_image, "blocks_of", side_effect=self.refuse(gpt_image.blocks_of)):
+            ran = self.run_main("extract", "r", "--output", "x.png")
+        self.assertEqual((ran.code, [row["path"] for row in ran.json["images"]]), (0, ["x.png"]), ran.err)
+
+    def refuse(self, whole: Any) -> Any:
+        """Returns a reader that may not read the one neighbour."""
+
+        def read(file: Any) -> Any:
+            if os.path.basename(file.name) == "other.png":
+                raise PermissionError(13, "Permission denied")
+            return whole(file)
+
+        return read
+
+    def test_a_name_that_is_taken_leaves_no_other_file_behind(self) -> None:
+        Path("r").write_bytes(images(A))
+        Path("x.png").write_bytes(B)
+        ran = self.run_main("extract", "r", "--output", "x.png")
+        self.assertEqual((ran.code, self.files(), ran.json["images"]), (7, ["r", "x.png"], []))
 
 
 if __name__ == "__main__":

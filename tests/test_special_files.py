@@ -177,6 +177,59 @@ class AnsweredEarly(ProgramTest):
                 self.assertLess(time.monotonic() - before, 10)
                 self.assertEqual(ran.json["attempts"], 1)
 
+    def test_an_interim_reply_is_no_answer(self) -> None:
+        Path("in.png").write_bytes(pictures.picture(b"large", "png", 1600, 1600) + bytes(12 << 20))
+        server = socket.create_server(("127.0.0.1", 0))
+        self.addCleanup(server.close)
+
+        def run() -> None:
+            with server.accept()[0] as sock:
+                head = sock.recv(1000)
+                sock.sendall(b"HTTP/1.1 102 Processing\r\n\r\n")
+                time.sleep(0.3)
+                while b"\r\n\r\n" not in head:
+                    head += sock.recv(1 << 20)
+                head, _, body = head.partition(b"\r\n\r\n")
+                length = int([line for line in head.split(b"\r\n") if line.lower().startswith(b"content-length")][0].split()[1])
+                got = len(body)
+                while got < length:
+                    got += len(sock.recv(1 << 20))
+                sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(BODY), BODY))
+
+        threading.Thread(target=run, daemon=True).start()
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/v1"
+        argv = ("edits", "x", "--image", "in.png", "--output", "p.png", "--base-url", url, "--timeout", "5", "--no-validate")
+        with mock.patch.object(gpt_image, "PATIENCE", 0.05):
+            ran = self.run_main(*argv, transport=gpt_image.send)
+        self.assertEqual((ran.code, Path("p.png").read_bytes()), (0, A), ran.err)
+
+
+@unittest.skipUnless(hasattr(os, "mkfifo"), "needs links")
+class LinksToOtherDisks(ProgramTest):
+    """A link may lead to another disk."""
+
+    def test_a_full_disk_behind_a_link_leaves_what_was_there(self) -> None:
+        os.mkdir("far")
+        Path("far/t.png").write_bytes(b"old")
+        os.symlink("far/t.png", "p.png")
+        whole, replace = gpt_image.write_all, os.replace
+
+        def across(source: str, target: str) -> None:
+            if os.path.dirname(os.path.abspath(source)) != os.path.dirname(os.path.abspath(target)):
+                raise OSError(18, "Invalid cross-device link")
+            replace(source, target)
+
+        def full(file: Any, data: bytes) -> None:
+            if "far" in str(file.name):
+                raise OSError(28, "No space left on device")
+            whole(file, data)
+
+        for disk, code, expected in ((full, 7, b"old"), (whole, 0, A)):
+            with mock.patch.object(os, "replace", across), mock.patch.object(gpt_image, "write_all", disk):
+                ran = self.run_main("generations", "x", "--output", "p.png", "--overwrite", transport=FakeTransport(reply(BODY)))
+            self.assertEqual((ran.code, Path("far/t.png").read_bytes()), (code, expected), ran.err)
+            self.assertEqual((os.listdir("far"), os.path.islink("p.png")), (["t.png"], True))
+
 
 if __name__ == "__main__":
     unittest.main()
