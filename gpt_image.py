@@ -3915,6 +3915,22 @@ class SseReader:
 HTML = rb"(?is)(<!--.*?-->\s*|<\?xml.*?\?>\s*)*<(html|!doctype html)"
 
 
+def other_document(raw: bytes, blocks: Blocks, lifter: Lifter) -> Document:
+    """Reads a reply that is neither JSON nor events: a picture itself, or a text in which pictures may stand."""
+    while len(raw) < 4096 and (block := next(blocks, b"")):
+        raw += block
+    start = raw.lstrip(b"\xef\xbb\xbf \t\r\n")
+    pictures = (head for head in (raw, start) if identify_file(io.BytesIO(head)))
+    head = None if re.match(HTML, start) else next(pictures, None)  # a page may hold a drawing
+    if head:
+        return lifter.lift_raw(itertools.chain([head], blocks))
+    text = b""
+    for block in itertools.chain([b" ", raw], blocks):
+        text = (text + lifter.feed(block))[:4096]
+    text += lifter.feed(b"", last=True)
+    return Document("garbage", {"text": text.decode("utf-8", "replace").lstrip("\ufeff \t\r\n")})
+
+
 def documents_of(blocks: Blocks, lifter: Lifter) -> Documents:
     """Yields the documents of a reply, JSON or server-sent events by its first bytes, whatever its header says."""
     raw = start = b""
@@ -3926,22 +3942,8 @@ def documents_of(blocks: Blocks, lifter: Lifter) -> Documents:
         reader: JsonReader | SseReader = JsonReader(lifter, stream=False)
     elif re.match(rb"(data|event|id|retry)?:|(data|event|id|retry)\s*$", start):
         reader = SseReader(lifter)
-    elif start:
-        while len(raw) < 4096 and (block := next(blocks, b"")):
-            raw += block
-        start = raw.lstrip(b"\xef\xbb\xbf \t\r\n")
-        pictures = (head for head in (raw, start) if identify_file(io.BytesIO(head)))
-        head = None if re.match(HTML, start) else next(pictures, None)  # a page may hold a drawing
-        if head:
-            yield lifter.lift_raw(itertools.chain([head], blocks))
-            return
-        text = b""
-        for block in itertools.chain([b" ", raw], blocks):
-            text = (text + lifter.feed(block))[:4096]
-        text += lifter.feed(b"", last=True)
-        yield Document("garbage", {"text": text.decode("utf-8", "replace").lstrip("\ufeff \t\r\n")})
-        return
     else:
+        yield from [other_document(raw, blocks, lifter)] if start else []
         return
     for block in itertools.chain([start], blocks):
         yield from reader.feed(block)
