@@ -4038,9 +4038,9 @@ def chat_events(choice: Json) -> Events:
 def read_document(document: Document) -> Events:
     """Yields what a document means by its row of EVENTS; a picture that no row names is left unclaimed."""
     row = next((row for row in EVENTS if re.fullmatch(row.pattern, document.name)), None)
-    if not row and not document.stream:
-        row = REPLY_ROW
     value, error = document.value, document.value.get("error")
+    if not row and (not document.stream or "choices" in value):
+        row = REPLY_ROW
     body = as_object(value.get(row.key)) or value if row and row.key else value
     body = as_object(body.get("body")) or body  # as a batch wraps it
     if error and (not row or row.meaning not in ("item", "response", "tool")):
@@ -4137,6 +4137,13 @@ LONGEST_POLL = 3600.0  # seconds until a background response is left to `resume`
 LONGEST_LOOK = 30.0  # seconds to wait for a response whose reply was cut
 
 
+class Speech(NamedTuple):
+    """A text that comes in pieces: what takes its pictures out, and its pieces without them."""
+
+    lifter: Lifter
+    pieces: list[str]
+
+
 class Call:
     """One call from its first byte to its result; two of them share the console and nothing else."""
 
@@ -4159,10 +4166,10 @@ class Call:
     def begin(self, reply: Reply) -> None:
         """Makes ready for the first reply, or for another one that goes on with the same pictures."""
         self.reply, self.cut, self.understood = reply, False, False
-        self.lifter, self.chat = Lifter(self.new_picture), Lifter(self.new_picture)
+        self.lifter = Lifter(self.new_picture)
+        self.chat = Speech(Lifter(self.new_picture), [])
+        self.answer = Speech(Lifter(self.new_picture), self.result.deltas)
         self.spoilt: list[Lifted] = []  # pictures that could not be read to their end
-        self.words: list[str] = []  # of a chat message
-        self.spoken = self.words  # where the text goes that is coming
 
     # Receive: bytes -> documents -> what they mean
 
@@ -4219,8 +4226,9 @@ class Call:
 
     def _end_of_chat(self) -> Documents:
         """Yields the pictures of a chat message that are behind links; what is left of it is its text."""
-        (self.say if self.spoken is self.result.deltas else self.say_chat)("", last=True)
-        words = "".join(self.words)
+        self.say(self.answer, "", last=True)
+        self.say_chat("", last=True)
+        words = "".join(self.chat.pieces)
         for url in re.findall(MARKDOWN_LINK, words):
             yield Document("data[]", {"url": url})
         words = re.sub(MARKDOWN_REST, "", re.sub(MARKDOWN_LINK, "", words)).strip()
@@ -4254,8 +4262,7 @@ class Call:
         elif kind == "chat":
             self.say_chat(event.text)
         elif kind == "delta":
-            self.spoken = result.deltas
-            self.say(event.text)
+            self.say(self.answer, event.text)
         elif kind == "error":
             self.trouble(refusal_of(event.body))
         else:
@@ -4267,25 +4274,24 @@ class Call:
         if len(self.result.troubles) < MOST_TROUBLES:
             self.result.troubles.append(failure)
 
-    def say(self, text: str, last: bool = False) -> str:
+    def say(self, speech: Speech, text: str, last: bool = False) -> str:
         """Takes a piece of text in which pictures may stand, and notes and returns what is ready, with their tokens."""
-        begun = self._begun_picture(text)
+        begun, under_way = self._begun_picture(text), speech.lifter.current
         if begun:
             text = text[: -len(begun)]
-        elif self.chat.current and self.chat.current.padded and self.chat.current.looks_whole():
+        elif under_way and under_way.padded and under_way.looks_whole():
             text = f" {text}"  # the words behind a picture are none of it
-        data = self.chat.feed(text.encode("utf-8", "surrogatepass"), last or bool(begun))
+        data = speech.lifter.feed(text.encode("utf-8", "surrogatepass"), last or bool(begun))
         said = data.decode("utf-8", "surrogatepass")
-        self.spoken.append(said)
+        speech.pieces.append(said)
         if begun:  # the pieces that follow are the rest of it
-            self.chat.current = self.lifter.take(begun)
+            speech.lifter.current = self.lifter.take(begun)
         return said
 
     def say_chat(self, text: str, last: bool = False) -> None:
         """Takes a piece of a chat message, and saves the pictures in Markdown that end in it."""
-        self.spoken = self.words
-        for token in re.findall(TOKEN, self.say(text, last)):
-            lifted = self.chat.take(token) or self.lifter.take(token)
+        for token in re.findall(TOKEN, self.say(self.chat, text, last)):
+            lifted = self.chat.lifter.take(token) or self.lifter.take(token)
             if lifted:
                 self.save_final(lifted, Event("final"))
 
@@ -4447,7 +4453,8 @@ class Call:
     def save_unclaimed(self) -> None:
         """Saves the pictures that came and that nothing named, but for those whose bytes are on disk already."""
         result = self.result
-        for lifted in (*self.lifter.lifted.values(), *self.chat.lifted.values(), *self.spoilt):
+        lifters = (self.lifter, self.chat.lifter, self.answer.lifter)
+        for lifted in [lifted for lifter in lifters for lifted in lifter.lifted.values()] + self.spoilt:
             spoilt = lifted.trouble is not None and lifted.trouble.exit == UNREADABLE
             lifted.trouble = None if spoilt else lifted.trouble  # what came before the damage may be all of a picture
             row: Json | Failure | None = None
@@ -4618,7 +4625,7 @@ class Call:
     def extractable(self, failure: Failure) -> bool:
         """Tells whether a kept reply may hold a picture: a page, an error or an answer in words does not."""
         said_no = "code" in failure.details or failure.details.get("rule") in ("reply-page", "reply-words")
-        return self.lifter.count + self.chat.count > 0 or not said_no
+        return self.lifter.count + self.chat.lifter.count + self.answer.lifter.count > 0 or not said_no
 
     def judged_reply(self, failure: Outcome, wanted: int) -> Outcome:
         """Returns why a reply is not what was asked for, with all that was wrong; None if every picture is on disk."""

@@ -343,6 +343,18 @@ class OddReplies(ProgramTest):
             for name in names:
                 os.unlink(name)
 
+    def test_an_event_of_another_dialect_within_a_picture_in_pieces_spoils_it_not(self) -> None:
+        other = {"type": "response.output_text.delta", "delta": "A lake \ud800."}
+        data = pictures.picture(b"long", "gif", 40, 30)
+        text = f"![x]({URL}{b64(data)}) done"
+        for at in range(40, len(text), 97):
+            self.assert_good(self.play(CHAT, events(delta(text[:at]), other, delta(text[at:]))), data)
+
+    def test_an_unknown_name_of_an_event_costs_no_chat_picture(self) -> None:
+        row = {"choices": [{"message": {"content": f"![x]({URL}{b64(A)})"}}]}
+        for before in (b"event: foo\n", b"event: foo\n\n"):
+            self.assert_good(self.play(CHAT, before + events(row)), A)
+
 
 if __name__ == "__main__":
     unittest.main()
