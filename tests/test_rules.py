@@ -299,7 +299,7 @@ NEAREST = (
     ("1000x1000", "1008x1008"), ("1920x1080", "1920x1088"), ("4096x4096", "2880x2880"), ("512x512", "816x816"),
     ("1024x1000", "1024x1008"), ("1080x1920", "1088x1920"), ("1000x1500", "1008x1504"), ("7680x4320", "3840x2160"),
 )  # fmt: skip
-RANDOM_SIZES = 8  # the program looks through some 57 000 sizes for each
+RANDOM_SIZES = 6  # the program looks through some 57 000 sizes for each
 
 
 def valid_size(size: str) -> bool:
