@@ -3498,15 +3498,15 @@ class Lifted:
         text = data.translate(URL_SAFE, WHITE)
         bare = text[: len(text) - len(text.lstrip(BASE64))]
         rest = text[len(bare) :].lstrip(b"=")
-        odd = bare if self.padded else rest
+        odd = self.padded and bare or rest
         if not self.trouble and not self.padded:
             self.padded = len(bare) < len(text)
             bare = self.carry + bare
             whole = len(bare) & ~3
             self.carry = bare[whole:]
             self.save(binascii.a2b_base64(bare[:whole]))
-        if (odd or rest) and not self.trouble:
-            near = f"near byte {self.size} ({chr((odd or rest)[0])!r})"
+        if odd and not self.trouble:
+            near = f"near byte {self.size} ({chr(odd[0])!r})"
             self.trouble = Failure(UNREADABLE, f"a picture is not base64 {near}")
 
     def save(self, decoded: bytes) -> None:
@@ -3912,6 +3912,7 @@ class SseReader:
         yield from self.json.finish()
 
 
+BLANK = b"\xef\xbb\xbf \t\r\n"  # what may stand before a reply: a byte order mark, white space
 HTML = rb"(?is)(<!--.*?-->\s*|<\?xml.*?\?>\s*)*<(html|!doctype html)"
 
 
@@ -3919,7 +3920,7 @@ def other_document(raw: bytes, blocks: Blocks, lifter: Lifter) -> Document:
     """Reads a reply that is neither JSON nor events: a picture itself, or a text in which pictures may stand."""
     while len(raw) < 4096 and (block := next(blocks, b"")):
         raw += block
-    start = raw.lstrip(b"\xef\xbb\xbf \t\r\n")
+    start = raw.lstrip(BLANK)
     pictures = (head for head in (raw, start) if identify_file(io.BytesIO(head)))
     head = None if re.match(HTML, start) else next(pictures, None)  # a page may hold a drawing
     if head:
@@ -3937,7 +3938,7 @@ def documents_of(blocks: Blocks, lifter: Lifter) -> Documents:
     while len(start) < 8 and (block := next(blocks, b"")):
         raw = start and raw  # of white space there may be much
         raw += block
-        start = raw.lstrip(b"\xef\xbb\xbf \t\r\n")
+        start = raw.lstrip(BLANK)
     if start[:1] in (b"{", b"["):
         reader: JsonReader | SseReader = JsonReader(lifter, stream=False)
     elif re.match(rb"(data|event|id|retry)?:|(data|event|id|retry)\s*$", start):
@@ -4159,7 +4160,8 @@ class Call:
         self.there = PicturesThere()
         self.sequence = -1  # the last event's sequence_number, from 0
         # The disk of the outputs may be full; what is read from a file need not be kept again.
-        self.folders = [] if context.result.route == "extract" else [spare_folder(), names.folder]
+        self.offline = context.result.route == "extract"
+        self.folders = [] if self.offline else [spare_folder(), names.folder]
         self.kept = KeptReply(self.folders)
         self.new_picture = functools.partial(Lifted, context.temp_files, names.folder)
 
@@ -4369,7 +4371,7 @@ class Call:
         if not is_web(url):
             words = f"the reply names its picture by {url[:200]!r}, which is no http or https URL"
             return Failure(UNREADABLE, words, hint)
-        if self.result.route == "extract":
+        if self.offline:
             return Failure(UNREADABLE, f"the reply holds a URL and no picture: {url[:500]}", "fetch it yourself")
         try:
             reply = self.open_picture(url, own)
@@ -4400,10 +4402,11 @@ class Call:
     def final(self, event: Event) -> None:
         """Saves a finished picture; the same bytes under the same key, or once with an id and once without, are one."""
         lifted = self.claimed(event.body)
-        lifted.finish()
+        lifted.flush()
         for key in self.done.get(lifted.hash.hexdigest(), ()):
             same_key = key == event.key if key and event.key else key != event.key  # a list may hold equal pictures
             if same_key or "#" in (key[:1], event.key[:1]):
+                lifted.drop()
                 return
         self.save_final(lifted, event)
 
@@ -4482,10 +4485,10 @@ class Call:
             console.warn(f"{name}: the picture is a {picture.format}, so it is saved with that suffix")
         overwrite = self.names.overwrite and foreseen and true_name == name
         folder, temp_files = os.path.dirname(true_name) or ".", self.context.temp_files
-        extracted, known = self.result.route == "extract", None
+        known = None
         try:
             os.makedirs(folder, exist_ok=True)
-            known = self.there.find(folder, lifted) if extracted else None
+            known = self.there.find(folder, lifted) if self.offline else None
             path = known or temp_files.place(lifted.path, true_name, overwrite)
         except OSError as error:
             return unwritten(error)
@@ -4499,7 +4502,7 @@ class Call:
         self.known.add(lifted.hash.hexdigest())
         return {"path": path, "index": index, "format": picture.format, "width": picture.width or None,
                 "height": picture.height or None, "bytes": lifted.size, "sha256": lifted.hash.hexdigest(),
-                "whole": picture.whole, **({"new": not known} if extracted else {})}  # fmt: skip
+                "whole": picture.whole, **({"new": not known} if self.offline else {})}  # fmt: skip
 
     # Poll and resume: responses that run in the background, or whose reply was cut
 
@@ -4581,7 +4584,7 @@ class Call:
             failure = Failure(RUNNING, f"the response is still running: {error.message}")
         except KeyboardInterrupt:
             failure = Failure(INTERRUPTED, "interrupted while waiting")
-        if background and failure and self.resumable(failure):
+        if failure and self.resumable(failure):
             failure.hint = f"collect it later: {self.resume_command()}"
         if background and not failure:
             self.forget_session()
