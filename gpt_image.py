@@ -106,18 +106,27 @@ class Secret:
     """A value that shows as `***` wherever it is printed; only the transport asks for it with `reveal`."""
 
     SHORTEST = 6  # what is shorter stands in ordinary words, and no real key is
+    LONG = 16  # what is shorter may be a dummy such as `ollama`, and stand in our own words and in file names by chance
+    TELLING = 12  # characters at the beginning of a secret that show it, wherever it was cut
 
-    def __init__(self, value: str) -> None:
-        self._value = value
+    def __init__(self, value: str, scheme: str = "") -> None:
+        self._value, self.scheme = value, scheme
 
     def __repr__(self) -> str:
-        return "***"
+        return f"{self.scheme}***"
 
     def __bool__(self) -> bool:
         return bool(self._value)
 
     def reveal(self) -> str:
-        return self._value
+        return self.scheme + self._value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Secret) and self._value == other._value
+
+    def with_scheme(self, scheme: str) -> Secret:
+        """Returns the secret with what stands before it in a header."""
+        return Secret(self._value, scheme)
 
     def forms(self) -> set[str]:
         """Returns the ways the value may be written: plain, as JSON, and as JSON the way PHP writes it."""
@@ -168,6 +177,14 @@ def fitted(text: str, width: int) -> str:
     return "\n".join(lines)
 
 
+def shortened(text: str, most: int) -> str:
+    """Returns a text, or the beginning of a long one."""
+    return text if len(text) <= most else text[:most] + "…"
+
+
+KEY_FORM = r"sk-[A-Za-z0-9_-]{8,}"  # of most keys, also where nobody expects one
+
+
 class Console:
     """The two streams of the program, the secrets to hide on them, and the warnings given so far.
 
@@ -191,15 +208,23 @@ class Console:
         forms = {form for secret in secrets for form in secret.forms()}
         self.hidden = sorted(forms.union(self.hidden), key=len, reverse=True)
 
-    def clean(self, text: str) -> str:
-        """Returns the text without any secret."""
+    def clean(self, text: str, least: int = Secret.SHORTEST) -> str:
+        """Returns the text without any secret of at least so many characters, nor the beginning of one."""
         for form in self.hidden:
-            text = text.replace(form, "***")
+            if len(form) >= least:
+                start, end = form[: Secret.TELLING], form[Secret.TELLING :]
+                first, *rest = text.split(start)
+                text = first + "".join("***" + piece[len(os.path.commonprefix([piece, end])) :] for piece in rest)
         return text
+
+    def said(self, text: str, most: int) -> str:
+        """Returns words from outside for a message of ours: without any secret, then on one line, and then cut."""
+        text = re.sub(r"[A-Za-z0-9+/]{500,}={0,2}", "<base64>", self.clean(text))
+        return shortened(" ".join(text.split()), most)
 
     def cleaned(self, blocks: Iterable[bytes]) -> Blocks:
         """Yields the bytes of a reply without any secret, as long as they were, wherever the blocks end."""
-        needles = [form.encode("utf-8", "surrogateescape") for form in self.hidden]
+        needles = [form.encode("utf-8", "surrogateescape") for form in self.hidden if len(form) >= Secret.LONG]
         open_end = max(map(len, needles), default=1) - 1  # a secret that begins there may go on in the next block
         # Searched in what came and blotted out in a copy, since one secret may hold another.
         came, shown = bytearray(), bytearray()
@@ -217,7 +242,7 @@ class Console:
 
     def _put(self, stream: TextFile, text: str) -> None:
         try:
-            print(self.clean(text), end="", file=stream, flush=True)
+            print(self.clean(text, Secret.LONG), end="", file=stream, flush=True)
         except OSError as error:  # a full disk behind a stream is not worth a picture, but the result must not vanish
             if stream is self.stdout and not isinstance(error, BrokenPipeError):
                 self.lost = str(error.strerror)
@@ -266,7 +291,6 @@ class Console:
 
     def warn(self, text: str) -> None:
         """Notes a warning once for the result and says it."""
-        text = self.clean(text)
         if text not in self.warnings:
             self.warnings.append(text)
             if not self.quiet:
@@ -502,6 +526,13 @@ def parse_number(text: str) -> int:
     return int(text)
 
 
+def parse_variable(text: str) -> str:
+    """Reads the name of an environment variable."""
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", text):
+        raise ValueError("expected the name of a variable that holds the key, such as RELAY_KEY, and not the key")
+    return text
+
+
 def parse_seconds(text: str) -> float:
     """Reads a positive number of seconds."""
     if not re.fullmatch(r"[0-9]{1,6}(\.[0-9]+)?", text.strip()) or float(text) <= 0:
@@ -596,6 +627,7 @@ def number(low: int, high: int) -> Kind:
 
 TEXT = Kind(str, "TEXT")
 NAME = Kind(str, "NAME", one_line=True)
+VARIABLE_NAME = Kind(parse_variable, "NAME", private=True)
 PATH = Kind(str, "PATH")
 URL = Kind(parse_url, "URL")
 FLAG = Kind(parse_flag, flag=True)
@@ -663,6 +695,8 @@ class Option(NamedTuple):
     negative: str = ""  # the spelling that says no, where a flag can be on by itself
     secret: bool = False
     chat: bool = False  # chat carries it too
+    needs: str = ""  # the flag that it goes with: switched off on the command line, it takes this with it
+    harmless: bool = False  # changes nothing that is sent, nor what it costs, so that any folder's .env may set it
     group: str = ""
 
     @property
@@ -754,7 +788,7 @@ OPTION_GROUPS = {
         Option("stream", FLAG, "receive events as they happen, and previews", sends="top",
                env=("OPENAI_IMAGE_STREAM",), negative="no-stream", chat=True),
         Option("partial-images", number(0, 3), "previews to ask for; needs --stream", sends="image",
-               env=("OPENAI_IMAGE_PARTIAL_IMAGES",)),
+               env=("OPENAI_IMAGE_PARTIAL_IMAGES",), needs="stream"),
         Option("safety-identifier", NAME, "a stable, hashed id of your end user", sends="top", chat=True),
         Option("user", NAME, "older name of --safety-identifier", sends="top", env=("OPENAI_IMAGE_USER",),
                chat=True),
@@ -783,10 +817,10 @@ OPTION_GROUPS = {
                "openai_chat for gateways with chat only", IMAGES, env=("OPENAI_IMAGE_PROTOCOL",),
                default="openai_images"),
         Option("base-url", URL, "where the API is, up to and with /v1", NET,
-               env=("OPENAI_BASE_URL", "GPT_IMAGE2_BASE_URL"), default=OPENAI_URL),
+               env=("OPENAI_BASE_URL", "GPT_IMAGE2_BASE_URL"), default=OPENAI_URL, harmless=True),  # see check_pair
         Option("api-key", Kind(str.strip, "KEY"), "the key; the environment or a .env is the better place", NET,
-               env=("OPENAI_API_KEY", "GPT_IMAGE2_API_KEY"), secret=True),
-        Option("api-key-env", NAME, "read the key from this variable", NET),
+               env=("OPENAI_API_KEY", "GPT_IMAGE2_API_KEY"), secret=True, harmless=True),
+        Option("api-key-env", VARIABLE_NAME, "read the key from this variable", NET),
         Option("organization", NAME, "organization to bill", NET, sends="header", field="OpenAI-Organization",
                env=("OPENAI_ORG_ID",)),
         Option("project", NAME, "project to bill", NET, sends="header", field="OpenAI-Project",
@@ -795,7 +829,7 @@ OPTION_GROUPS = {
         Option("env-file", PATH, "read settings from this file instead of .env", EVERY),
         Option("no-env-file", FLAG, "read no .env", EVERY),
         Option("timeout", SECONDS, "seconds to wait for the next byte", NET, env=("OPENAI_IMAGE_TIMEOUT",),
-               default="600"),
+               default="600", harmless=True),
         Option("max-retries", number(0, 10), "further tries after a failure that cannot have been billed", NET,
                default="2"),
         Option("retry-billable", FLAG, "try again too when the failed try may have been billed"),
@@ -811,6 +845,9 @@ OPTION_GROUPS = {
 }  # fmt: skip
 OPTIONS = tuple(row._replace(group=group) for group, rows in OPTION_GROUPS.items() for row in rows)
 KEY_NAMES = [name for row in OPTIONS if row.secret for name in row.env]
+# The name of a base URL, and that of the key it belongs with.
+KEY_BESIDE = {"OPENAI_BASE_URL": "OPENAI_API_KEY", "GPT_IMAGE2_BASE_URL": "GPT_IMAGE2_API_KEY"}
+SPENDING = {name for row in OPTIONS if not row.harmless for name in row.env}  # change what is sent, or its cost
 
 
 def options_of(command: str) -> dict[str, Option]:
@@ -1362,18 +1399,20 @@ NO_CONVERTER = (
 
 
 def convert_to_png(path: str, target: str, environ: Environ) -> str:
-    """Turns a picture into a PNG with the first program that can; returns its name, or nothing if none could."""
+    """Turns a picture into a PNG with the first program that can; returns its name, or nothing if none could.
+
+    The programs get the environment given, which must hold no key.
+    """
     import shutil
     import subprocess
 
-    safe = {name: value for name, value in environ.items() if name not in KEY_NAMES}
     for name, program, *arguments in CONVERTERS:
         found = shutil.which(program, path=environ.get("PATH")) or ""
         if not os.path.isabs(found):  # Windows looks into the current folder first
             continue
         command = [found, *(word.format(source=path, target=target) for word in arguments)]
         try:
-            subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=120, check=True, env=safe)
+            subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=120, check=True, env=environ)
             if identify(target):
                 return name
         except (OSError, subprocess.SubprocessError):
@@ -1532,15 +1571,16 @@ def find_dotenv(typed: Json, environ: Environ, console: Console) -> Dotenv:
     return Dotenv(path, values, found_here=path == ".env" and not given)
 
 
-def shortened(text: str, most: int) -> str:
-    """Returns a text, or the beginning of a long one."""
-    return text if len(text) <= most else text[:most] + "…"
+def without_login(url: str) -> str:
+    """Returns a URL without the name and password that may stand in it."""
+    return re.sub("//[^/]*@", "//", url)
 
 
 def label_of(row: Option, text: str, source: Source) -> str:
     """Returns the words with which an error about a value begins; what is private is not shown."""
     if row.secret:
         return f"--{row.name} ***"
+    text = without_login(text) if row.kind is URL else text
     if source.name:
         return f"{source.line or source.kind}: {source.name}: {text}"
     if row.kind.private:
@@ -1552,9 +1592,10 @@ def label_of(row: Option, text: str, source: Source) -> str:
 def look_up(row: Option, typed: Json, environ: Environ, dotenv: Dotenv) -> list[Found]:
     """Returns the texts of an option and where they stand: one, or several if it may be repeated, or none."""
     given = typed.get(row.name)
-    if given is not None:
+    unset = given == "" and row.env and not row.default  # what has a default can be set to that
+    if given is not None and not unset:
         return [(text, Source(TYPED)) for text in (given if isinstance(given, list) else [given])]
-    names = key_names(typed) if row.secret else row.env
+    names = () if unset else key_names(typed) if row.secret else row.env
     found = [(environ[name], Source(VARIABLE, name)) for name in names if environ.get(name)]
     found += [dotenv.values[name] for name in names if name in dotenv.values]
     found += [(row.default, Source(DEFAULT))] if row.default else []
@@ -1580,7 +1621,7 @@ def resolve(command: str, typed: Json, environ: Environ, dotenv: Dotenv) -> Sett
                 values.append(read_value(row, text, source))
             except ValueError as error:
                 problems.append(Problem(f"{name}-unreadable-value", f"{label}: {error}", fatal=True))
-        if values:
+        if values and (source.kind == TYPED or typed.get(row.needs) != "false"):
             rows[name] = Setting(values if row.kind.repeat else values[0], source, label)
     return Settings(command, rows, problems)
 
@@ -1595,9 +1636,38 @@ def hide_secrets(settings: Settings, typed: Json, environ: Environ, dotenv: Dote
         for login in re.findall("(?:^|//)([^/]+)@", url):
             found += [login, login.partition(":")[2]]
     for header in settings.get("header", []):
-        if isinstance(header.value, Secret):
-            found += [header.text, *header.text.split()[-1:]]
+        if isinstance(header.value, Secret):  # a scheme and a word, or cookies
+            words = re.findall(r"[^\s;,]+", header.text)
+            found += [header.text, *words[-1:], *(word.partition("=")[2] for word in words)]
     console.hide(*(Secret(text.strip()) for text in found))
+
+
+def brings_secret(settings: Settings) -> bool:
+    """Tells whether a header of the user's own holds a secret."""
+    return any(isinstance(header.value, Secret) for header in settings.get("header", []))
+
+
+def is_strange(settings: Settings, dotenv: Dotenv) -> bool:
+    """Tells whether the .env lies in the current folder, which may be a cloned one, and the key is from elsewhere."""
+    return dotenv.found_here and (settings.comes_from("api-key", TYPED, VARIABLE) or brings_secret(settings))
+
+
+def settings_in_force(command: str, typed: Json, context: Context) -> tuple[Settings, Dotenv]:
+    """Returns the settings of a command, and the .env with what counts of it; says what comes from a folder's own."""
+    environ, console = context.environ, context.console
+    dotenv = find_dotenv(typed, environ, console)
+    settings = resolve(command, typed, environ, dotenv)
+    hide_secrets(settings, typed, environ, dotenv, console)
+    left_out = [name for name in dotenv.values if name in SPENDING] if is_strange(settings, dotenv) else []
+    if left_out:  # they could ask for ten pictures of the best quality, at the user's cost
+        words = "from the current folder's .env they count only with a key from the same file, or by --env-file .env"
+        console.warn(f"{dotenv.path}: {', '.join(left_out)} left out: {words}")
+        dotenv = dotenv._replace(values={name: row for name, row in dotenv.values.items() if name not in left_out})
+        settings = resolve(command, typed, environ, dotenv)
+    names = [row.source.name for row in settings.rows.values() if row.source.kind == DOTENV]
+    if dotenv.found_here and names:
+        console.tell(f"from this folder's {dotenv.path}: {', '.join(names)}")
+    return settings, dotenv
 
 
 def brings_key(settings: Settings) -> bool:
@@ -1605,23 +1675,31 @@ def brings_key(settings: Settings) -> bool:
     return any(header.name.lower() in ("authorization", "api-key") for header in settings.get("header", []))
 
 
-def refuse_stolen_key(settings: Settings, dotenv: Dotenv) -> None:
-    """Stops when a .env of the current folder would choose where a key from elsewhere goes.
+def key_beside(url: Setting, context: Context) -> Secret:
+    """Returns the key that stands beside a base URL, in its place and by a name like its own, or an empty one."""
+    name = KEY_BESIDE.get(url.source.name, "")
+    places = {VARIABLE: context.environ.get(name, ""), DOTENV: context.dotenv.values.get(name, ("",))[0]}
+    return Secret(places.get(url.source.kind, "").strip())
+
+
+def check_pair(settings: Settings, context: Context) -> None:
+    """Stops where a key would go to a base URL that it does not belong with: both are one pair.
 
     A cloned folder can hold a .env with OPENAI_BASE_URL: with the user's own key, that would give it to a stranger.
     """
-    if not dotenv.found_here or not settings.comes_from("base-url", DOTENV):
-        return
-    elsewhere = settings.comes_from("api-key", TYPED, VARIABLE)
-    if elsewhere or any(isinstance(header.value, Secret) for header in settings.get("header", [])):
-        raise Failure(
-            SETTINGS,
-            f"{settings.label('base-url')}: a base URL from the current folder's .env is used only with a key from "
-            "the same file",
-            f"if you trust it, add --base-url {settings.get('base-url')} to the command, or --env-file .env with the "
-            "key in it; else --no-env-file",
-            rule="base-url-of-folder",
-        )
+    key, url = settings.rows.get("api-key"), settings.rows["base-url"]
+    by_header, other = brings_secret(settings), key_beside(url, context)
+    place = "--header" if by_header else key.source.label if key else "nowhere"
+    words = f"the base URL comes from {url.source.label}, the key from {place}"
+    if url.source.kind == DOTENV and is_strange(settings, context.dotenv):
+        words += "; a base URL from the current folder's .env is used only with a key from the same file"
+        hint = f"if you trust it, add --base-url {url.value} to the command; else --no-env-file"
+        raise Failure(SETTINGS, words, hint, rule="base-url-of-folder")
+    if key and key.source.name in KEY_NAMES and other and other != key.value and not by_header:
+        hint = f"unset {key.source.name} for this call, or say with --base-url or --api-key-env which you mean"
+        raise Failure(SETTINGS, f"{words}; but it has a key of its own there", hint, rule="base-url-of-key")
+    if context.dotenv.found_here and url.source.kind == VARIABLE and settings.comes_from("api-key", DOTENV):
+        context.console.warn(words)
 
 
 def check_key(settings: Settings) -> None:
@@ -1898,6 +1976,8 @@ def check_prompt(checked: Checked) -> Problems:
             "give it as an argument, with --prompt or with --prompt-file",
             fatal=True,
         )
+    elif Secret(prompt.strip()) == checked.settings.get("api-key") or re.fullmatch(KEY_FORM, prompt.strip()):
+        yield Problem("prompt-key", "the prompt is an API key", "say what to make", fatal=True)
     elif not prompt.strip():
         yield Problem("prompt-blank", "the prompt is blank", "say what to make")
     elif len(prompt) > MAX_PROMPT:
@@ -2556,7 +2636,7 @@ def api_headers(settings: Settings, body: Body | None) -> list[Header]:
     rows: list[Header] = [("Accept", "text/event-stream, application/json" if streams else "application/json")]
     rows += [("Accept-Encoding", "identity"), ("User-Agent", f"gpt-image/{__version__}")]
     if not brings_key(settings):  # only a dry run comes here without any key
-        rows.append(("Authorization", settings.get("api-key") or Secret("")))
+        rows.append(("Authorization", (settings.get("api-key") or Secret("")).with_scheme("Bearer ")))
     rows += fields(settings, "header").items()
     rows += [(header.name, header.value) for header in settings.get("header", [])]
     if body:
@@ -2579,7 +2659,7 @@ def build_request(checked: Checked) -> Request:
 
 def shown_headers(headers: list[Header]) -> dict[str, str]:
     """Returns headers as a dry run shows them, secrets as `***`."""
-    return {name: f"Bearer {value}" if name.lower() == "authorization" else str(value) for name, value in headers}
+    return {name: str(value) for name, value in headers}
 
 
 def shell_quoted(text: str) -> str:
@@ -2932,7 +3012,7 @@ def refuse_proxy(url: str) -> None:
 
     proxy = urllib.request.getproxies().get(split_url(url).scheme, "")
     if re.match(r"(?!https?://)[^/]*://", proxy, re.IGNORECASE) and not urllib.request.proxy_bypass(host_of(url)):
-        words = f"the proxy {re.sub('//[^/]*@', '//', proxy)} is neither http nor https"
+        words = f"the proxy {without_login(proxy)} is neither http nor https"
         raise Failure(SETTINGS, words, "set http_proxy and https_proxy, or no_proxy for this host", rule="proxy")
 
 
@@ -2975,9 +3055,7 @@ def send(request: Request, timeout: float, progress: Progress, stop: Stop | None
     authorised = any(isinstance(value, Secret) for _, value in request.headers)
     out = urllib.request.Request(request.url, attempt.body(body) if body else None, method=request.method)
     for name, value in request.headers:
-        text = value.reveal() if isinstance(value, Secret) else value
-        bearer = "Bearer " if name.lower() == "authorization" and " " not in text else ""
-        out.add_unredirected_header(name, bearer + text)
+        out.add_unredirected_header(name, value.reveal() if isinstance(value, Secret) else value)
     progress.phase("connecting", host=split_url(request.url).netloc)
     try:
         response = opener_for(attempt, redirects=not authorised).open(out)
@@ -3032,7 +3110,7 @@ def read_body(reply: Reply) -> bytes:
 
 def page_title(text: str) -> str:
     """Returns the title of an HTML page, or nothing."""
-    match = re.search(r"<title[^>]{0,99}>([^<]{0,200})", text[:4096], re.IGNORECASE)
+    match = re.search(r"<title[^>]{0,99}>([^<]{0,999})", text[:4096], re.IGNORECASE)
     return match.group(1).strip() if match else ""
 
 
@@ -3049,12 +3127,11 @@ def refusal_of(error: Json, status: int = 200, reason: str = "") -> Failure:
     numeric = number_of(code) or number_of(error.get("status"))
     inner = numeric if status == 200 and 400 <= numeric < 600 else status  # a 200 that carries another status
     server = inner >= 500 or inner == 200 and ("server" in names or "rate_limit" in names)
-    said = str(error.get("message") or (json.dumps(error)[:300] if error else reason or "no reason given"))
+    said = str(error.get("message") or (json.dumps(error) if error else reason or "no reason given"))
     if details:
         found = details.get("categories")
         categories = ", ".join(map(str, found)) if isinstance(found, list) else "not told"
         said += f" (stage: {details.get('moderation_stage')}; categories: {categories})"
-    said = re.sub(r"[A-Za-z0-9+/]{500,}={0,2}", "<base64>", said)[:2000]
     hints = (hint for name, hint in CODE_HINTS.items() if name in (code, kind) or name in said)
     return Failure(
         NETWORK if server else REFUSED,
@@ -3070,7 +3147,7 @@ def refusal_of(error: Json, status: int = 200, reason: str = "") -> Failure:
 def error_failure(reply: Reply, body: bytes) -> Failure:
     """Returns the failure of a reply that is no 2xx."""
     if 300 <= reply.status < 400:
-        shown = re.sub("//[^/]*@", "//", reply.headers.get("location", "nowhere").partition("?")[0])
+        shown = without_login(reply.headers.get("location", "nowhere").partition("?")[0])
         words = f"HTTP {reply.status}: the API redirects to {shown}, which is not followed: the key would go along"
         return Failure(NETWORK, words, "if you trust that address, make it the --base-url", status=reply.status)
     value = parse_json(body)
@@ -3078,7 +3155,7 @@ def error_failure(reply: Reply, body: bytes) -> Failure:
     if isinstance(error, dict):
         return refusal_of(error, reply.status)
     text = error if isinstance(error, str) else body.decode("utf-8", "replace")
-    said = page_title(text) if "<html" in text[:1000].lower() else text.strip()[:300]
+    said = page_title(text) if "<html" in text[:1000].lower() else text.strip()
     return refusal_of({}, reply.status, said or reply.reason)
 
 
@@ -3134,6 +3211,9 @@ class Tries:
         return self.billed
 
 
+MOST_SAID = 1000  # characters of a server's words that are shown
+
+
 def judged(outcome: Reply | Fault, request: Request, free: bool) -> tuple[Failure, str]:
     """Returns the failure of one try, and whether it may be made again."""
     if isinstance(outcome, Fault):
@@ -3176,6 +3256,7 @@ def exchange(context: Context, settings: Settings, request: Request, tries: Trie
         if isinstance(outcome, Reply):
             outcome.keep = tries.keep_anew()
         failure, verdict = judged(outcome, request, free)
+        failure.message = context.console.said(failure.message, MOST_SAID)
         failure.details["may_be_billed"] = tries.end(billed=failure.details["may_be_billed"] and not free)
         if context.stop.requested:
             break
@@ -3185,8 +3266,8 @@ def exchange(context: Context, settings: Settings, request: Request, tries: Trie
             failure.hint = f"the server asks to wait longer than {LONGEST_WAIT:.0f} s: try again later"
         if not allowed or wait is None or tries.count == most:
             raise failure
-        reason = failure.message.split("\n")[0]
-        context.progress.phase("retrying", reason=reason, attempt=f"{tries.count + 1} of {most}", wait=f"{wait:.1f}")
+        shown = {"reason": failure.message, "attempt": f"{tries.count + 1} of {most}", "wait": f"{wait:.1f}"}
+        context.progress.phase("retrying", **shown)
         context.sleep(wait)
     raise KeyboardInterrupt
 
@@ -3849,7 +3930,7 @@ class JsonReader:
         elif text == b"[DONE]":
             yield Document("done", {})
         else:
-            yield Document("garbage", {"text": text[:200].decode("utf-8", "replace")}, cut)
+            yield Document("garbage", {"text": text[:4096].decode("utf-8", "replace")}, cut)
         self.event = ""
 
     def finish(self) -> Documents:
@@ -4107,11 +4188,12 @@ def program() -> str:
     return "gpt-image" if name.startswith("gpt-image") else "gpt_image.py"
 
 
-def bug_failure() -> Failure:
-    """Returns the failure of a bug, with the traceback, which the console redacts."""
+def bug_failure(console: Console) -> Failure:
+    """Returns the failure of a bug, with the redacted traceback."""
     import traceback
 
-    return Failure(BUG, "a bug of this program:\n" + traceback.format_exc(), "please report it", rule="bug")
+    words = "a bug of this program:\n" + console.clean(traceback.format_exc())
+    return Failure(BUG, words, "please report it", rule="bug")
 
 
 def garbage_failure(text: str) -> Failure:
@@ -4223,7 +4305,7 @@ class Call:
         except OSError as error:
             return unwritten(error)
         except Exception:
-            return bug_failure()
+            return bug_failure(self.console)
         return None
 
     def _end_of_chat(self) -> Documents:
@@ -4244,7 +4326,7 @@ class Call:
         if not document.cut and "sequence_number" in document.value:
             self.sequence = max(self.sequence, number_of(document.value["sequence_number"], -1))
         if document.name == "garbage":
-            self.trouble(garbage_failure(document.value["text"]))
+            self.trouble(garbage_failure(self.console.clean(document.value["text"])))
         elif document.name == "done":
             self.reply.over = True
         else:
@@ -4273,6 +4355,7 @@ class Call:
 
     def trouble(self, failure: Failure) -> None:
         """Notes what is wrong with a reply."""
+        failure.message = self.console.said(failure.message, MOST_SAID)
         if len(self.result.troubles) < MOST_TROUBLES:
             self.result.troubles.append(failure)
 
@@ -4361,18 +4444,18 @@ class Call:
                 return lifted
             earlier = lifted
         assert earlier
-        words = f"the picture at {url[:500]} is cut short: {earlier.cut}"
+        words = f"the picture at {self.console.said(url, 500)} is cut short: {earlier.cut}"
         self.trouble(Failure(UNREADABLE, words, "fetch it yourself"))
         return earlier
 
     def fetch(self, url: str, own: bool, lifted: Lifted) -> Outcome:
         """Writes what a URL holds, over http or https only, and notes if it is cut; returns why it cannot be had."""
-        hint = "ask for the picture itself with --response-format b64_json"
+        hint, shown = "ask for the picture itself with --response-format b64_json", self.console.said(url, 500)
         if not is_web(url):
-            words = f"the reply names its picture by {url[:200]!r}, which is no http or https URL"
+            words = f"the reply names its picture by {shown!r}, which is no http or https URL"
             return Failure(UNREADABLE, words, hint)
         if self.offline:
-            return Failure(UNREADABLE, f"the reply holds a URL and no picture: {url[:500]}", "fetch it yourself")
+            return Failure(UNREADABLE, f"the reply holds a URL and no picture: {shown}", "fetch it yourself")
         try:
             reply = self.open_picture(url, own)
             reply.stop = self.stop
@@ -4381,12 +4464,12 @@ class Call:
             reply.close()
             lifted.cut = reply.fault.message if reply.fault else ""
         except Failure as failure:
-            words = f"the picture at {url[:500]} cannot be fetched: {failure.message}"
+            words = f"the picture at {shown} cannot be fetched: {failure.message}"
             return Failure(NETWORK, words, hint if own else failure.hint)
         except KeyboardInterrupt:
             self.stop.requested = True
         if self.stop.requested and not lifted.looks_whole():
-            return Failure(INTERRUPTED, f"the picture at {url[:500]} was not fetched to its end")
+            return Failure(INTERRUPTED, f"the picture at {shown} was not fetched to its end")
         return lifted.trouble
 
     def open_picture(self, url: str, own: bool) -> Reply:
@@ -4685,7 +4768,8 @@ def convert_input(context: Context, given: InputPicture, route: str) -> InputPic
     with context.temp_files.create(spare_folder(), ".png") as file:
         target = file.name
     context.progress.phase("converting", path=given.shown)
-    converter = convert_to_png(os.path.abspath(given.text), target, context.environ)
+    environ = {name: value for name, value in context.environ.items() if context.console.clean(value) == value}
+    converter = convert_to_png(os.path.abspath(given.text), target, environ)
     if not converter:
         return given
     context.console.warn(f"{given.shown}: converted from {given.picture.format} to png with {converter}")
@@ -4757,7 +4841,7 @@ def call(context: Context, settings: Settings, positional: str | None) -> None:
     settings = checked.settings
     broken = (found for check in CHECKS for found in check(checked))
     enforce([*settings.problems, *broken], bool(settings.get("no-validate")), context.console)
-    refuse_stolen_key(settings, context.dotenv)
+    check_pair(settings, context)
     names = output_names(settings, expected_pictures(checked))
     dry = bool(settings.get("dry-run") or settings.get("curl"))
     outputs = names.planned(settings.get("partial-images") or 0 if settings.get("stream") else 0)
@@ -4804,7 +4888,7 @@ def read_session(target: str, settings: Settings) -> Json:
 def resume(context: Context, settings: Settings, target: str | None) -> None:
     """Collects a background response, from this machine or another, or cancels it."""
     enforce(settings_problems(settings), False, context.console)
-    refuse_stolen_key(settings, context.dotenv)
+    check_pair(settings, context)
     session, result = read_session(target or "", settings), context.result
     if session.get("output") and not settings.get("output"):
         settings = settings.changed("output", session["output"], "session file")
@@ -5010,7 +5094,7 @@ def config(context: Context, settings: Settings, _: str | None) -> None:
     elif shell:
         console.print(completion_script(shell))
     else:
-        refuse_stolen_key(settings, context.dotenv)
+        check_pair(settings, context)
         show = check_endpoint if settings.get("check") else show_settings
         show(context, settings)
 
@@ -5119,8 +5203,7 @@ def refuse_argument(command: str, word: str) -> None:
         hint = "put the prompt into quotes"
     else:
         hint = f"see {command} --help"
-    shown = "sk-…" if word.startswith("sk-") else word  # a key in the wrong place
-    raise Failure(USAGE, f"{shown!r} is one word too many", hint, rule="usage")
+    raise Failure(USAGE, f"{word!r} is one word too many", hint, rule="usage")
 
 
 def refuse_option(command: str, name: str) -> None:
@@ -5133,7 +5216,8 @@ def refuse_option(command: str, name: str) -> None:
         hint = f"it belongs to {', '.join(others)}"
     else:
         hint = did_you_mean(name, known) or f"see {command} --help"
-    raise Failure(USAGE, f"{name} is no option of {command}", hint, rule="unknown-option")
+    shown = name if name.startswith("--") else name[:2]  # behind the letter of an option a key may stand
+    raise Failure(USAGE, f"{shown} is no option of {command}", hint, rule="unknown-option")
 
 
 def refuse_command(word: str, argv: list[str]) -> None:
@@ -5145,7 +5229,8 @@ def refuse_command(word: str, argv: list[str]) -> None:
         hint = f'make a picture with: gpt_image.py generations "{word}"'
     else:
         hint = did_you_mean(word, COMMANDS) or f"one of {', '.join(COMMANDS)}; see --help"
-    raise Failure(USAGE, f"{word!r} is no command" if word else "no command is given", hint, rule="command")
+    shown = word.partition("=")[0] if word.startswith("-") else word
+    raise Failure(USAGE, f"{shown!r} is no command" if word else "no command is given", hint, rule="command")
 
 
 def parse(argv: list[str]) -> tuple[str, dict[str, Any], str | None]:
@@ -5198,7 +5283,7 @@ def say_failure(error: Json, console: Console) -> None:
 def say_result(found: Json, console: Console) -> None:
     """Prints the saved paths, and says what else is worth a line to a person."""
     if found["text"]:
-        console.say(found["text"])
+        console.say("| " + found["text"].replace("\n", "\n| "))  # no line of it can pass for one of ours
     if found["cost"]:
         console.tell("cost: {usd:.4f} USD at the prices of {prices_of}".format(**found["cost"]))
     if found["images"]:
@@ -5208,12 +5293,11 @@ def say_result(found: Json, console: Console) -> None:
 def run_command(context: Context, argv: list[str]) -> None:
     """Parses, resolves and runs; what goes wrong leaves as Failure."""
     console, environ = context.console, context.environ
-    console.hide(*(Secret(environ.get(name, "")) for name in KEY_NAMES))  # before any error
+    typed_keys = re.findall(KEY_FORM, "\n".join(argv))
+    console.hide(*map(Secret, typed_keys), *(Secret(environ.get(name, "")) for name in KEY_NAMES))  # before any error
     command, typed, argument = parse(argv)
     console.quiet = bool(typed.get("quiet"))
-    dotenv = find_dotenv(typed, environ, console)
-    settings = resolve(command, typed, environ, dotenv)
-    hide_secrets(settings, typed, environ, dotenv, console)
+    settings, dotenv = settings_in_force(command, typed, context)
     with Progress(console, settings.get("progress", "none"), context.progress.clock) as progress:
         context = context._replace(dotenv=dotenv, progress=progress)
         COMMANDS[command].run(context, settings, argument)
@@ -5231,7 +5315,7 @@ def run(context: Context, argv: list[str]) -> int:
     except KeyboardInterrupt:
         failure = Failure(INTERRUPTED, "interrupted", may_be_billed=result.may_be_billed)
     except Exception:
-        failure = bug_failure()
+        failure = bug_failure(console)
     context.stop.armed = True  # everything is on disk
     try:
         if failure or not result.reported:
@@ -5288,7 +5372,7 @@ def main(
     with Stop() as stop, TempFiles() as temp_files:
         transport = transport or functools.partial(send, stop=stop)
         quiet = Progress(console, "none", clock)
-        result, sleep = Result(argv[0] if argv else ""), sleep or stop.sleep
+        result, sleep = Result(next(filter(COMMANDS.get, argv[:1]), "")), sleep or stop.sleep
         context = Context(console, stdin, environ, Dotenv(), transport, sleep, stop, temp_files, quiet, result)
         return run(context, argv)
 

@@ -699,7 +699,7 @@ class ConfigShowsAndWrites(CommandTest):
 
     def test_it_shows_each_setting_with_its_source_and_no_key(self) -> None:
         Path(".env").write_text("OPENAI_IMAGE_SIZE=auto\n")
-        ran = self.run_main("config", env={"OPENAI_IMAGE_QUALITY": "low"})
+        ran = self.run_main("config", "--env-file", ".env", env={"OPENAI_IMAGE_QUALITY": "low"})
         self.assertEqual((ran.code, ran.json["ok"], ran.json["env_file"]), (0, True, ".env"))
         text = json.dumps(ran.json)
         for value, source in (("auto", ".env line 1"), ("low", "environment OPENAI_IMAGE_QUALITY"),

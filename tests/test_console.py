@@ -79,8 +79,8 @@ class SecretsAreHidden(unittest.TestCase):
     def test_secrets_that_overlap_are_blotted_out_whole(self) -> None:
         draw = random.Random(8)
         for _ in range(300):
-            secrets = tuple("".join(draw.choices("ab", k=draw.randint(6, 9))) for _ in range(3))
-            data = "".join(draw.choices("ab", k=60)).encode() + secrets[0].encode()
+            secrets = tuple("".join(draw.choices("ab", k=draw.randint(16, 20))) for _ in range(3))
+            data = "".join(draw.choices("ab", k=120)).encode() + secrets[0].encode()
             cuts = [0, *sorted(draw.choices(range(len(data)), k=draw.randint(0, 12))), len(data)]
             blocks = [data[start:end] for start, end in zip(cuts, cuts[1:])]
             self.assertEqual(b"".join(hiding(*secrets).cleaned(blocks)), blotted(data, secrets), (secrets, blocks))

@@ -82,7 +82,7 @@ class ElsewhereTest(ProgramTest):
     def test_a_path_that_asks_for_the_key_gets_it_and_no_other_place_does(self) -> None:
         for status in (401, 403):
             ran, transport = self.call({"data": [{"url": "/a.png"}]}, reply({}, status), reply(PICTURE))
-            self.assertEqual((ran.code, str(dict(transport.requests[2].headers)["Authorization"])), (0, "***"), ran.err)
+            self.assertEqual((ran.code, str(dict(transport.requests[2].headers)["Authorization"])), (0, "Bearer ***"), ran.err)
             self.assertEqual(transport.requests[2].url, "https://gateway.example/a.png")
         for url in ("https://gateway.example/a.png", "https://gateway.example:444/a.png", "//other.example/a.png", "http:a.png"):
             with self.subTest(url):

@@ -244,7 +244,7 @@ class GenerationsTest(RequestTest):
             (sent.request.method, sent.request.url), ("POST", "https://api.openai.com/v1/images/generations")
         )
         self.assertEqual(sent.header("Content-Type"), "application/json")
-        self.assertEqual(sent.header("Authorization"), KEY)
+        self.assertEqual(sent.header("Authorization"), f"Bearer {KEY}")
 
     def test_each_option_lands_in_its_field_with_its_type(self) -> None:
         for options, fields in (*DRAWING, *CALLING, *TOP, ("--style vivid", {"style": "vivid"})):
@@ -676,7 +676,7 @@ class ExtraJsonTest(RequestTest):
                         self.assertIn(ran.code, (0, 2), ran.err[-300:])
 
     def test_what_is_no_object_is_refused(self) -> None:
-        for text in ("[]", "5", "{", "@missing.json", "null", '"x"', ""):
+        for text in ("[]", "5", "{", "@missing.json", "null", '"x"'):
             with self.subTest(text):
                 self.assertEqual(self.run_main("generations", "x", "--extra-json", text, "--dry-run").code, 2)
 

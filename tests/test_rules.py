@@ -383,7 +383,7 @@ class WrongRequestsAreRefused(RulesTest):
 
     def test_a_refusal_names_the_source_of_the_value(self) -> None:
         Path(".env").write_text("\nOPENAI_IMAGE_QUALITY=best\n")
-        ran = self.try_line("generations x --n 0", env={"OPENAI_IMAGE_SIZE": "5x5"})
+        ran = self.try_line("generations x --n 0 --env-file .env", env={"OPENAI_IMAGE_SIZE": "5x5"})
         messages = [found["message"] for found in ran.error["problems"]]
         self.assertTrue(any(text.startswith(".env line 2: OPENAI_IMAGE_QUALITY: best") for text in messages), messages)
         self.assertTrue(any(text.startswith("environment: OPENAI_IMAGE_SIZE: 5x5") for text in messages), messages)

@@ -255,7 +255,7 @@ class DotenvIsRead(SettingsTest):
         with mock.patch.object(FakeTransport, "__call__", autospec=True, side_effect=KeyboardInterrupt) as sent:
             self.run_main("generations", "x", transport=transport, env={"OPENAI_API_KEY": ""})
         headers = dict(sent.call_args[0][1].headers)
-        self.assertEqual(headers["Authorization"].reveal(), "sk-abc#def-0123456789")
+        self.assertEqual(headers["Authorization"].reveal(), "Bearer sk-abc#def-0123456789")
 
     def test_a_line_that_is_not_understood_is_a_warning_with_its_number_and_is_not_shown(self) -> None:
         for line in ("no equals sign", "OPENAI_IMAGE_USER='ann", 'OPENAI_IMAGE_USER="ann', "1A=b", "A-B=c", "=xyz",
@@ -471,7 +471,7 @@ class KeysAreChecked(SettingsTest):
             ) as sent:
                 ran = self.run_main("generations", "x", env={"OPENAI_API_KEY": key})
                 self.assertEqual(ran.code, 130, ran.err)
-                self.assertEqual(dict(sent.call_args[0][1].headers)["Authorization"].reveal(), KEY)
+                self.assertEqual(dict(sent.call_args[0][1].headers)["Authorization"].reveal(), f"Bearer {KEY}")
 
     def test_a_key_of_blanks_is_none(self) -> None:
         ran = self.run_main("generations", "x", env={"OPENAI_API_KEY": "   "})
