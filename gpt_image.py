@@ -2498,11 +2498,14 @@ def form_fields(name: str, value: Any) -> Iterator[tuple[str, str]]:
 
 
 FIELD_STYLES = {"brackets": "image[]", "simple": "image", "indexed": "image[{}]"}
+# https://html.spec.whatwg.org/multipage/form-control-infrastructure.html#multipart-form-data
+FORM_ESCAPES = str.maketrans({'"': "%22", "\r": "%0D", "\n": "%0A"})
 
 
 def file_row(name: str, given: InputPicture) -> Json:
     """Returns what a dry run shows of a file in a form."""
-    base = os.path.basename(given.shown)
+    # Of a backslash, a control character and a byte that is not UTF-8 each server makes something else, or nothing.
+    base = re.sub(rf"[\x00-\x1f\\]|{UNPRINTABLE}", "_", os.path.basename(given.shown).translate(FORM_ESCAPES))
     if os.path.normpath(given.text) != given.shown:  # another file was made of it
         base = os.path.splitext(base)[0] + ".png"
     kind = content_type(given)
@@ -2521,11 +2524,9 @@ def form_files(checked: Checked) -> Iterator[tuple[Json, Part]]:
 
 def part_head(row: Json) -> str:
     """Returns the head of a part of a form, by the row that a dry run shows."""
-    # https://html.spec.whatwg.org/multipage/form-control-infrastructure.html#multipart-form-data
-    escapes = str.maketrans({'"': "%22", "\r": "%0D", "\n": "%0A"})
-    head = f'Content-Disposition: form-data; name="{row["name"].translate(escapes)}"'
+    head = f'Content-Disposition: form-data; name="{row["name"].translate(FORM_ESCAPES)}"'
     if "path" in row:
-        head += f'; filename="{row["filename"].translate(escapes)}"\r\nContent-Type: {row["content_type"]}'
+        head += f'; filename="{row["filename"]}"\r\nContent-Type: {row["content_type"]}'
     return f"{head}\r\n\r\n"
 
 
@@ -2537,8 +2538,7 @@ def form_request(checked: Checked, tree: Json) -> tuple[Body, Rows]:
     texts += [("mask", "auto")] * any(given.kind == "auto" for given in checked.inputs)
     rows += [({"name": name, "value": text}, Part(text.encode())) for name, text in texts]
     for row, content in rows:
-        head = f"--{boundary}\r\n{part_head(row)}".encode("utf-8", "surrogateescape")
-        parts += [Part(head), content, Part(b"\r\n")]
+        parts += [Part(f"--{boundary}\r\n{part_head(row)}".encode()), content, Part(b"\r\n")]
     parts.append(Part(f"--{boundary}--\r\n".encode()))
     return Body(parts, f"multipart/form-data; boundary={boundary}"), [row for row, _ in rows]
 
