@@ -5084,12 +5084,11 @@ def build_parser(command: str, table: tuple[Option, ...]) -> Parser:
 
 def overview() -> str:
     """Returns the help of the program as a whole."""
-    title = (__doc__ or "").partition("\n")[0]
     commands = "\n".join(f"  {name:<12} {row.summary}" for name, row in COMMANDS.items())
     examples = "\n".join(f"  gpt_image.py {row.example}" for row in COMMANDS.values())
     return f"""usage: gpt_image.py COMMAND [options]
 
-{title}
+Make and edit pictures with the GPT Image models of OpenAI or of any gateway.
 
 {commands}
 

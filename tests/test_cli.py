@@ -120,6 +120,11 @@ class HelpIsWhatAPersonNeeds(CommandTest):
             self.assertRegex(text, rf"(?m)^  {name} +\S")
             self.assertIn(command.example.split(" --")[0], text)
 
+    def test_the_overview_says_what_this_is_without_docstrings_too(self) -> None:
+        title = (gpt_image.__doc__ or "").partition("\n")[0]
+        with mock.patch.object(gpt_image, "__doc__", None):  # as under -OO
+            self.assertIn(f"\n\n{title}\n\n", self.run_main("--help").out)
+
     def test_each_option_of_the_contract_is_in_the_help_of_its_route(self) -> None:
         for route in ROUTES:
             text = self.help(route)
