@@ -2577,33 +2577,44 @@ def build_request(checked: Checked) -> Request:
     return Request("POST", api_url(settings, path), headers, body, None if form else body.shown(), rows)
 
 
-def shown_headers(headers: list[Header]) -> dict[str, str]:
-    """Returns headers as a dry run shows them, secrets as `***`."""
-    return {name: f"Bearer {value}" if name.lower() == "authorization" else str(value) for name, value in headers}
+def own_scheme(settings: Settings, name: str) -> str:
+    """Returns what stands before our key in its header; a header of the user's own is sent as it was given."""
+    return "Bearer " if name == "Authorization" and not brings_key(settings) else ""
 
 
 def shell_quoted(text: str) -> str:
-    """Returns a word quoted for a POSIX shell."""
+    """Returns a word quoted for a POSIX shell; a byte that is not UTF-8 as an escape, since no terminal takes it."""
     from shlex import quote
 
-    return quote(text)
+    def octal(byte: re.Match[str]) -> str:
+        return f"\\0{ord(byte[0]) & 0xFF:03o}"
+
+    escaped, found = re.subn("[\udc80-\udcff]", octal, text.replace("\\", "\\\\"))
+    return f'"$(printf %b {quote(escaped)})"' if found else quote(text)
 
 
-def curl_header(name: str, value: str | Secret) -> str:
-    """Returns a header for a shell; a secret comes from a variable."""
+def curl_header(settings: Settings, name: str, value: str | Secret) -> str:
+    """Returns a header for a shell; a secret comes from the variable that holds it, or from one to be set first."""
     if not isinstance(value, Secret):
-        return shell_quoted(f"{name}: {value}")
-    ours = name.lower() == "authorization"
-    variable = "OPENAI_API_KEY" if ours else "_" + re.sub("[^A-Z0-9]", "_", name.upper())
-    return shell_quoted(f"{name}: {'Bearer ' * ours}") + f'"${variable}"'
+        text = value.encode("latin-1").decode("utf-8", "surrogateescape")  # the bytes that the transport sends
+        return shell_quoted(f"{name}: {text}" if text else f"{name};")
+    scheme, source = own_scheme(settings, name), Source(TYPED)
+    if scheme:
+        unset = Source(VARIABLE, settings.get("api-key-env") or "OPENAI_API_KEY")
+        source = settings.rows["api-key"].source if settings.get("api-key") else unset
+    variable = source.name
+    if source.kind != VARIABLE or not re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", variable):
+        # A name of its own, since a shell may hold another key under the usual one.
+        variable = f"{{_{re.sub('[^A-Z0-9]', '_', name.upper())}:?set it to the secret from the {source.kind}}}"
+    return shell_quoted(f"{name}: {scheme}") + f'"${variable}"'
 
 
-def curl_field(row: Json) -> str:
+def curl_field(row: Json, part: Part) -> str:
     """Returns a field of a form for a shell."""
-    if "path" not in row:
+    if not part.path:
         return f"--form-string {shell_quoted(row['name'] + '=' + row['value'])}"
-    path, name = (re.sub(r'(["\\])', r"\\\1", row[key]) for key in ("path", "filename"))
-    return "-F " + shell_quoted(f'{row["name"]}=@"{path}";type={row["content_type"]};filename="{name}"')
+    path = re.sub(r'["\\]', r"\\\g<0>", os.path.join(".", part.path))  # to curl, `-` alone is the standard input
+    return "-F " + shell_quoted(f'{row["name"]}=@"{path}";type={row["content_type"]};filename="{row["filename"]}"')
 
 
 def curl_piece(part: Part) -> str:
@@ -2613,15 +2624,18 @@ def curl_piece(part: Part) -> str:
     return f"printf '%s' {shell_quoted(part.data.decode())}"
 
 
-def curl_command(request: Request) -> str:
+def curl_command(settings: Settings, request: Request) -> str:
     """Returns a command for a POSIX shell that makes the same request."""
     skipped = ("content-length", "content-type" if request.form else "")
-    words = [f"curl -sS -X {request.method} {shell_quoted(request.url)}"]
-    words += [f"-H {curl_header(name, value)}" for name, value in request.headers if name.lower() not in skipped]
-    words += ["-H 'Expect:'", *map(curl_field, request.form or [])]
-    before = ""
-    if request.body and not request.form:
-        before = "{ " + "; ".join(map(curl_piece, request.body.parts)) + "; } | "
+    headers = [header for header in request.headers if header[0].lower() not in skipped]
+    parts, before = request.body.parts if request.body else [], ""
+    words = [f"curl -sS -g --path-as-is -X {request.method} {shell_quoted(request.url)}"]
+    words += [f"-H {curl_header(settings, *header)}" for header in headers]
+    words.append("-H 'Expect:'")
+    if request.form:
+        words += map(curl_field, request.form, parts[1::3])  # head, content, line end
+    else:
+        before = "{ " + "; ".join(map(curl_piece, filter(Part.length, parts))) + "; } | "
         words.append("--data-binary @-")
     return before + " \\\n  ".join(words)
 
@@ -4737,13 +4751,19 @@ def make_call(context: Context, checked: Checked, names: OutputNames, request: R
 
 def show_request(context: Context, checked: Checked, request: Request, outputs: list[str]) -> None:
     """Prints what would be sent: the dry run, or a curl command."""
-    if checked.settings.get("curl"):
-        context.console.print(curl_command(request))
+    settings = checked.settings
+    if settings.get("curl"):
+        for given in checked.inputs:
+            if given.text in context.temp_files.files:
+                words = f"--curl: {given.shown} is converted for a call, and what is made of it is gone afterwards"
+                raise Failure(USAGE, words, "convert it to png, and name that file", rule="curl-converted")
+        context.console.print(curl_command(settings, request))
         return
     context.console.print_json({
         "dry_run": True, "route": checked.command, "method": request.method, "url": request.url,
-        "headers": shown_headers(request.headers), "body": request.tree, "form": request.form, "outputs": outputs,
-        "settings": shown_settings(checked.settings), "estimate": estimate(checked),
+        "headers": {name: f"{own_scheme(settings, name)}{value}" for name, value in request.headers},
+        "body": request.tree, "form": request.form, "outputs": outputs,
+        "settings": shown_settings(settings), "estimate": estimate(checked),
         "warnings": context.console.warnings,
     })  # fmt: skip
 

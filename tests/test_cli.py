@@ -564,9 +564,7 @@ class CurlCommandsRun(CommandTest):
         headers = ("--header", "X-Note: it's \"here\"", "--header", "X-Auth-Token: tok-0123456789", "--project", "p-1")
         ran = self.run_main("generations", "x", *headers, "--curl", gateway=self.refuser)
         self.assertNotIn("tok-0123456789", ran.out)
-        names = re.findall(r"\$([A-Z_]+)", ran.out)
-        own = next(name for name in names if name != "OPENAI_API_KEY")
-        self.compare("generations", "x", *headers, "--output", "o.png", env={own: "tok-0123456789"})
+        self.compare("generations", "x", *headers, "--output", "o.png", env={"_X_AUTH_TOKEN": "tok-0123456789"})
 
     def test_a_mask_made_of_boxes_is_sent_too(self) -> None:
         for output in ("o.png", "out/o.png"):
