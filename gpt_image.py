@@ -4113,12 +4113,23 @@ class Result(Tries):
         return "\n".join(self.texts.values()) or "".join(self.deltas) or None
 
 
-def program() -> str:
-    """Returns how this program was called, for commands that can be pasted."""
+def pasted(word: str) -> str:
+    """Returns a word as it can be pasted into the shell of the system: a POSIX one, or both cmd.exe and PowerShell."""
+    if os.name != "nt":
+        return shell_quoted(word)
+    if re.fullmatch(r"(--)?\w[\w.:\\/-]*", word):
+        return word
+    # No file name holds a straight quote. PowerShell, not cmd.exe, expands $ and `, and takes “ for a quote as well.
+    return '"' + re.sub("[$`“”„]", r"`\g<0>", word.replace('"', "")) + '"'
+
+
+def program(*words: str) -> str:
+    """Returns a command of this program, called as it was called here, that can be pasted."""
     name = os.path.basename(sys.argv[0])
+    start = ["gpt-image" if name.startswith("gpt-image") else "gpt_image.py"]
     if name == "gpt_image.py":
-        return f"{'python' if os.name == 'nt' else 'python3'} {shell_quoted(sys.argv[0])}"
-    return "gpt-image" if name.startswith("gpt-image") else "gpt_image.py"
+        start = ["python" if os.name == "nt" else "python3", sys.argv[0]]
+    return " ".join(map(pasted, (*start, *words)))
 
 
 def bug_failure() -> Failure:
@@ -4522,7 +4533,7 @@ class Call:
 
     def resume_command(self) -> str:
         """Returns the command that collects the response later."""
-        return f"{program()} resume {shell_quoted(self.result.session_file or str(self.result.facts.get('id')))}"
+        return program("resume", self.result.session_file or str(self.result.facts.get("id")))
 
     def write_session(self) -> None:
         """Writes the session file of a background response as soon as its id is known, before the first poll."""
@@ -4624,8 +4635,8 @@ class Call:
         if failure and resumable:
             failure.details["recovery"] = self.resume_command()
         elif failure and result.saved_response and self.extractable(failure):
-            output = shell_quoted(self.names.beside("-recovered" + self.names.suffix))
-            command = f"{program()} extract {shell_quoted(result.saved_response)} --output {output}"
+            output = self.names.beside("-recovered" + self.names.suffix)
+            command = program("extract", result.saved_response, "--output", output)
             failure.details["recovery"] = command
             console.say(f"what was received is kept; to take the pictures out of it: {command}")
         if failure:
