@@ -2578,11 +2578,14 @@ def form_fields(name: str, value: Any) -> Iterator[tuple[str, str]]:
 
 
 FIELD_STYLES = {"brackets": "image[]", "simple": "image", "indexed": "image[{}]"}
+# https://html.spec.whatwg.org/multipage/form-control-infrastructure.html#multipart-form-data
+FORM_ESCAPES = str.maketrans({'"': "%22", "\r": "%0D", "\n": "%0A"})
 
 
 def file_row(name: str, given: InputPicture) -> Json:
     """Returns what a dry run shows of a file in a form."""
-    base = os.path.basename(given.shown)
+    # Of a backslash, a control character and a byte that is not UTF-8 each server makes something else, or nothing.
+    base = re.sub(rf"[\x00-\x1f\\]|{UNPRINTABLE}", "_", os.path.basename(given.shown).translate(FORM_ESCAPES))
     if os.path.normpath(given.text) != given.shown:  # another file was made of it
         base = os.path.splitext(base)[0] + ".png"
     kind = content_type(given)
@@ -2601,11 +2604,9 @@ def form_files(checked: Checked) -> Iterator[tuple[Json, Part]]:
 
 def part_head(row: Json) -> str:
     """Returns the head of a part of a form, by the row that a dry run shows."""
-    # https://html.spec.whatwg.org/multipage/form-control-infrastructure.html#multipart-form-data
-    escapes = str.maketrans({'"': "%22", "\r": "%0D", "\n": "%0A"})
-    head = f'Content-Disposition: form-data; name="{row["name"].translate(escapes)}"'
+    head = f'Content-Disposition: form-data; name="{row["name"].translate(FORM_ESCAPES)}"'
     if "path" in row:
-        head += f'; filename="{row["filename"].translate(escapes)}"\r\nContent-Type: {row["content_type"]}'
+        head += f'; filename="{row["filename"]}"\r\nContent-Type: {row["content_type"]}'
     return f"{head}\r\n\r\n"
 
 
@@ -2617,8 +2618,7 @@ def form_request(checked: Checked, tree: Json) -> tuple[Body, Rows]:
     texts += [("mask", "auto")] * any(given.kind == "auto" for given in checked.inputs)
     rows += [({"name": name, "value": text}, Part(text.encode())) for name, text in texts]
     for row, content in rows:
-        head = f"--{boundary}\r\n{part_head(row)}".encode("utf-8", "surrogateescape")
-        parts += [Part(head), content, Part(b"\r\n")]
+        parts += [Part(f"--{boundary}\r\n{part_head(row)}".encode()), content, Part(b"\r\n")]
     parts.append(Part(f"--{boundary}--\r\n".encode()))
     return Body(parts, f"multipart/form-data; boundary={boundary}"), [row for row, _ in rows]
 
@@ -2657,33 +2657,39 @@ def build_request(checked: Checked) -> Request:
     return Request("POST", api_url(settings, path), headers, body, None if form else body.shown(), rows)
 
 
-def shown_headers(headers: list[Header]) -> dict[str, str]:
-    """Returns headers as a dry run shows them, secrets as `***`."""
-    return {name: str(value) for name, value in headers}
-
-
 def shell_quoted(text: str) -> str:
-    """Returns a word quoted for a POSIX shell."""
+    """Returns a word quoted for a POSIX shell; a byte that is not UTF-8 as an escape, since no terminal takes it."""
     from shlex import quote
 
-    return quote(text)
+    def octal(byte: re.Match[str]) -> str:
+        return f"\\0{ord(byte[0]) & 0xFF:03o}"
+
+    escaped, found = re.subn("[\udc80-\udcff]", octal, text.replace("\\", "\\\\"))
+    return f'"$(printf %b {quote(escaped)})"' if found else quote(text)
 
 
-def curl_header(name: str, value: str | Secret) -> str:
-    """Returns a header for a shell; a secret comes from a variable."""
+def curl_header(settings: Settings, name: str, value: str | Secret) -> str:
+    """Returns a header for a shell; a secret comes from the variable that holds it, or from one to be set first."""
     if not isinstance(value, Secret):
-        return shell_quoted(f"{name}: {value}")
-    ours = name.lower() == "authorization"
-    variable = "OPENAI_API_KEY" if ours else "_" + re.sub("[^A-Z0-9]", "_", name.upper())
-    return shell_quoted(f"{name}: {'Bearer ' * ours}") + f'"${variable}"'
+        text = value.encode("latin-1").decode("utf-8", "surrogateescape")  # the bytes that the transport sends
+        return shell_quoted(f"{name}: {text}" if text else f"{name};")
+    source = Source(TYPED)
+    if value.scheme:
+        unset = Source(VARIABLE, settings.get("api-key-env") or "OPENAI_API_KEY")
+        source = settings.rows["api-key"].source if settings.get("api-key") else unset
+    variable = source.name
+    if source.kind != VARIABLE:
+        # A name of its own, since a shell may hold another key under the usual one.
+        variable = f"{{_{re.sub('[^A-Z0-9]', '_', name.upper())}:?set it to the secret from the {source.kind}}}"
+    return shell_quoted(f"{name}: {value.scheme}") + f'"${variable}"'
 
 
-def curl_field(row: Json) -> str:
+def curl_field(row: Json, part: Part) -> str:
     """Returns a field of a form for a shell."""
-    if "path" not in row:
+    if not part.path:
         return f"--form-string {shell_quoted(row['name'] + '=' + row['value'])}"
-    path, name = (re.sub(r'(["\\])', r"\\\1", row[key]) for key in ("path", "filename"))
-    return "-F " + shell_quoted(f'{row["name"]}=@"{path}";type={row["content_type"]};filename="{name}"')
+    path = re.sub(r'["\\]', r"\\\g<0>", os.path.join(".", part.path))  # to curl, `-` alone is the standard input
+    return "-F " + shell_quoted(f'{row["name"]}=@"{path}";type={row["content_type"]};filename="{row["filename"]}"')
 
 
 def curl_piece(part: Part) -> str:
@@ -2693,15 +2699,18 @@ def curl_piece(part: Part) -> str:
     return f"printf '%s' {shell_quoted(part.data.decode())}"
 
 
-def curl_command(request: Request) -> str:
+def curl_command(settings: Settings, request: Request) -> str:
     """Returns a command for a POSIX shell that makes the same request."""
     skipped = ("content-length", "content-type" if request.form else "")
-    words = [f"curl -sS -X {request.method} {shell_quoted(request.url)}"]
-    words += [f"-H {curl_header(name, value)}" for name, value in request.headers if name.lower() not in skipped]
-    words += ["-H 'Expect:'", *map(curl_field, request.form or [])]
-    before = ""
-    if request.body and not request.form:
-        before = "{ " + "; ".join(map(curl_piece, request.body.parts)) + "; } | "
+    headers = [header for header in request.headers if header[0].lower() not in skipped]
+    parts, before = request.body.parts if request.body else [], ""
+    words = [f"curl -sS -g --path-as-is -X {request.method} {shell_quoted(request.url)}"]
+    words += [f"-H {curl_header(settings, *header)}" for header in headers]
+    words.append("-H 'Expect:'")
+    if request.form:
+        words += map(curl_field, request.form, parts[1::3])  # head, content, line end
+    else:
+        before = "{ " + "; ".join(map(curl_piece, filter(Part.length, parts))) + "; } | "
         words.append("--data-binary @-")
     return before + " \\\n  ".join(words)
 
@@ -4180,12 +4189,23 @@ class Result(Tries):
         return "\n".join(self.texts.values()) or "".join(self.deltas) or None
 
 
-def program() -> str:
-    """Returns how this program was called, for commands that can be pasted."""
+def pasted(word: str) -> str:
+    """Returns a word as it can be pasted into the shell of the system: a POSIX one, or both cmd.exe and PowerShell."""
+    if os.name != "nt":
+        return shell_quoted(word)
+    if re.fullmatch(r"(--)?\w[\w.:\\/-]*", word):
+        return word
+    # No file name holds a straight quote. PowerShell, not cmd.exe, expands $ and `, and takes “ for a quote as well.
+    return '"' + re.sub("[$`“”„]", r"`\g<0>", word.replace('"', "")) + '"'
+
+
+def program(*words: str) -> str:
+    """Returns a command of this program, called as it was called here, that can be pasted."""
     name = os.path.basename(sys.argv[0])
+    start = ["gpt-image" if name.startswith("gpt-image") else "gpt_image.py"]
     if name == "gpt_image.py":
-        return f"{'python' if os.name == 'nt' else 'python3'} {shell_quoted(sys.argv[0])}"
-    return "gpt-image" if name.startswith("gpt-image") else "gpt_image.py"
+        start = ["python" if os.name == "nt" else "python3", sys.argv[0]]
+    return " ".join(map(pasted, (*start, *words)))
 
 
 def bug_failure(console: Console) -> Failure:
@@ -4591,7 +4611,7 @@ class Call:
 
     def resume_command(self) -> str:
         """Returns the command that collects the response later."""
-        return f"{program()} resume {shell_quoted(self.result.session_file or str(self.result.facts.get('id')))}"
+        return program("resume", self.result.session_file or str(self.result.facts.get("id")))
 
     def write_session(self) -> None:
         """Writes the session file of a background response as soon as its id is known, before the first poll."""
@@ -4693,8 +4713,8 @@ class Call:
         if failure and resumable:
             failure.details["recovery"] = self.resume_command()
         elif failure and result.saved_response and self.extractable(failure):
-            output = shell_quoted(self.names.beside("-recovered" + self.names.suffix))
-            command = f"{program()} extract {shell_quoted(result.saved_response)} --output {output}"
+            output = self.names.beside("-recovered" + self.names.suffix)
+            command = program("extract", result.saved_response, "--output", output)
             failure.details["recovery"] = command
             console.say(f"what was received is kept; to take the pictures out of it: {command}")
         if failure:
@@ -4821,13 +4841,19 @@ def make_call(context: Context, checked: Checked, names: OutputNames, request: R
 
 def show_request(context: Context, checked: Checked, request: Request, outputs: list[str]) -> None:
     """Prints what would be sent: the dry run, or a curl command."""
-    if checked.settings.get("curl"):
-        context.console.print(curl_command(request))
+    settings = checked.settings
+    if settings.get("curl"):
+        for given in checked.inputs:
+            if given.text in context.temp_files.files:
+                words = f"--curl: {given.shown} is converted for a call, and what is made of it is gone afterwards"
+                raise Failure(USAGE, words, "convert it to png, and name that file", rule="curl-converted")
+        context.console.print(curl_command(settings, request))
         return
     context.console.print_json({
         "dry_run": True, "route": checked.command, "method": request.method, "url": request.url,
-        "headers": shown_headers(request.headers), "body": request.tree, "form": request.form, "outputs": outputs,
-        "settings": shown_settings(checked.settings), "estimate": estimate(checked),
+        "headers": {name: str(value) for name, value in request.headers},
+        "body": request.tree, "form": request.form, "outputs": outputs,
+        "settings": shown_settings(settings), "estimate": estimate(checked),
         "warnings": context.console.warnings,
     })  # fmt: skip
 
@@ -5168,12 +5194,11 @@ def build_parser(command: str, table: tuple[Option, ...]) -> Parser:
 
 def overview() -> str:
     """Returns the help of the program as a whole."""
-    title = (__doc__ or "").partition("\n")[0]
     commands = "\n".join(f"  {name:<12} {row.summary}" for name, row in COMMANDS.items())
     examples = "\n".join(f"  gpt_image.py {row.example}" for row in COMMANDS.values())
     return f"""usage: gpt_image.py COMMAND [options]
 
-{title}
+Make and edit pictures with the GPT Image models of OpenAI or of any gateway.
 
 {commands}
 

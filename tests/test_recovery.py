@@ -7,6 +7,8 @@ import hashlib
 import json
 import os
 import shlex
+import subprocess
+import sys
 import unittest
 import unittest.mock
 from pathlib import Path
@@ -101,6 +103,39 @@ class RecoveryTest(ProgramTest):
                 self.assertIsNone(ran.error["recovery"])
                 self.assertNotIn("extract", ran.err)
                 self.assertEqual(Path(ran.json["saved_response"]).read_bytes(), body)
+
+    def test_a_command_pastes_into_cmd_exe_and_into_powershell(self) -> None:
+        cut = images(A, B)[:-100]
+        for output, kept, recovered in (
+            ("out/it's 50 % & more.png", "\"out/it's 50 % & more.reply\"", "\"out/it's 50 % & more-recovered.png\""),
+            # Only PowerShell expands these, so only it needs their escape.
+            ("out/a$HOME`x“.png", '"out/a`$HOME``x`“.reply"', '"out/a`$HOME``x`“-recovered.png"'),
+            ("out/plain-1.png", "out/plain-1.reply", "out/plain-1-recovered.png"),
+        ):
+            with self.subTest(output), unittest.mock.patch.object(sys, "argv", ["/my tools/gpt_image.py"]):
+                with unittest.mock.patch.object(os, "name", "nt"):
+                    ran = self.run_main("generations", "x", "--output", output, transport=FakeTransport(reply(cut)))
+                words = f'python "/my tools/gpt_image.py" extract {kept} --output {recovered}'
+                self.assertEqual(ran.error["recovery"], words)
+                self.assertIn(words, ran.err)
+
+    def test_an_id_of_the_server_runs_nothing_where_the_command_is_pasted(self) -> None:
+        for name, evil, word in (
+            ("nt", 'resp_"&calc&"$(calc)', '"resp_&calc&`$(calc)"'), ("nt", "resp_”;calc", '"resp_`”;calc"'),
+            ("nt", "resp_1'&calc", "\"resp_1'&calc\""), ("posix", "resp_$(calc)'x", "'resp_$(calc)'\"'\"'x'"),
+        ):  # fmt: skip
+            with self.subTest(evil), unittest.mock.patch.object(os, "name", name):
+                self.assertEqual(gpt_image.program("resume", evil).partition(" resume ")[2], word)
+
+    @unittest.skipUnless(os.name == "posix", "a name of any bytes")
+    def test_a_command_finds_a_file_whose_name_is_no_text(self) -> None:
+        for output in (b"caf\xe9 \\0101'.png", b"\xff%s$(id).png"):
+            with self.subTest(output), unittest.mock.patch.object(sys, "argv", ["gpt-image"]):
+                # Not every file system takes such a name, so only the words that reach a program are looked at.
+                command = gpt_image.program("extract", os.fsdecode(output))
+                self.assertTrue(command.isprintable(), command)
+                done = subprocess.run(["sh", "-c", command.replace("gpt-image", "printf '%s|'", 1)], capture_output=True)
+                self.assertEqual((done.stdout, done.stderr), (b"extract|" + output + b"|", b""))
 
     def test_a_refusal_gets_no_hint_to_ask_for_a_picture(self) -> None:
         chat = json.dumps({"choices": [{"message": {"content": None, "refusal": "No."}}]}).encode()

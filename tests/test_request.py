@@ -375,9 +375,12 @@ class EditsFormTest(RequestTest):
         if os.name == "posix":
             names += [('we"ird.png', "we%22ird.png"),
                       ("a\r\nX-Evil: 1\r\n\r\nb.png", "a%0D%0AX-Evil: 1%0D%0A%0D%0Ab.png"),
-                      ("\n.png", "%0A.png")]  # fmt: skip
+                      ("\n.png", "%0A.png"),
+                      # What parsers take for the end of a quoted text, for a folder, or for no header at all.
+                      ("a\\", "a_"), ("a\\b.png", "a_b.png"), ('a\\"b.png', "a_%22b.png"),
+                      ("a\tb\x01\x1b\x7f\x85.png", "a_b____.png")]  # fmt: skip
         if sys.platform == "linux":
-            names.append((os.fsdecode(b"caf\xe9.png"), os.fsdecode(b"caf\xe9.png")))
+            names.append((os.fsdecode(b"caf\xe9.png"), "caf_.png"))
         for name, quoted in names:
             with self.subTest(ascii(name)):
                 data = WEBP if name.endswith("webp") else png(5, 5)

@@ -472,7 +472,7 @@ class HeaderInjection(AttackTest):
                 if ran.code == 2 and "--header" in argv:
                     continue  # a name that no server takes may be refused as well
                 self.assertEqual(ran.code, 0, ran.err)
-                env = {"PATH": f"{self.folder}/bin:{os.environ['PATH']}", "OPENAI_API_KEY": KEY}
+                env = {"PATH": f"{self.folder}/bin:{os.environ['PATH']}", "OPENAI_API_KEY": KEY, "__EVIL__TOKEN": "abcdefgh"}
                 done = subprocess.run(["sh", "-c", ran.out], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=10)
                 self.assertEqual((done.returncode, done.stderr), (0, b""))
                 self.assertFalse(Path("pwned").exists())

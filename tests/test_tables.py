@@ -77,6 +77,7 @@ CASES: Dict[str, Case] = {
     "unreadable-value": case("generations x --n many", "n-unreadable-value"),
     "prompt-missing": case("generations"),
     "prompt-blank": Case(("generations", " \n\t")),
+    "prompt-key": Case(("generations", "sk-proj-0123456789abcdef")),
     "prompt-length": Case(("generations", "x" * 32_001)),
     "prompt-twice": case("generations x --prompt y"),
     "size-form": case("generations x --size big"),
