@@ -56,8 +56,11 @@ from tests.wire import (
     Part,
     Piece,
     Reply,
+    check_type,
     envelope,
     frame,
+    invalid,
+    need,
     page,
     problem,
     read_body,
@@ -71,11 +74,6 @@ from tests.wire import Recorded as Recorded
 KEY = "sk-stand-in-0123456789abcdef"
 
 # -------------------------------------------------------------------------------------------------- what the API takes
-
-
-def invalid(param: str, message: str, code: str = "invalid_value") -> Answer:
-    """A 400 about one parameter."""
-    return refusal(400, f"Invalid '{param}': {message}.", code, param=param)
 
 
 def options(route: str, *places: str) -> dict[tuple[str, ...], gpt_image.Option]:
@@ -111,13 +109,6 @@ def json_type(kind: gpt_image.Kind) -> type:
     return bool if kind.flag else int if kind.high else str
 
 
-def check_type(param: str, value: Any, wanted: type) -> None:
-    """Refuse a value of another JSON type; true is no number."""
-    if not isinstance(value, wanted) or (wanted is int and isinstance(value, bool)):
-        got = type(value).__name__
-        raise invalid(param, f"expected {wanted.__name__}, but got {got} instead", "invalid_type")
-
-
 def check_option(param: str, value: Any, row: gpt_image.Option, model: str) -> None:
     """Refuse a value that the model does not take; one that the tables do not know takes any of the right type."""
     check_type(param, value, json_type(row.kind))
@@ -150,16 +141,6 @@ def check_fields(place: str, fields: Any, model: str = "", path: tuple[str, ...]
         else:
             raise refusal(400, f"Unknown parameter: '{param}'.", "unknown_parameter", param=param)
     return given
-
-
-def need(fields: Any, name: str, wanted: type = str, prefix: str = "") -> Any:
-    """The value of a required field, which is not empty."""
-    check_type(prefix or "body", fields, dict)
-    value, param = fields.get(name), prefix + name
-    if not value:
-        raise refusal(400, f"Missing required parameter: '{param}'.", "missing_required_parameter", param=param)
-    check_type(param, value, wanted)
-    return value
 
 
 def data_url_bytes(url: str) -> bytes:

@@ -83,6 +83,28 @@ def refusal(status: int, message: str, code: str | None = None, **more: Any) -> 
     return Answer(problem(status, message, code, **more))
 
 
+def invalid(param: str, message: str, code: str = "invalid_value") -> Answer:
+    """A 400 about one parameter."""
+    return refusal(400, f"Invalid '{param}': {message}.", code, param=param)
+
+
+def check_type(param: str, value: Any, wanted: type) -> None:
+    """Refuse a value of another JSON type; true is no number."""
+    if not isinstance(value, wanted) or (wanted is int and isinstance(value, bool)):
+        got = type(value).__name__
+        raise invalid(param, f"expected {wanted.__name__}, but got {got} instead", "invalid_type")
+
+
+def need(fields: Any, name: str, wanted: type = str, prefix: str = "") -> Any:
+    """The value of a required field, which is not empty."""
+    check_type(prefix or "body", fields, dict)
+    value, param = fields.get(name), prefix + name
+    if not value:
+        raise refusal(400, f"Missing required parameter: '{param}'.", "missing_required_parameter", param=param)
+    check_type(param, value, wanted)
+    return value
+
+
 def frame(reply: Reply, body: Iterator[bytes]) -> Iterator[bytes]:
     """The body with its chunk marks, if it has any."""
     if reply.framing != "chunked":
