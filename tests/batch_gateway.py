@@ -2,9 +2,10 @@
 
     form -> File -> POST /batches -> Batch -> GET /batches/{id}, each a step -> answers to its lines -> File -> content
 
-A batch moves on when it is asked for, and only then: validating, in_progress, finalizing, completed. Its lines are answered
-by the code of the single routes. What becomes of it may be set by a scenario (`Ways`), and so may be the manner in which
-files are served (`FileWays`). The results are kept as pieces that share their pictures, so that a large file costs little.
+A batch moves on when it is asked for, and only then: validating, in_progress, finalizing, completed. Its lines are
+answered by the code of the single routes. What becomes of it may be set by a scenario (`Ways`), and so may be the
+manner in which files are served (`FileWays`). The results are kept as pieces that share their pictures, so that a large
+file costs little.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ from tests.wire import (
     check_type,
     invalid,
     need,
+    no_number,
+    once,
     page,
     problem,
     refusal,
@@ -212,9 +215,9 @@ def upload_reply(exchange: Exchange) -> Reply:
         raise invalid("purpose", f"supported values are {', '.join(PURPOSES)}")
     life = None
     if texts:
-        fields: Fields = {name[14:-1]: text for name, text in texts.items() if re.fullmatch(r"expires_after\[.+]", name)}
-        if len(fields) != len(texts):
+        if not all(re.fullmatch(r"expires_after\[.+]", name) for name in texts):
             raise refusal(400, f"Unknown parameter: one of {sorted(texts)}.", "unknown_parameter")
+        fields: Fields = {name[len("expires_after[") : -1]: text for name, text in texts.items()}
         if re.fullmatch(r"[1-9]\d{1,9}", fields.get("seconds", "")):
             fields["seconds"] = int(fields["seconds"])
         life = life_of("expires_after", fields)
@@ -288,7 +291,7 @@ class Wrong(Exception):
 def check_line(raw: bytes, endpoint: str) -> tuple[str, str]:
     """Refuse a line that is no request of a batch; returns its id and its model."""
     try:
-        line = json.loads(raw)
+        line = json.loads(raw.decode("utf-8"), object_pairs_hook=once, parse_constant=no_number)
     except ValueError:
         raise Wrong("invalid_json_line", "This line is not parseable as valid JSON.") from None
     if not isinstance(line, dict) or set(line) != {"custom_id", "method", "url", "body"}:
@@ -302,10 +305,11 @@ def check_line(raw: bytes, endpoint: str) -> tuple[str, str]:
         raise Wrong("invalid_url", "The URL does not match the batch endpoint.", "url")
     if not isinstance(body, dict) or not isinstance(body.get("model"), str):
         raise Wrong("missing_required_parameter", "A body is an object with a model.", "body")
-    for fields, place in ((body, "body"), *((tool, "body.tools") for tool in body.get("tools") or ())):
-        for field_name in ("stream", "partial_images"):
-            if fields.get(field_name):
-                raise Wrong("invalid_value", "Streams are not supported in batches.", f"{place}.{field_name}")
+    tools = body.get("tools")
+    for fields in (body, *(tools if isinstance(tools, list) else [])):
+        for param in ("stream", "partial_images"):
+            if isinstance(fields, dict) and fields.get(param):
+                raise Wrong("invalid_value", "Streams are not supported in batches.", param)
     return name, body["model"]
 
 
@@ -444,7 +448,8 @@ class Batch:
             for number in self.order[self.done :]:
                 self.failures.append(self.line(exchange, self.places[number][1], None, EXPIRED))
             self.document["request_counts"]["failed"] = len(self.failures)
-        for key, lines in (("output", self.ways.spoil(self.results)), ("error", self.failures)):
+        results = self.ways.spoil(self.results) if self.results else []
+        for key, lines in (("output", results), ("error", self.failures)):
             if lines:
                 pieces = [piece for line in lines for piece in line]
                 about = {"filename": f"{self.document['id']}_{key}.jsonl", "purpose": "batch_output", "life": self.life}
@@ -474,7 +479,7 @@ def told(code: str, message: str, line: int | None = None, param: str | None = N
     return {"code": code, "message": message, "line": line, "param": param}
 
 
-ENQUEUED = "Enqueued token limit reached for this model. Please try again once some in_progress batches have been completed."
+ENQUEUED = "Enqueued token limit reached. Please try again once some in_progress batches have been completed."
 EXPIRED = {
     "code": "batch_expired",
     "message": "This request could not be executed before the completion window expired.",
@@ -597,7 +602,7 @@ def first_line(change: Callable[[bytes], bytes]) -> Callable[[list[Line]], list[
     """Another first line of the results, without its line end."""
 
     def spoil(lines: list[Line]) -> list[Line]:
-        text = b"".join(piece.data for piece in lines[0]) if lines else b"\n"
+        text = b"".join(piece.data for piece in lines[0])
         return [[Piece(change(text[:-1]) + b"\n")], *lines[1:]]
 
     return spoil
@@ -610,7 +615,7 @@ def twice(lines: list[Line]) -> list[Line]:
 
 def with_stranger(lines: list[Line]) -> list[Line]:
     """One more line, of an id that nobody gave."""
-    text = b"".join(piece.data for piece in lines[0]) if lines else b""
+    text = b"".join(piece.data for piece in lines[0])
     return [*lines, [Piece(re.sub(rb'"custom_id": "[^"]*"', b'"custom_id": "stranger"', text, count=1))]]
 
 

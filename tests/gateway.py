@@ -15,7 +15,8 @@ program.
     bytes -> Recorded -> fields (checked) -> Job -> Pictures -> document -> events -> pieces -> bytes
 
 A route is a row of ROUTES. A scenario is a row of SCENARIOS that puts its hand in at one of these arrows; it is chosen
-for the gateway, or for one request with the header `X-Gateway-Scenario`. Files and batches are in tests/batch_gateway.py.
+for the gateway, or for one request with the header `X-Gateway-Scenario`. Files and batches are in
+tests/batch_gateway.py.
 """
 
 from __future__ import annotations
@@ -1452,8 +1453,8 @@ SCENARIOS = (
     # -- downloads
     Scenario("batch-cut-once", "the first download is cut half way", at=CONTENT, times=1, send=batch_gateway.cut_half),
     Scenario("batch-cut-always", "every download is cut half way", at=CONTENT, send=batch_gateway.cut_half),
-    Scenario("batch-cut-between-lines", "the first download ends, without a length, after half of its lines", at=CONTENT,
-             times=1, send=batch_gateway.cut_between_lines, reply={"framing": "close"}),
+    Scenario("batch-cut-between-lines", "the first download ends, without a length, after half of its lines",
+             at=CONTENT, times=1, send=batch_gateway.cut_between_lines, reply={"framing": "close"}),
     Scenario("batch-cut-ranges", "every download is cut half way, and ranges are offered", at=CONTENT, files=RANGES,
              send=batch_gateway.cut_half),
     Scenario("batch-cut-new-etag", "the first is cut half way; ranges, and a new ETag each time", at=CONTENT, times=1,
@@ -1763,7 +1764,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--scenario", default="plain", choices=BY_NAME, metavar="NAME", help="see --list")
     parser.add_argument("--delay", type=float, default=0.0, metavar="SECONDS", help="how long painting takes")
     parser.add_argument("--polls", type=int, default=2, metavar="N", help="how often what is queued is in progress")
-    parser.add_argument("--weight", type=int, default=0, metavar="BYTES", help="pad each picture, and save the painting")
+    parser.add_argument("--weight", type=int, default=0, metavar="BYTES", help="pad each picture to this size")
     parser.add_argument("--list", action="store_true", help="print the scenarios and stop")
     given = parser.parse_args(options)
     if given.list:
