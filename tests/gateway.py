@@ -7,14 +7,16 @@
     with Gateway(scenario="cut-in-third-picture") as gateway:      # in a test
         ...                                                        # gateway.url, .requests, .pictures, .posts
 
-It listens on 127.0.0.1 only. It speaks /v1/images/generations, /v1/images/edits, /v1/responses, /v1/chat/completions
-and /v1/models, and paints real pictures of the asked size. It is strict about the wire: lengths, content types, forms,
-JSON, data URLs. Which fields there are, and what a model takes, it looks up in the tables of the program.
+It listens on 127.0.0.1 only. It speaks /v1/images/generations, /v1/images/edits, /v1/responses, /v1/chat/completions,
+/v1/models, /v1/files and /v1/batches, and paints real pictures of the asked size. It is strict about the wire: lengths,
+content types, forms, JSON, data URLs. Which fields there are, and what a model takes, it looks up in the tables of the
+program.
 
     bytes -> Recorded -> fields (checked) -> Job -> Pictures -> document -> events -> pieces -> bytes
 
 A route is a row of ROUTES. A scenario is a row of SCENARIOS that puts its hand in at one of these arrows; it is chosen
-for the gateway, or for one request with the header `X-Gateway-Scenario`.
+for the gateway, or for one request with the header `X-Gateway-Scenario`. Files and batches are in
+tests/batch_gateway.py.
 """
 
 from __future__ import annotations
@@ -22,13 +24,16 @@ from __future__ import annotations
 import argparse
 import base64
 import binascii
+import collections
 import contextlib
+import dataclasses
 import email.utils
 import gzip
 import hashlib
 import json
 import math
 import os
+import random
 import re
 import secrets
 import selectors
@@ -45,7 +50,8 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, final
 
 import gpt_image
-from tests import pictures
+from tests import batch_gateway, pictures
+from tests.batch_gateway import FileWays, Ways, told
 from tests.wire import (
     MEGABYTE,
     Answer,
@@ -56,8 +62,11 @@ from tests.wire import (
     Part,
     Piece,
     Reply,
+    check_type,
     envelope,
     frame,
+    invalid,
+    need,
     page,
     problem,
     read_body,
@@ -71,11 +80,6 @@ from tests.wire import Recorded as Recorded
 KEY = "sk-stand-in-0123456789abcdef"
 
 # -------------------------------------------------------------------------------------------------- what the API takes
-
-
-def invalid(param: str, message: str, code: str = "invalid_value") -> Answer:
-    """A 400 about one parameter."""
-    return refusal(400, f"Invalid '{param}': {message}.", code, param=param)
 
 
 def options(route: str, *places: str) -> dict[tuple[str, ...], gpt_image.Option]:
@@ -111,13 +115,6 @@ def json_type(kind: gpt_image.Kind) -> type:
     return bool if kind.flag else int if kind.high else str
 
 
-def check_type(param: str, value: Any, wanted: type) -> None:
-    """Refuse a value of another JSON type; true is no number."""
-    if not isinstance(value, wanted) or (wanted is int and isinstance(value, bool)):
-        got = type(value).__name__
-        raise invalid(param, f"expected {wanted.__name__}, but got {got} instead", "invalid_type")
-
-
 def check_option(param: str, value: Any, row: gpt_image.Option, model: str) -> None:
     """Refuse a value that the model does not take; one that the tables do not know takes any of the right type."""
     check_type(param, value, json_type(row.kind))
@@ -150,16 +147,6 @@ def check_fields(place: str, fields: Any, model: str = "", path: tuple[str, ...]
         else:
             raise refusal(400, f"Unknown parameter: '{param}'.", "unknown_parameter", param=param)
     return given
-
-
-def need(fields: Any, name: str, wanted: type = str, prefix: str = "") -> Any:
-    """The value of a required field, which is not empty."""
-    check_type(prefix or "body", fields, dict)
-    value, param = fields.get(name), prefix + name
-    if not value:
-        raise refusal(400, f"Missing required parameter: '{param}'.", "missing_required_parameter", param=param)
-    check_type(param, value, wanted)
-    return value
 
 
 def data_url_bytes(url: str) -> bytes:
@@ -323,7 +310,7 @@ class Origin:
     """One listening port and the requests that came to it."""
 
     def __init__(self, port: int = 0) -> None:
-        self.listener = socket.create_server(("127.0.0.1", port), backlog=128)
+        self.listener = socket.create_server(("127.0.0.1", port), backlog=1024)
         self.origin = f"http://127.0.0.1:{self.listener.getsockname()[1]}"
         self.url = self.origin + "/v1"
         self.requests: list[Recorded] = []
@@ -341,12 +328,31 @@ class Stored:
     cancelled: bool = False
 
 
+class Storm(NamedTuple):
+    """How often each mishap of the scenario `storm` comes, in shares of all POSTs, and the seed of the dice."""
+
+    seed: int = 1
+    limited: float = 0.1  # 429 with retry-after-ms
+    faults: float = 0.05  # 500
+    deaf: float = 0.02  # closes before it paints
+    mute: float = 0.02  # closes after it painted
+    cut: float = 0.03  # closes within the picture
+    wait: int = 20  # what retry-after-ms says
+
+
 class Studio:
     """What one gateway keeps between requests."""
 
-    def __init__(self, key: str, delay: float, polls: int, **origins: str) -> None:
-        self.key, self.delay, self.polls = key, delay, polls
+    def __init__(self, key: str, delay: float, polls: int, weight: int, **origins: str) -> None:
+        self.key, self.delay, self.polls, self.weight = key, delay, polls, weight
         self.origins = origins
+        self.shelf = batch_gateway.Shelf()
+        self.storm, self.room = Storm(), 4
+        self.posted: collections.Counter[str] = collections.Counter()
+        self.billed: collections.Counter[str] = collections.Counter()
+        self.fates: dict[str, list[str]] = {}
+        self.at_work = self.most = self.hasty = 0
+        self.shut_until = 0.0
         self.closing = threading.Event()
         self.lock = threading.Lock()
         self.painted: list[Picture] = []
@@ -362,6 +368,18 @@ class Studio:
         with self.lock:
             self.count += 1
             return prefix + hashlib.sha256(b"%d" % self.count).hexdigest()[:32]
+
+    @contextlib.contextmanager
+    def working(self, counts: bool) -> Iterator[None]:
+        """Count a request among those that are under way, if it counts."""
+        with self.lock:
+            self.at_work += counts
+            self.most = max(self.most, self.at_work)
+        try:
+            yield
+        finally:
+            with self.lock:
+                self.at_work -= counts
 
     def hole(self, picture: Picture) -> str:
         """A word for a picture's base64, to stand in a document until it is rendered."""
@@ -381,6 +399,8 @@ class Exchange:
     scenario: Scenario
     length: int = 0
     previews: dict[str, list[Picture]] = field(default_factory=dict)
+    indent: int | None = 2  # of JSON
+    fate: str = ""
 
     def wait(self, seconds: float | None) -> None:
         """Sleep, unless the gateway closes."""
@@ -391,7 +411,9 @@ class Exchange:
         """Let the scenario answer by itself, if this is its stage."""
         deed = self.scenario.deed
         if deed and self.scenario.stage in stages:
-            raise Answer(deed(self) if callable(deed) else deed)
+            reply = deed(self) if callable(deed) else deed
+            if reply:
+                raise Answer(reply)
 
     def name(self, prefix: str) -> str:
         """A new id in the scenario's manner."""
@@ -400,6 +422,22 @@ class Exchange:
     def streams(self, asked: Any) -> bool:
         """Whether the answer is a stream: as it was asked, or as the scenario has it."""
         return bool(asked if self.scenario.stream is None else self.scenario.stream)
+
+    def take(self, job: Job) -> Job:
+        """Note that a job is to be painted, and so billed; returns it in the manner of scenario and gateway."""
+        with self.studio.lock:
+            self.studio.billed[job.prompt] += 1
+        job = self.scenario.job(job)
+        return job if job.bytes else job._replace(bytes=self.studio.weight)
+
+    def answer(self, scenario: Scenario, path: str, body: Any) -> Reply:
+        """Answer a request that came within this one, as a line of a batch."""
+        request = Recorded("POST", path, [("Content-Type", "application/json")], json=body)
+        inner = dataclasses.replace(self, scenario=scenario, request=request, previews={}, indent=None)
+        try:
+            return route_reply(inner)
+        except Answer as answer:
+            return answer.reply
 
     def keep(self, picture: Picture) -> Picture:
         """Note a painted picture for the test, after the scenario spoiled it if it does."""
@@ -463,9 +501,10 @@ class Scenario(NamedTuple):
 
     name: str
     line: str
-    deed: Reply | Callable[[Exchange], Reply] | None = None  # answers or hangs up by itself
+    deed: Reply | Callable[[Exchange], Reply | None] | None = None  # answers or hangs up by itself
     stage: str = "body"  # when: at "connect", after the "head", or after the "body"
     times: int = 0  # for so many requests; 0: for all
+    at: str = ""  # for these only: a pattern of method and path below /v1
     job: Callable[[Job], Job] = lambda job: job
     data: Callable[[bytes], bytes] | None = None  # what becomes of a painted picture
     base64: Callable[[bytes, Picture], bytes] | None = None
@@ -484,6 +523,8 @@ class Scenario(NamedTuple):
     body: Callable[[bytes], bytes] | None = None  # what becomes of its body
     send: Callable[[Exchange, Reply], Iterator[bytes]] = in_order
     polls: int | None = None
+    batch: Ways = Ways()  # what becomes of a batch that is made under it
+    files: FileWays = FileWays()  # how files are served, be the scenario used up or not
 
 
 PLAIN = Scenario("plain", "answers as the API does")
@@ -685,7 +726,7 @@ def render_events(exchange: Exchange, events: list[Fields], named: bool) -> list
 
 def json_reply(exchange: Exchange, document: Any) -> Reply:
     """A JSON reply."""
-    return Reply(200, (("Content-Type", "application/json"),), render(exchange, document, 2))
+    return Reply(200, (("Content-Type", "application/json"),), render(exchange, document, exchange.indent))
 
 
 def sse_reply(exchange: Exchange, events: list[Fields], named: bool = True) -> Reply:
@@ -705,7 +746,7 @@ def images_reply(exchange: Exchange, route: str) -> Reply:
     fields, seeds = json_fields(route, request.json) if request.form is None else form_fields(request.form)
     need(fields, "model")
     need(fields, "prompt")
-    job = scenario.job(job_of(route, fields, seeds))
+    job = exchange.take(job_of(route, fields, seeds))
     document = scenario.document(exchange, images_document(exchange, job, fields.get("response_format") == "url"))
     if exchange.streams(fields.get("stream")):
         return sse_reply(exchange, scenario.events(list(images_events(exchange, job, document))))
@@ -787,7 +828,7 @@ def response_reply(exchange: Exchange) -> Reply:
     studio, scenario = exchange.studio, exchange.scenario
     body = check_fields("responses", exchange.request.json)
     job, talks = response_job(studio, body)
-    job = scenario.job(job) if job.total else job
+    job = exchange.take(job) if job.total else job
     document = scenario.document(exchange, response_document(exchange, body, job, talks))
     events = list(response_events(exchange, document))
     if scenario.end:
@@ -841,7 +882,7 @@ def chat_reply(exchange: Exchange) -> Reply:
     body, scenario = exchange.request.json, exchange.scenario
     need(body, "model")
     prompt, seeds = read_messages(body, "messages")
-    job = scenario.job(job_of("chat", {**body, "prompt": prompt}, seeds))
+    job = exchange.take(job_of("chat", {**body, "prompt": prompt}, seeds))
     document = scenario.document(exchange, chat_document(exchange, job))
     if exchange.streams(body.get("stream")):
         return sse_reply(exchange, scenario.events(chat_events(document)), named=False)
@@ -870,12 +911,25 @@ ROUTES = (
     Route("POST", r"/responses/([^/]+)/cancel", cancel_reply),
     Route("POST", r"/chat/completions", chat_reply),
     Route("GET", r"/models", models_reply),
+    Route("POST", r"/files", batch_gateway.upload_reply),
+    Route("GET", r"/files/([^/]+)", batch_gateway.file_reply),
+    Route("DELETE", r"/files/([^/]+)", batch_gateway.delete_reply),
+    Route("GET", r"/files/([^/]+)/content", batch_gateway.content_reply),
+    Route("POST", r"/batches", batch_gateway.create_reply),
+    Route("GET", r"/batches", batch_gateway.batches_reply),
+    Route("GET", r"/batches/([^/]+)", batch_gateway.batch_reply),
+    Route("POST", r"/batches/([^/]+)/cancel", batch_gateway.cancel_batch_reply),
 )
+
+
+def path_of(request: Recorded) -> str:
+    """The path of a request below /v1."""
+    return request.path.partition("?")[0].partition("/v1")[2]
 
 
 def route_reply(exchange: Exchange) -> Reply:
     """Find the route and let it answer."""
-    method, path = exchange.request.method, exchange.request.path.partition("?")[0].partition("/v1")[2]
+    method, path = exchange.request.method, path_of(exchange.request)
     found = [(row, match) for row in ROUTES for match in (re.fullmatch(row.path, path),) if match]
     for row, match in found:
         if row.method == method:
@@ -1016,6 +1070,67 @@ def sign_first(sign: bytes, times: int, pause: float = 0.0) -> Send:
     return send
 
 
+CALLS = r"POST /(images/\w+|responses|chat/completions)"
+
+
+def prompt_of(request: Recorded) -> str:
+    """The prompt of a call, or nothing if it cannot be told."""
+    for part in request.form or ():
+        if part.name == "prompt":
+            return part.value or ""
+    body = request.json if isinstance(request.json, dict) else {}
+    if "prompt" in body:
+        return str(body["prompt"])
+    with contextlib.suppress(Answer, AttributeError, TypeError):
+        return read_messages(body, "input" if "input" in body else "messages")[0]
+    return ""
+
+
+def limited(wait: float) -> Reply:
+    """429 with the time to wait in seconds, rounded up, and in milliseconds."""
+    headers = (("Retry-After", str(math.ceil(wait))), ("retry-after-ms", str(max(1, round(1000 * wait)))))
+    return problem(429, "Rate limit reached.", "rate_limit_exceeded", headers, type="requests")
+
+
+def storm(exchange: Exchange) -> Reply | None:
+    """Throw the dice for a call: the same for a prompt and the number of its try, in whatever order they come."""
+    studio, prompt = exchange.studio, prompt_of(exchange.request)
+    with studio.lock:
+        fates = studio.fates.setdefault(prompt, [])
+        dice = random.Random(f"{studio.storm.seed} {len(fates)} {prompt}")
+        names = ("limited", "faults", "deaf", "mute", "cut")
+        shares = [getattr(studio.storm, name) for name in names]
+        exchange.fate = dice.choices((*names, "well"), (*shares, max(0.0, 1 - sum(shares))))[0]
+        fates.append(exchange.fate)
+    exchange.wait(studio.delay * dice.random())
+    if exchange.fate == "deaf":
+        raise Gone
+    replies = {"limited": limited(studio.storm.wait / 1000), "faults": problem(500, SERVER, type="server_error")}
+    return replies.get(exchange.fate)
+
+
+def in_storm(exchange: Exchange, reply: Reply) -> Iterator[bytes]:
+    """Send as the dice said; the delay has been waited for."""
+    if exchange.fate == "mute":
+        raise Gone
+    if exchange.fate == "cut":
+        return batch_gateway.cut_half(exchange, reply)
+    return (piece.data for piece in reply.pieces)
+
+
+def busy(exchange: Exchange) -> Reply | None:
+    """429 for a while as soon as more calls than there is room for are under way."""
+    studio, now = exchange.studio, time.monotonic()
+    with studio.lock:
+        if now < studio.shut_until:
+            studio.hasty += 1
+        elif studio.at_work > studio.room:
+            studio.shut_until = now + studio.storm.wait / 1000
+        else:
+            return None
+        return limited(studio.shut_until - now)
+
+
 def repaint(form: str = "", size: tuple[int, int] | None = None) -> Callable[[bytes], bytes]:
     """Paint in another format or size than was asked for."""
 
@@ -1122,6 +1237,7 @@ def empty_at_end(events: list[Fields]) -> list[Fields]:
 # ------------------------------------------------------------------------------------------------ scenarios: the table
 
 LIMIT, SERVER = "Rate limit reached for images in organization org-stand-in.", "The server had an error. Sorry!"
+NO_MONEY = "Billing hard limit has been reached."
 LIMITED = {"code": "rate_limit_exceeded", "type": "requests"}
 MODERATED: Fields = {
     "type": "image_generation_user_error",
@@ -1137,6 +1253,9 @@ CHUNKED: Fields = {"framing": "chunked"}
 HINTS = b"HTTP/1.1 103 Early Hints\r\nLink: </>; rel=preload\r\n\r\n" + 2 * b"HTTP/1.1 102 Processing\r\n\r\n"
 EVIL = (("Content-Disposition", 'attachment; filename="../../evil.png"'), ("X-Request-Id", "../../evil"))
 BLANKS = sign_first(b"\n", 5, 0.002)
+
+CREATE, POLL, CONTENT = "POST /batches", r"GET /batches/[^/]+", r"GET /files/[^/]+/content"
+RANGES = FileWays(ranges=True)
 
 SCENARIOS = (
     PLAIN,
@@ -1274,6 +1393,75 @@ SCENARIOS = (
     Scenario("chat-markdown", "Markdown with data: URLs", document=chat_as(markdown)),
     Scenario("chat-markdown-link", "Markdown with http: URLs", document=chat_as(markdown), url=OWN_URL),
     Scenario("chat-content-parts", "pictures as content parts", document=chat_as(content_parts)),
+    # -- many calls at once; see Storm, and `room`, `posted`, `billed`, `fates`, `most` and `hasty` of a gateway
+    Scenario("storm", "429, 500, closed and cut connections and delays at random", storm, at=CALLS, send=in_storm),
+    Scenario("busy", "429 for 20 ms when more than four calls are under way", busy, at=CALLS),
+    # -- a batch that ends otherwise
+    Scenario("batch-expired", "expires with half of it done", at=CREATE, batch=Ways("expired", 0.5)),
+    Scenario("batch-expired-empty", "expires with nothing done", at=CREATE, batch=Ways("expired", 0)),
+    Scenario("batch-cancelled", "is cancelled by somebody with half of it done", at=CREATE,
+             batch=Ways("cancelled", 0.5)),
+    Scenario("batch-refused", "every line is refused: an error file only", at=CREATE, batch=Ways(every=1)),
+    Scenario("batch-some-refused", "every third line is refused", at=CREATE, batch=Ways(every=3)),
+    Scenario("batch-refused-in-output", "every third line is refused, among the results", at=CREATE,
+             batch=Ways(every=3, one_file=True)),
+    Scenario("batch-failed", "fails the validation", at=CREATE,
+             batch=Ways(errors=(told("invalid_json_line", "This line is not parseable as valid JSON.", 1),
+                                told("missing_required_parameter", "There is no prompt.", 2, "body.prompt")))),
+    Scenario("batch-token-limit", "fails with token_limit_exceeded, once", at=CREATE, times=1,
+             batch=Ways(errors=(told("token_limit_exceeded", batch_gateway.ENQUEUED),))),
+    Scenario("batch-billing-limit", "fails with billing_hard_limit_reached", at=CREATE,
+             batch=Ways(errors=(told("billing_hard_limit_reached", NO_MONEY),))),
+    Scenario("batch-new-status", "is queued_by_region at first", at=CREATE, batch=Ways(first=("queued_by_region",))),
+    Scenario("batch-new-fields", "further fields of files, batches and lines", at=".*",
+             batch=Ways(more=batch_gateway.MORE)),
+    # -- lines of its results
+    Scenario("batch-line-cut", "the first line ends in its middle", at=CREATE,
+             batch=Ways(spoil=batch_gateway.first_line(lambda text: text[: len(text) // 2]))),
+    Scenario("batch-line-noise", "the first line is noise", at=CREATE,
+             batch=Ways(spoil=batch_gateway.first_line(lambda text: batch_gateway.NOISE))),
+    Scenario("batch-line-missing", "the first line is in neither file", at=CREATE,
+             batch=Ways(spoil=lambda lines: lines[1:])),
+    Scenario("batch-line-twice", "every line of the results twice", at=CREATE, batch=Ways(spoil=batch_gateway.twice)),
+    Scenario("batch-line-unknown", "a line of an id that nobody gave", at=CREATE,
+             batch=Ways(spoil=batch_gateway.with_stranger)),
+    Scenario("batch-line-null", "every third body is null, with status 200", at=CREATE,
+             batch=Ways(every=3, refusal=page(200, "application/json", b"null"))),
+    Scenario("batch-line-html", "every third line has status 502 and a web page", at=CREATE,
+             batch=Ways(every=3, refusal=page(502, "text/html", HTML % b"502 Bad Gateway"))),
+    Scenario("batch-lines-spaced", "CRLF, blank lines, and no line end at the end", at=CREATE,
+             batch=Ways(spoil=batch_gateway.spaced)),
+    # -- uploads, creation, polls
+    Scenario("file-upload-lost", "keeps an upload and closes instead of saying so, once", at="POST /files", times=1,
+             send=batch_gateway.unsaid),
+    Scenario("file-delete-fails", "500 for every DELETE", problem(500, SERVER, type="server_error"),
+             at="DELETE /files/.*"),
+    Scenario("batch-create-lost", "makes a batch and closes instead of saying so, once", at=CREATE, times=1,
+             send=batch_gateway.unsaid),
+    Scenario("batch-create-502", "makes a batch and answers 502, once", at=CREATE, times=1,
+             reply={"status": 502, "pieces": []}),
+    Scenario("batch-create-unmade", "closes before it makes a batch, once", hang_up, at=CREATE, times=1),
+    Scenario("batch-create-token-limit", "429 token_limit_exceeded, once",
+             problem(429, batch_gateway.ENQUEUED, "token_limit_exceeded"), at=CREATE, times=1),
+    Scenario("batch-create-billing-limit", "400 billing_hard_limit_reached",
+             problem(400, NO_MONEY, "billing_hard_limit_reached"), at=CREATE),
+    Scenario("batch-poll-429", "429 for the first two polls",
+             problem(429, LIMIT, headers=(("retry-after-ms", "20"),), **LIMITED), at=POLL, times=2),
+    Scenario("batch-poll-502", "502 with a web page for the first two polls",
+             page(502, "text/html", HTML % b"502 Bad Gateway"), at=POLL, times=2),
+    Scenario("batch-poll-closed", "closes for the first two polls", hang_up, at=POLL, times=2),
+    # -- downloads
+    Scenario("batch-cut-once", "the first download is cut half way", at=CONTENT, times=1, send=batch_gateway.cut_half),
+    Scenario("batch-cut-always", "every download is cut half way", at=CONTENT, send=batch_gateway.cut_half),
+    Scenario("batch-cut-between-lines", "the first download ends, without a length, after half of its lines",
+             at=CONTENT, times=1, send=batch_gateway.cut_between_lines, reply={"framing": "close"}),
+    Scenario("batch-cut-ranges", "every download is cut half way, and ranges are offered", at=CONTENT, files=RANGES,
+             send=batch_gateway.cut_half),
+    Scenario("batch-cut-new-etag", "the first is cut half way; ranges, and a new ETag each time", at=CONTENT, times=1,
+             files=RANGES._replace(etag="new"), send=batch_gateway.cut_half),
+    Scenario("batch-cut-weak-etag", "the first is cut half way; ranges, and a weak ETag", at=CONTENT, times=1,
+             files=RANGES._replace(etag="weak"), send=batch_gateway.cut_half),
+    Scenario("batch-output-gone", "404 for every download", problem(404, "No such File object."), at=CONTENT),
 )  # fmt: skip
 BY_NAME = {row.name: row for row in SCENARIOS}
 
@@ -1306,7 +1494,8 @@ def receive(exchange: Exchange) -> None:
     if request.header("Expect").lower() == "100-continue":
         exchange.incoming.sock.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
     try:
-        read_body(request, exchange.incoming.body(exchange.length, request))
+        spool = exchange.studio.shelf.spool if path_of(request) == "/files" else None
+        read_body(request, exchange.incoming.body(exchange.length, request), spool)
     except Answer as answer:
         # What may follow a broken body would be taken for the next request.
         raise answer.closing() from None
@@ -1317,6 +1506,8 @@ def api_reply(exchange: Exchange) -> Reply:
     studio, scenario = exchange.studio, exchange.scenario
     receive(exchange)
     with studio.lock:
+        if re.fullmatch(CALLS, f"{exchange.request.method} {path_of(exchange.request)}"):
+            studio.posted[prompt_of(exchange.request)] += 1
         if studio.queue and exchange.request.method == "POST":
             return studio.queue.pop(0)
     check_key(exchange)
@@ -1361,6 +1552,11 @@ class Line:
         head = self.incoming.head()
         if not head:
             return False
+        with self.gateway.studio.working(head.startswith(b"POST ")):
+            return self.answer(head)
+
+    def answer(self, head: bytes) -> bool:
+        """Read the rest of a request and reply; False when the connection is done with."""
         exchange = Exchange(self.gateway.studio, self.incoming, Recorded("?", "?", []), PLAIN)
         try:
             exchange.request = read_head(head)
@@ -1386,7 +1582,7 @@ class Line:
                 receive(exchange)
             raise refusal(404, f"Invalid URL ({exchange.request.method} {path})")
         if not path.startswith("/moved/"):
-            exchange.scenario = self.gateway.use(exchange.request.header("X-Gateway-Scenario"))
+            exchange.scenario = self.gateway.use(exchange.request)
         return api_reply(exchange)
 
 
@@ -1398,13 +1594,21 @@ class Gateway:
     """The stand-in gateway: its two ports, what it was asked, and what it painted."""
 
     def __init__(
-        self, scenario: str = "plain", key: str = KEY, delay: float = 0.0, port: int = 0, polls: int = 2
+        self,
+        scenario: str = "plain",
+        key: str = KEY,
+        delay: float = 0.0,
+        port: int = 0,
+        polls: int = 2,
+        weight: int = 0,
     ) -> None:
         self.row = scenario_row(scenario)
         self.key, self.log = key, False
         self.own, self.elsewhere = Origin(port), Origin()
         self.url, self.origin, self.requests = self.own.url, self.own.origin, self.own.requests
-        self.studio = Studio(key, delay, polls, own=self.origin, elsewhere=self.elsewhere.origin)
+        self.studio = Studio(key, delay, polls, weight, own=self.origin, elsewhere=self.elsewhere.origin)
+        self.shelf, self.files, self.batches = self.studio.shelf, self.studio.shelf.files, self.studio.shelf.batches
+        self.limits, self.posted, self.billed = self.shelf.limits, self.studio.posted, self.studio.billed
         self.connections = 0
         self._uses: dict[str, int] = {}
         self._open: dict[socket.socket, threading.Thread] = {}
@@ -1459,14 +1663,18 @@ class Gateway:
         with self.studio.lock:
             self.studio.queue.append(Reply(status, pairs, pieces, "close" if length is None else "length", missing))
 
-    def use(self, asked: str) -> Scenario:
-        """The scenario for one more request; one that is used up becomes the plain one."""
+    def use(self, request: Recorded) -> Scenario:
+        """The scenario for one more request; one that is used up, or not for this one, becomes the plain one."""
+        asked = request.header("X-Gateway-Scenario")
         if asked and asked not in BY_NAME:
             raise refusal(400, f"Unknown scenario '{asked}'.").closing()
         row = BY_NAME[asked] if asked else self.row
+        plain = PLAIN._replace(files=row.files)
+        if row.at and not re.fullmatch(row.at, f"{request.method} {path_of(request)}"):
+            return plain
         with self._lock:
             self._uses[row.name] = self._uses.get(row.name, 0) + 1
-            return PLAIN if row.times and self._uses[row.name] > row.times else row
+            return plain if row.times and self._uses[row.name] > row.times else row
 
     def forget(self, sock: socket.socket) -> None:
         """Close a connection."""
@@ -1507,7 +1715,7 @@ class Gateway:
                 sock.shutdown(socket.SHUT_RDWR)
         for thread in left.values():
             thread.join(1)
-        for each in (self.own.listener, self.elsewhere.listener, self._bell, self._wake):
+        for each in (self.own.listener, self.elsewhere.listener, self._bell, self._wake, self.shelf):
             each.close()
 
 
@@ -1555,12 +1763,15 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--port", type=int, default=0, help="listen here; any free port by default")
     parser.add_argument("--scenario", default="plain", choices=BY_NAME, metavar="NAME", help="see --list")
     parser.add_argument("--delay", type=float, default=0.0, metavar="SECONDS", help="how long painting takes")
+    parser.add_argument("--polls", type=int, default=2, metavar="N", help="how often what is queued is in progress")
+    parser.add_argument("--weight", type=int, default=0, metavar="BYTES", help="pad each picture to this size")
     parser.add_argument("--list", action="store_true", help="print the scenarios and stop")
     given = parser.parse_args(options)
     if given.list:
         print("\n".join(f"{row.name:26} {row.line}" for row in SCENARIOS))
         return 0
-    with Gateway(given.scenario, delay=given.delay, port=given.port) as gateway:
+    own_ways = {"delay": given.delay, "port": given.port, "polls": given.polls, "weight": given.weight}
+    with Gateway(given.scenario, **own_ways) as gateway:
         if not command:
             return serve(gateway)
         own = {"OPENAI_BASE_URL": gateway.url, "OPENAI_API_KEY": gateway.key}

@@ -172,7 +172,8 @@ class FaultMatrix(ProgramTest):
         return ran, gateway
 
     def test_every_scenario_of_the_gateway_has_its_row(self) -> None:
-        self.assertEqual(sorted({row.scenario for row in ROWS}), sorted(row.name for row in SCENARIOS))
+        single = [row.name for row in SCENARIOS if not row.at]  # the others are for batches and for many calls
+        self.assertEqual(sorted({row.scenario for row in ROWS}), sorted(single))
 
     def test_what_each_fault_of_the_connection_costs_and_keeps(self) -> None:
         self.check(FAULTS)

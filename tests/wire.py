@@ -12,10 +12,10 @@ import json
 import re
 import select
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from tests import pictures
 
@@ -83,6 +83,28 @@ def refusal(status: int, message: str, code: str | None = None, **more: Any) -> 
     return Answer(problem(status, message, code, **more))
 
 
+def invalid(param: str, message: str, code: str = "invalid_value") -> Answer:
+    """A 400 about one parameter."""
+    return refusal(400, f"Invalid '{param}': {message}.", code, param=param)
+
+
+def check_type(param: str, value: Any, wanted: type) -> None:
+    """Refuse a value of another JSON type; true is no number."""
+    if not isinstance(value, wanted) or (wanted is int and isinstance(value, bool)):
+        got = type(value).__name__
+        raise invalid(param, f"expected {wanted.__name__}, but got {got} instead", "invalid_type")
+
+
+def need(fields: Any, name: str, wanted: type = str, prefix: str = "") -> Any:
+    """The value of a required field, which is not empty."""
+    check_type(prefix or "body", fields, dict)
+    value, param = fields.get(name), prefix + name
+    if not value:
+        raise refusal(400, f"Missing required parameter: '{param}'.", "missing_required_parameter", param=param)
+    check_type(param, value, wanted)
+    return value
+
+
 def frame(reply: Reply, body: Iterator[bytes]) -> Iterator[bytes]:
     """The body with its chunk marks, if it has any."""
     if reply.framing != "chunked":
@@ -123,6 +145,7 @@ class Part(NamedTuple):
     sha256: str
     value: str | None
     look: pictures.Measure | None = None
+    content: BinaryIO | None = None  # of a file that is kept
 
 
 @dataclass
@@ -228,11 +251,15 @@ def read_part_head(head: bytes) -> tuple[str, str | None, str | None]:
     return unquote_name(match[1]), filename, fields.get("content-type")
 
 
+Spool = Callable[[], BinaryIO]
+
+
 class FormReader:
     """A strict reader of multipart/form-data in constant memory (RFC 7578, and the quoting of the WHATWG)."""
 
-    def __init__(self, blocks: Iterator[bytes], boundary: bytes) -> None:
+    def __init__(self, blocks: Iterator[bytes], boundary: bytes, spool: Spool | None = None) -> None:
         self.blocks = blocks
+        self.spool = spool
         self.mark = b"\r\n--" + boundary
         self.buffer = b"\r\n"  # so that the first boundary looks like the others
 
@@ -274,12 +301,15 @@ class FormReader:
         """One part, hashed as it passes."""
         name, filename, content_type = read_part_head(b"".join(self.until(b"\r\n\r\n")))
         digest, size, first = hashlib.sha256(), 0, b""
+        content = self.spool() if self.spool and filename is not None else None
         for data in self.until(self.mark):
             digest.update(data)
+            if content:
+                content.write(data)
             size += len(data)
             first += data[: MEGABYTE - len(first)]
         value = as_utf8(first) if filename is None else None
-        return Part(name, filename, content_type, size, digest.hexdigest(), value, pictures.measure(first))
+        return Part(name, filename, content_type, size, digest.hexdigest(), value, pictures.measure(first), content)
 
 
 def once(pairs: list[tuple[str, Any]]) -> Fields:
@@ -295,13 +325,13 @@ def no_number(word: str) -> Any:
     raise ValueError(f"{word} is not JSON")
 
 
-def read_body(record: Recorded, blocks: Iterator[bytes]) -> None:
-    """Read a JSON body or a form into the record."""
+def read_body(record: Recorded, blocks: Iterator[bytes], spool: Spool | None = None) -> None:
+    """Read a JSON body or a form into the record; the files of the form are kept in spools, if there are any."""
     kind, _, rest = record.header("Content-Type").partition(";")
     boundary = re.fullmatch(r' *boundary="?([0-9A-Za-z\'()+_,./:=?-]{1,70})"?', rest)
     if kind.strip().lower() == "multipart/form-data" and boundary:
         try:
-            record.form = list(FormReader(blocks, boundary[1].encode()).parts())
+            record.form = list(FormReader(blocks, boundary[1].encode(), spool).parts())
         finally:
             # Whatever is wrong with the form, the client gets to send it all, else it would not read the answer.
             for _ in blocks:
