@@ -636,6 +636,8 @@ SIZE = Kind(parse_word, "WIDTHxHEIGHT|auto")
 OBJECT = Kind(parse_object, "JSON|@FILE")
 PICTURE_FORMAT = choice("png", "jpeg", "webp", "gif", "svg")._replace(parse=parse_format)
 EFFORT = choice("none", "minimal", "low", "medium", "high", "xhigh", "max")
+COUNT = number(1, 999_999_999)
+SERVICE_TIER = choice("auto", "default", "flex", "scale", "priority", "fast", "ultrafast")
 TOOL_CHOICE = Kind(parse_tool_choice, "auto|required|none|image_generation|JSON")
 HEADER = Kind(parse_header, "'Name: value'", repeat=True, private=True)
 PICTURE = Kind(str, "PATH|URL|file_id:ID")
@@ -679,7 +681,8 @@ class Option(NamedTuple):
     """A row of OPTIONS: one setting, and all that the command line, environment, body and documents need of it.
 
     `sends` says where the value goes: "image" is the top level of an Images body and the tool of a response, "top" the
-    top level of any body, "header" a request header, "" nowhere by itself. `field` is the name there, dotted if nested.
+    top level of any body, "picture" each input picture of a response, "header" a request header, "" nowhere by itself.
+    `field` is the name there, dotted if nested.
     """
 
     name: str
@@ -706,6 +709,9 @@ class Option(NamedTuple):
 
 
 RESPONSES = ("responses",)
+# The longest wait between two looks at a background response, in seconds, by its completion window.
+SOONEST = "soonest"  # the server's default
+POLL_MOST = {SOONEST: 10.0, "2h": 30.0, "8h": 90.0}
 
 # By the groups of the help and of the reference.
 OPTION_GROUPS = {
@@ -756,6 +762,8 @@ OPTION_GROUPS = {
                RESPONSES, input="image file_id"),
         Option("input-image-data-url", Kind(str, "DATA-URL", repeat=True), "the same, as a data: URL", RESPONSES,
                input="image data"),
+        Option("input-detail", choice("low", "high", "auto", "original"), "how closely the model looks at the pictures",
+               RESPONSES, sends="picture", field="detail"),
         Option("mask", PICTURE._replace(metavar="PATH|URL|file_id:ID|auto"),
                "PNG whose transparent parts say where to edit; auto lets a gateway make one", ("edits",),
                input="mask auto"),
@@ -776,13 +784,25 @@ OPTION_GROUPS = {
         Option("tool-choice", TOOL_CHOICE, "whether the model must call the tool", RESPONSES, sends="top",
                env=("OPENAI_IMAGE_TOOL_CHOICE",), default="image_generation"),
         Option("previous-response-id", NAME, "the response to go on from", RESPONSES, sends="top"),
+        Option("conversation", NAME, "id of the conversation to go on with; the response is added to it", RESPONSES,
+               sends="top"),
         Option("instructions", TEXT, "standing instructions for the text model", RESPONSES, sends="top"),
         Option("background-mode", FLAG, "queue the response and collect it when it is ready", RESPONSES, sends="top",
                field="background"),
+        Option("completion-window", choice(*POLL_MOST), "how long --background-mode may take; 2h and 8h cost less",
+               RESPONSES, sends="top", field="background_options.completion_window"),
+        Option("continuation-id", NAME, "an id of your own that lets related responses of --background-mode go first",
+               RESPONSES, sends="top", field="background_options.continuation_id"),
         Option("store", FLAG, "let the server keep the response, for further turns", RESPONSES, sends="top",
                negative="no-store"),
         Option("metadata-json", OBJECT, "up to 16 names with values to keep with the response", RESPONSES,
                sends="top", field="metadata"),
+        Option("max-tool-calls", COUNT, "most calls of tools in the response, and so most pictures", RESPONSES,
+               sends="top"),
+        Option("max-output-tokens", COUNT, "most tokens of the text model, its reasoning included", RESPONSES,
+               sends="top"),
+        Option("service-tier", SERVICE_TIER, "how fast, and at which price, the response is processed", RESPONSES,
+               sends="top"),
         Option("reasoning-effort", EFFORT, "reasoning effort of the text model", RESPONSES, sends="top",
                field="reasoning.effort"),
         Option("stream", FLAG, "receive events as they happen, and previews", sends="top",
@@ -878,7 +898,7 @@ class Model(NamedTuple):
 
     `takes` lists, by option, the values the model takes; an empty list means that it does not know the option at all,
     and an option that is not listed has the values of its row in OPTIONS. None knows nothing and forbids nothing.
-    `tokens` is the factor f of the estimate by quality. `gone` is the day the model was or will be shut down.
+    `tokens` is the factor f of the estimate by quality. `gone` is the day (UTC) from which OpenAI serves it no more.
     """
 
     pattern: str
@@ -886,7 +906,6 @@ class Model(NamedTuple):
     sizes: Sizes | None = None
     tokens: Mapping[str, int] = {}
     gone: str = ""
-    retired: bool = False
     instead: str = ""
 
 
@@ -898,9 +917,7 @@ TAKES_1: Takes = {**BEFORE_26, "quality": ("auto", "low", "medium", "high"), "ma
 TAKES_2: Takes = {**TAKES_1, "background": ("auto", "opaque"), "input-fidelity": ()}
 TAKES_25: Takes = {**BEFORE_26, "input-fidelity": ()}
 TAKES_26: Takes = {"input-fidelity": (), "response-format": (), "style": ()}
-TAKES_DALLE: Takes = {
-    "quality": ("auto", "standard", "hd"), "response-format": ("b64_json", "url"), "style": ("vivid", "natural"),
-}  # fmt: skip
+TAKES_DALLE: Takes = {"quality": ("auto", "standard", "hd")}
 
 MODELS = (
     Model(r"gpt-image-2\.6-(sunburst|flare)(-\d{4}-\d\d-\d\d)?", TAKES_26, FREE_SIZES,
@@ -912,14 +929,13 @@ MODELS = (
           instead="gpt-image-2.5-sunburst"),
     Model(r"gpt-image-1-mini(-\d{4}-\d\d-\d\d)?", {**TAKES_1, "input-fidelity": ("low",)}, THREE_SIZES,
           gone="2026-12-01", instead="gpt-image-2.5-flare"),
-    Model(r"gpt-image-1(-\d{4}-\d\d-\d\d)?", TAKES_1, THREE_SIZES, gone="2026-10-23", retired=True,
+    Model(r"gpt-image-1(-\d{4}-\d\d-\d\d)?", TAKES_1, THREE_SIZES, gone="2026-10-23",
           instead="gpt-image-2.5-sunburst"),
-    Model(r"dall-e-[23]", TAKES_DALLE, gone="2026-05-12", retired=True, instead="gpt-image-2.5-sunburst"),
+    Model(r"dall-e-[23]", TAKES_DALLE, gone="2026-05-12", instead="gpt-image-2.5-sunburst"),
     Model(r"(?s:.*)", None),
 )  # fmt: skip
-MODEL_IDS = (
+MODEL_IDS = (  # to recommend: none that is to go
     "gpt-image-2", "gpt-image-2.5-sunburst", "gpt-image-2.5-flare", "gpt-image-2.6-sunburst", "gpt-image-2.6-flare",
-    "gpt-image-1.5", "gpt-image-1-mini", "chatgpt-image-latest",
 )  # fmt: skip
 TOOL_MODEL = "gpt-image-2.6-sunburst"  # what the server takes when a response's tool names no model
 # The API has no model by these names, though people type them.
@@ -1848,10 +1864,12 @@ def overridden_options(settings: Settings) -> set[str]:
 
 
 class Checked:
-    """All that the checks look at: the settings, the prompt by the way it was given, and the input pictures."""
+    """All that the checks look at: the settings, the prompt by the way it was given, the input pictures, the day."""
 
-    def __init__(self, settings: Settings, prompts: Mapping[str, Any], inputs: list[InputPicture]) -> None:
-        self.settings, self.command, self.inputs = settings, settings.command, inputs
+    def __init__(
+        self, settings: Settings, prompts: Mapping[str, Any], inputs: list[InputPicture], today: str = ""
+    ) -> None:
+        self.settings, self.command, self.inputs, self.today = settings, settings.command, inputs, today
         # What --extra-json replaces is not checked.
         self.overridden = overridden_options(settings)
         self.given_by = list(prompts)  # the ways in which there is a prompt
@@ -1863,12 +1881,17 @@ class Checked:
         self.model = settings.get(named_by) or TOOL_MODEL
         self.row = MODELS[-1] if named_by in self.overridden else model_row(self.model)
         self.several = (self.get("n") or 1) > 1
-        earlier = self.has("previous-response-id") or "image" in self.overridden
-        self.sees_pictures = earlier or bool(self.role("image"))
+        # An earlier response or a conversation may hold some.
+        elsewhere = {"image", "previous-response-id", "conversation"} & {*settings.rows, *self.overridden}
+        self.sees_pictures = bool(elsewhere or self.role("image"))
 
     def has(self, name: str) -> bool:
         """Tells whether an option is set and to be checked."""
         return name in self.settings.rows and name not in self.overridden
+
+    def lacks(self, name: str) -> bool:
+        """Tells whether an option is off or unset, and nothing else sets its field."""
+        return not self.settings.get(name) and name not in self.overridden
 
     def get(self, name: str) -> Any:
         """Returns the value of an option, or None if it is unset or not to be checked."""
@@ -1907,7 +1930,7 @@ def follow_suffix(settings: Settings) -> Settings:
     return settings.changed("format", chosen, SUFFIX) if chosen and not typed else settings
 
 
-def gather_checked(settings: Settings, positional: str | None, stdin: TextFile) -> Checked:
+def gather_checked(settings: Settings, positional: str | None, stdin: TextFile, now: float) -> Checked:
     """Gathers all that the checks look at."""
     ways = {
         "PROMPT": positional,
@@ -1918,7 +1941,8 @@ def gather_checked(settings: Settings, positional: str | None, stdin: TextFile) 
     prompts = {way: given for way, given in ways.items() if given is not None}
     if list(prompts) == ["--prompt-file"]:
         prompts["--prompt-file"] = read_prompt(settings.get("prompt-file"), stdin)
-    return Checked(follow_suffix(settings), prompts, gather_inputs(settings))
+    today = time.strftime("%Y-%m-%d", time.gmtime(now))
+    return Checked(follow_suffix(settings), prompts, gather_inputs(settings), today)
 
 
 # A single label, or below a name that is never public. To some resolvers 134744072 and 0x08080808 are addresses too.
@@ -1985,7 +2009,7 @@ def check_prompt(checked: Checked) -> Problems:
 
 
 def check_model(checked: Checked) -> Problems:
-    """Checks that the model exists today."""
+    """Checks that the model exists today; the days on which models go are those of OpenAI's own hosts."""
     row, model = checked.row, checked.model
     at_openai = re.fullmatch(OPENAI_HOSTS, host_of(checked.settings.get("base-url")))
     for name in ("model", "tool-model"):
@@ -1995,9 +2019,17 @@ def check_model(checked: Checked) -> Problems:
         yield checked.problem(
             "responses-model", "model", "an image model cannot host the tool", "name it with --tool-model instead"
         )
-    if row.retired and at_openai:
+    gone = "" < row.gone <= checked.today
+    if gone and at_openai:
         yield Problem("model-retired", f"{model} was shut down on {row.gone}", f"use {row.instead}")
-    elif row.gone:
+    elif gone:
+        yield Problem(
+            "model-elsewhere",
+            f"{model} is gone at OpenAI, though this gateway may still serve it",
+            f"if not, use {row.instead}",
+            warning=True,
+        )
+    elif row.gone and at_openai:
         yield Problem(
             "model-leaving", f"OpenAI shuts {model} down on {row.gone}", f"move to {row.instead}", warning=True
         )
@@ -2165,13 +2197,13 @@ def check_output(checked: Checked) -> Problems:
 def check_needs(checked: Checked) -> Problems:
     """Checks that what goes only with something else stands beside it."""
     images_route = checked.command in IMAGES
-    if checked.has("partial-images") and not checked.get("stream") and "stream" not in checked.overridden:
+    if checked.has("partial-images") and checked.lacks("stream"):
         yield checked.problem("partial-images-stream", "partial-images", "previews need --stream", "add --stream")
     if checked.chat and checked.several:
         yield checked.problem("chat-one", "n", "chat makes one picture a call", "leave --n out")
     if checked.get("stream") and images_route and checked.several:
         yield checked.problem("stream-n", "n", "a stream carries one picture (n=1)", "leave out --stream or --n")
-    if checked.has("svg-effort") and not checked.has("svg-model") and images_route:
+    if checked.has("svg-effort") and checked.lacks("svg-model") and checked.command == "generations":
         yield checked.problem(
             "svg-model-missing", "svg-effort", "needs --svg-model", "name the text model that writes the svg"
         )
@@ -2179,6 +2211,23 @@ def check_needs(checked: Checked) -> Problems:
         yield checked.problem(
             "store-background", "background-mode", "a background response must be stored", "leave out --no-store"
         )
+
+
+def check_response(checked: Checked) -> Problems:
+    """Checks that a response goes on from one thing, and that the options of the background have what they need."""
+    window = checked.get("completion-window") or SOONEST
+    if checked.has("conversation") and checked.has("previous-response-id"):
+        yield checked.problem(
+            "conversation-twice", "conversation", "not together with --previous-response-id", "keep one of them"
+        )
+    for name in ("completion-window", "continuation-id"):
+        if checked.has(name) and checked.lacks("background-mode"):
+            yield checked.problem("window-background", name, "needs --background-mode", "add --background-mode")
+    for name in ("stream", "service-tier") if window != SOONEST else ():
+        if checked.get(name) not in (None, False, "auto", "default"):
+            yield checked.problem(
+                "window-standard", name, f"not possible with --completion-window {window}", "leave one of them out"
+            )
 
 
 def check_input(checked: Checked, given: InputPicture) -> Problems:
@@ -2217,11 +2266,12 @@ def check_images(checked: Checked) -> Problems:
         yield Problem("image-missing", "there is no picture to edit", "add --image PATH", fatal=True)
     if len(images) > MAX_IMAGES:
         yield Problem("image-count", f"{len(images)} pictures are given", f"at most {MAX_IMAGES} are allowed")
-    if checked.has("input-fidelity") and not checked.sees_pictures:
-        yield checked.problem("fidelity-input", "input-fidelity", "there is no input picture", "add --input-image")
+    for name in ("input-fidelity", "input-detail"):
+        if checked.has(name) and not checked.sees_pictures:
+            yield checked.problem("fidelity-input", name, "there is no input picture", "add --input-image")
     if checked.get("action") == "edit" and not checked.sees_pictures:
         yield checked.problem(
-            "action-edit", "action", "there is nothing to edit", "add --input-image, or --previous-response-id"
+            "action-edit", "action", "there is nothing to edit", "add --input-image, or go on from an earlier response"
         )
 
 
@@ -2320,7 +2370,7 @@ def check_metadata(checked: Checked) -> Problems:
 
 CHECKS = (
     check_base_url, check_prompt, check_model, check_values, check_size, check_format, check_output,
-    check_needs, check_images, check_mask, check_form, check_metadata,
+    check_needs, check_response, check_images, check_mask, check_form, check_metadata,
 )  # fmt: skip
 
 
@@ -2504,9 +2554,9 @@ def put(tree: Json, path: Words, value: Any) -> None:
 
 
 def fields(settings: Settings, *places: str, chat: bool = False) -> Json:
-    """Returns the API fields of the settings that go to one of the places, nested as the API has them."""
+    """Returns the API fields of the settings that go to one of the places, nested and ordered as the SDK sends them."""
     tree: Json = {}
-    for name, row in options_of(settings.command).items():
+    for name, row in sorted(options_of(settings.command).items(), key=lambda item: item[1].path):
         # The suffix of --output may only say what the server does anyhow.
         implied = settings.comes_from(name, SUFFIX) and settings.get(name) == DEFAULT_FORMAT
         if name in settings.rows and row.sends in places and not implied and (row.chat or not chat):
@@ -2546,13 +2596,15 @@ def responses_tree(checked: Checked) -> Json:
     tree = fields(checked.settings, "top")
     content: Rows = [{"type": "input_text", "text": text} for text in checked.texts]
     images = [image_reference(given) for given in checked.role("image")]
-    content += [{"type": "input_image", **image, "detail": "auto"} for image in images]
+    detail = {"detail": "auto", **fields(checked.settings, "picture")}
+    content += [{"type": "input_image", **image, **detail} for image in images]
     tool = {"type": "image_generation", **fields(checked.settings, "image")}
     for given in checked.role("mask"):
         tool["input_image_mask"] = image_reference(given)
     plain = len(checked.texts) == 1 and not images
     message = checked.prompt if plain else [{"role": "user", "content": content}]
-    return {"model": tree["model"], "input": message, "tools": [tool], **tree}
+    # A prompt template of --extra-json may say it all.
+    return {"model": tree["model"], **({"input": message} if content else {}), "tools": [tool], **tree}
 
 
 def chat_tree(checked: Checked) -> Json:
@@ -2566,14 +2618,14 @@ def chat_tree(checked: Checked) -> Json:
 
 
 def form_fields(name: str, value: Any) -> Iterator[tuple[str, str]]:
-    """Yields the form fields of a value: nested objects as a[b], lists as a[], true and false in lower case."""
+    """Yields the form fields of a value: objects as a[b], lists as a[], true in lower case, and null not at all."""
     if isinstance(value, dict):
         for key, inner in value.items():
             yield from form_fields(f"{name}[{key}]", inner)
     elif isinstance(value, list):
         for inner in value:
             yield from form_fields(f"{name}[]", inner)
-    else:
+    elif value is not None:
         yield as_unicode(name), as_unicode(value if isinstance(value, str) else json.dumps(value))
 
 
@@ -2613,10 +2665,10 @@ def part_head(row: Json) -> str:
 def form_request(checked: Checked, tree: Json) -> tuple[Body, Rows]:
     """Returns the multipart body of an edit and the rows a dry run shows of it."""
     boundary, parts = "gpt-image-" + os.urandom(12).hex(), []
-    rows = list(form_files(checked))
     texts = [pair for name, value in tree.items() for pair in form_fields(name, value)]
     texts += [("mask", "auto")] * any(given.kind == "auto" for given in checked.inputs)
-    rows += [({"name": name, "value": text}, Part(text.encode())) for name, text in texts]
+    # The texts first, as the SDK sends them: who reads a form as a stream then knows what its files are for.
+    rows = [*(({"name": name, "value": text}, Part(text.encode())) for name, text in texts), *form_files(checked)]
     for row, content in rows:
         parts += [Part(f"--{boundary}\r\n{part_head(row)}".encode()), content, Part(b"\r\n")]
     parts.append(Part(f"--{boundary}--\r\n".encode()))
@@ -3248,6 +3300,7 @@ class Context(NamedTuple):
     temp_files: TempFiles
     progress: Progress
     result: Result
+    now: Callable[[], float]  # seconds since 1970, for what depends on the date
 
 
 def exchange(context: Context, settings: Settings, request: Request, tries: Tries | None = None) -> Reply:
@@ -4235,8 +4288,8 @@ NO_MATTER = ("reply-garbage", "reply-page", "reply-too-long")  # if every pictur
 MOST_TROUBLES = 20  # more of them are not noted
 
 # The background mode of /responses: polls, and streams that are taken up again.
-POLL_FIRST, POLL_MOST, POLL_GROWTH = 2.0, 10.0, 1.2  # seconds, seconds, factor
-LONGEST_POLL = 3600.0  # seconds until a background response is left to `resume`
+POLL_FIRST, POLL_GROWTH = 2.0, 1.2  # seconds, factor
+LONGEST_POLL = 360  # of the longest waits, until a background response is left to `resume`: an hour for the soonest
 LONGEST_LOOK = 30.0  # seconds to wait for a response whose reply was cut
 
 
@@ -4619,10 +4672,11 @@ class Call:
         response_id = result.facts.get("id")
         if result.session_file or not isinstance(response_id, str) or not settings.get("background-mode"):
             return
+        created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.context.now()))
         session = {
             "gpt_image_session": 1, "response_id": response_id, "origin": origin_of(settings.get("base-url")),
             "model": result.model, "output": os.path.basename(self.names.stem) + self.names.suffix,
-            "stream": bool(settings.get("stream")), "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "stream": bool(settings.get("stream")), "created": created, "window": settings.get("completion-window"),
         }  # fmt: skip
         target = self.names.beside(".session.json")
         try:
@@ -4671,7 +4725,8 @@ class Call:
         stored = background or cut and self.settings.get("store") is not False
         if not isinstance(facts.get("id"), str) or not stored:
             return failure
-        first, limit = failure, LONGEST_POLL if background else LONGEST_LOOK
+        most = POLL_MOST.get(self.settings.get("completion-window"), POLL_MOST[SOONEST])
+        first, limit = failure, LONGEST_POLL * most if background else LONGEST_LOOK
         waited, wait = 0.0, 0.0 if cut else POLL_FIRST
         try:
             while cut or not failure and facts.get("status") in (None, *WORKING):
@@ -4680,7 +4735,7 @@ class Call:
                 if facts.get("status") in WORKING:
                     self.context.progress.phase("polling", status=facts["status"])
                 self.context.sleep(wait)
-                waited, wait = waited + wait, min(max(wait * POLL_GROWTH, POLL_FIRST), POLL_MOST)
+                waited, wait = waited + wait, min(max(wait * POLL_GROWTH, POLL_FIRST), most)
                 failure = self.read_again()
                 cut = background and failure is not None and failure.exit == NETWORK
         except Failure as error:
@@ -4862,7 +4917,7 @@ def call(context: Context, settings: Settings, positional: str | None) -> None:
     """Makes a call of one of the three routes: check everything, plan the names, send once, save as it comes."""
     result = context.result
     result.model = settings.get("model")
-    checked = gather_checked(settings, positional, context.stdin)
+    checked = gather_checked(settings, positional, context.stdin, context.now())
     checked.inputs = [convert_input(context, given, checked.command) for given in checked.inputs]
     settings = checked.settings
     broken = (found for check in CHECKS for found in check(checked))
@@ -4919,6 +4974,7 @@ def resume(context: Context, settings: Settings, target: str | None) -> None:
     if session.get("output") and not settings.get("output"):
         settings = settings.changed("output", session["output"], "session file")
     settings = follow_suffix(settings).changed("background-mode", True, "resume")
+    settings = settings.changed("completion-window", str(session.get("window")), "session file")
     names = output_names(settings, 1)
     check_key(settings)
     result.route, result.model = "responses", str(session.get("model") or "") or None
@@ -5385,6 +5441,7 @@ def main(
     argv: list[str] | None = None, *, transport: Transport | None = None, environ: Environ = os.environ,
     stdin: TextFile | None = None, stdout: TextFile | None = None, stderr: TextFile | None = None,
     clock: Callable[[], float] = time.monotonic, sleep: Callable[[float], None] | None = None,
+    now: Callable[[], float] = time.time,
 ) -> int:  # fmt: skip
     """Runs the program with the given arguments and returns its exit code; all it touches can be handed in."""
     argv = sys.argv[1:] if argv is None else argv
@@ -5398,7 +5455,7 @@ def main(
         transport = transport or functools.partial(send, stop=stop)
         quiet = Progress(console, "none", clock)
         result, sleep = Result(next(filter(COMMANDS.get, argv[:1]), "")), sleep or stop.sleep
-        context = Context(console, stdin, environ, Dotenv(), transport, sleep, stop, temp_files, quiet, result)
+        context = Context(console, stdin, environ, Dotenv(), transport, sleep, stop, temp_files, quiet, result, now)
         return run(context, argv)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import calendar
 import functools
 import io
 import json
@@ -9,6 +10,7 @@ import os
 import re
 import sys
 import tempfile
+import time
 import unittest
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterable, List, Mapping, NamedTuple, Optional, Union
@@ -23,6 +25,7 @@ from tests.gateway import Gateway  # noqa: E402
 vars(pictures)["picture"] = functools.lru_cache(500)(pictures.picture)
 
 KEY = "sk-test-0123456789abcdef"
+TODAY = "2026-11-20"  # in the tests, whatever day it is
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = str(ROOT / "gpt_image.py")
 
@@ -68,6 +71,11 @@ def reply(
     step = size or max(len(data), 1)
     chunks = [data[at : at + step] for at in range(0, len(data), step)]
     return gpt_image.Reply(status, {name.lower(): value for name, value in (headers or {}).items()}, chunks)
+
+
+def at_noon(day: str) -> float:
+    """Returns the seconds since 1970 of noon, UTC, on a day."""
+    return calendar.timegm(time.strptime(f"{day} 12", "%Y-%m-%d %H"))
 
 
 class FakeTransport:
@@ -148,6 +156,7 @@ class ProgramTest(unittest.TestCase):
         self.addCleanup(folder.cleanup)
         self.addCleanup(os.chdir, before)
         self.sleeps: List[float] = []
+        self.today = TODAY
 
     def gateway(self, scenario: str = "plain", **options: Any) -> Gateway:
         """Starts a stand-in gateway that ends with the test."""
@@ -178,6 +187,7 @@ class ProgramTest(unittest.TestCase):
             stdout=out,
             stderr=err,
             sleep=self.sleeps.append,
+            now=lambda: at_noon(self.today),
         )
         try:
             value = json.loads(out.getvalue())

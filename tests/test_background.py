@@ -10,6 +10,7 @@ import shlex
 import unittest
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
+from unittest import mock
 
 import gpt_image
 from tests import pictures
@@ -361,12 +362,34 @@ class Resuming(BackgroundTest):
         self.assertEqual(Path("s.png").read_bytes(), PICTURE)
         self.assertEqual(self.files(), ["s.png"])
 
+    def test_the_waits_between_looks_follow_the_completion_window(self) -> None:
+        def running(*_: Any) -> gpt_image.Reply:
+            return reply(response("in_progress"))
+
+        for window, most in (("soonest", 10), ("2h", 30), ("8h", 90)):
+            with self.subTest(window), mock.patch.object(gpt_image, "LONGEST_POLL", 20):
+                self.sleeps = Waits()
+                argv = (*QUEUED, "--completion-window", window, "--output", f"{window}.png")
+                ran = self.run_main(*argv, transport=running)
+                self.assertEqual((ran.code, max(self.sleeps)), (8, most), ran.err)
+                self.assertTrue(20 * most < sum(self.sleeps) <= 21 * most)
+                self.sleeps = Waits(interrupt_at(25))
+                ran = self.run_main("resume", f"{window}.session.json", transport=running)
+                self.assertEqual((ran.code, max(self.sleeps)), (130, most), ran.err)
+                for odd in (None, "3h", 5, ["8h"]):  # a session of another version, or of another hand
+                    self.session("odd.session.json", window=odd)
+                    self.sleeps = Waits(interrupt_at(12))
+                    ran = self.run_main("resume", "odd.session.json", transport=running)
+                    self.assertEqual((ran.code, max(self.sleeps)), (130, 10), (odd, ran.err))
+
     def test_cancelling(self) -> None:
         gateway = self.gateway(polls=9)
         name = self.interrupted(gateway).json["response_id"]
         for _ in range(2):
             ran = self.run_main("resume", name, "--cancel", gateway=gateway)
-            self.assertEqual((ran.code, gateway.requests[-1].path), (0, f"/v1/responses/{name}/cancel"), ran.err)
+            sent = gateway.requests[-1]
+            self.assertEqual((ran.code, sent.path), (0, f"/v1/responses/{name}/cancel"), ran.err)
+            self.assertEqual((sent.body_bytes, sent.header("Content-Type"), sent.header("Content-Length")), (0, "", "0"))
         self.assertTrue(gateway.studio.responses[name].cancelled)
         ran = self.run_main("resume", "p.session.json", "--cancel", gateway=gateway)
         self.assertEqual((ran.code, Path("p.session.json").exists()), (0, False))

@@ -41,7 +41,8 @@ OWN = {
     "responses": "--input-text --input-image --input-image-url --input-image-file-id --input-image-data-url --mask "
                  "--mask-url --mask-file-id --mask-box --input-fidelity --action --tool-model --tool-choice "
                  "--previous-response-id --instructions --background-mode --store --no-store --metadata-json "
-                 "--reasoning-effort".split(),
+                 "--reasoning-effort --conversation --max-tool-calls --max-output-tokens --service-tier --input-detail "
+                 "--completion-window --continuation-id".split(),
 }  # fmt: skip
 
 # Contract §4, word for word.

@@ -328,7 +328,8 @@ class LinksTest(unittest.TestCase):
 
     def test_the_models_and_their_limits_stand_in_the_api_surface(self) -> None:
         text = (ROOT / "references" / "api-surface.md").read_text("utf-8")
-        for model in (*gpt_image.MODEL_IDS, "gpt-image-1", "dall-e-2", "dall-e-3"):
+        gone = ("gpt-image-1.5", "gpt-image-1-mini", "chatgpt-image-latest", "gpt-image-1", "dall-e-2", "dall-e-3")
+        for model in (*gpt_image.MODEL_IDS, *gone):
             self.assertIn(f"`{model}`", text)
         for row in gpt_image.MODELS:
             self.assertIn(row.gone, text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import random
 import re
@@ -9,7 +10,8 @@ import shlex
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Tuple
 
-from tests.support import FakeTransport, ProgramTest, Ran
+import gpt_image
+from tests.support import FakeTransport, ProgramTest, Ran, at_noon
 from tests.test_tables import write_inputs
 
 GATEWAY = "--base-url https://gateway.example/v1"
@@ -115,6 +117,20 @@ WRONG: Tuple[Tuple[str, str], ...] = (
     # stream and previews
     ("generations x --partial-images 1", "partial-images-stream"),
     ("responses x --partial-images 3 --no-stream", "partial-images-stream"),
+    ("responses x --completion-window soonest", "window-background"),
+    ("responses x --completion-window 2h --continuation-id c", "window-background window-background"),
+    ("responses x --continuation-id c --no-store", "window-background"),
+    ("responses x --completion-window 2h --background-mode --stream", "window-standard"),
+    ("responses x --completion-window 8h --background-mode --stream --service-tier fast",
+     "window-standard window-standard"),
+    ("responses x --completion-window 1h --background-mode", "completion-window-value"),
+    ("responses x --service-tier cheap", "service-tier-value"),
+    ("responses x --input-image a.png --input-detail full", "input-detail-value"),
+    ("responses x --input-detail high", "fidelity-input"),
+    ("responses x --max-tool-calls 0", "max-tool-calls-value"),
+    ("responses x --max-output-tokens many", "max-output-tokens-unreadable-value"),
+    ("responses x --conversation conv_1 --previous-response-id resp_1", "conversation-twice"),
+    ("responses x --conversation 'a\nb'", "identifier"),
     ("generations x --stream --n 2", "stream-n"),
     (f"{EDIT} --stream --n 10", "stream-n"),
     # models
@@ -404,7 +420,7 @@ class WrongRequestsAreRefused(RulesTest):
     def test_what_is_only_doubtful_is_a_warning(self) -> None:
         for line, words in (
             ("generations x --size 3840x2160", "experimental"), (f"generations x {M15}", "2026-12-01"),
-            (f"generations x --model dall-e-3 {GATEWAY}", "2026-05-12"),
+            (f"generations x --model dall-e-3 {GATEWAY}", "may still serve it"),
             (f"{EDIT} --mask large-mask.png", "4 MB"),
         ):  # fmt: skip
             with self.subTest(line):
@@ -414,6 +430,62 @@ class WrongRequestsAreRefused(RulesTest):
                 self.assertIn(words, ran.json["warnings"][0])
                 self.assertIn("gpt_image.py: warning: ", ran.err)
                 self.assertNotIn("warning", self.try_line(line, "--dry-run", "--quiet").err)
+
+
+class DaysDecide(RulesTest):
+    """Whether a model is there is decided by the day of the call, and at OpenAI's own hosts only."""
+
+    LEAVING = ("gpt-image-1.5", "gpt-image-1-mini", "chatgpt-image-latest", "gpt-image-1.5-2025-12-16")
+
+    def on(self, day: str, line: str) -> Ran:
+        """Makes a dry run of a line on a day."""
+        self.today = day
+        return self.try_line(line, "--dry-run")
+
+    def test_a_model_is_refused_from_its_day_on_and_warned_of_before(self) -> None:
+        lines = [f"generations x --model {model}" for model in self.LEAVING]
+        lines += [f"{EDIT} {M15}", f"{EDIT} {M15} --base-url https://eu.api.openai.com/v1"]
+        lines += ["responses x --tool-model gpt-image-1-mini"]
+        for line in lines:
+            with self.subTest(line):
+                for day in ("2026-11-20", "2026-11-30"):
+                    (warning,) = self.on(day, line).json["warnings"]
+                    self.assertRegex(warning, r"shuts .* down on 2026-12-01 .*move to gpt-image-2\.5")
+                for day in ("2026-12-01", "2026-12-02", "2031-01-01"):
+                    ran = self.on(day, line)
+                    self.assertEqual(self.names(ran), ["model-retired"])
+                    self.assertIn("2026-12-01", ran.error["message"])
+                self.assertEqual(self.on("2026-12-02", f"{line} --no-validate").code, 0)
+
+    def test_the_day_begins_at_midnight_utc(self) -> None:
+        midnight = at_noon("2026-12-01") - 12 * 3600
+        for seconds, code in ((midnight - 1, 0), (midnight, 2)):
+            err = io.StringIO()
+            argv = ["generations", "x", "--model", "gpt-image-1.5", "--dry-run"]
+            got = gpt_image.main(argv, environ={}, stdout=io.StringIO(), stderr=err, now=iter([seconds]).__next__)
+            self.assertEqual(got, code, err.getvalue())
+
+    def test_elsewhere_no_date_is_claimed_and_nothing_is_refused(self) -> None:
+        for base in ("https://gateway.example/v1", "https://me.openai.azure.com/openai/v1", "http://localhost:4000/v1"):
+            for model, days in (
+                ("gpt-image-1.5", {"2026-11-30": 0, "2026-12-01": 1}), ("dall-e-3", {"2026-05-11": 0, "2026-11-20": 1}),
+            ):  # fmt: skip
+                for day, count in days.items():
+                    with self.subTest(base=base, model=model, day=day):
+                        warnings = self.on(day, f"generations x --model {model} --base-url {base}").json["warnings"]
+                        self.assertEqual(len(warnings), count, warnings)
+                        self.assertNotRegex("".join(warnings), r"\d{4}-\d\d-\d\d")
+
+    def test_no_hint_names_a_model_that_goes(self) -> None:
+        going = re.compile(r"gpt-image-1|chatgpt-image|dall-e")
+        lines = [f"{EDIT} --input-fidelity high", "responses x --input-image a.png --input-fidelity low"]
+        lines += [line for line, _ in WRONG if M15 not in line and MINI not in line]
+        for line in lines:
+            for day in ("2026-11-20", "2026-12-02"):
+                self.today = day
+                ran = self.try_line(line)
+                for found in ran.error["problems"]:
+                    self.assertIsNone(going.search(found["hint"] or ""), found)
 
 
 class RightRequestsPass(RulesTest):
@@ -540,6 +612,19 @@ class ChecksCanBeTurnedOff(RulesTest):
             with self.subTest(line=line, extra=extra):
                 found = self.fields(self.try_line(line, "--extra-json", json.dumps(extra), "--dry-run"))
                 self.assertEqual({name: found.get(name, "missing") for name in wanted}, wanted)
+
+    def test_what_extra_json_brings_counts_as_there(self) -> None:
+        for line, extra in (
+            ("responses x --action edit", {"conversation": "conv_1"}),
+            ("responses x --action edit", {"conversation": {"id": "conv_1"}}),
+            ("responses x --action edit", {"previous_response_id": "resp_1"}),
+            ("responses x --action edit --mask-url https://host.example/m.png", {"conversation": "conv_1"}),
+            ("responses x --completion-window 2h", {"background": True}),
+            ("responses x --completion-window 2h --background-mode --service-tier flex", {"service_tier": "default"}),
+            ("responses", {"prompt": {"id": "pmpt_1"}}),
+        ):  # fmt: skip
+            with self.subTest(line=line, extra=extra):
+                self.assertEqual(self.try_line(line, "--extra-json", json.dumps(extra), "--dry-run").code, 0)
 
     def test_what_extra_json_does_not_touch_is_checked(self) -> None:
         ran = self.try_line("generations x --size 5x5 --n 11", "--extra-json", '{"size": "7x7"}')

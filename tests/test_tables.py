@@ -89,6 +89,7 @@ CASES: Dict[str, Case] = {
     "size-experimental": case("generations x --size 3840x2160", "above 2560x1440 pixels"),
     "model-retired": case("generations x --model dall-e-3"),
     "model-leaving": case("generations x --model gpt-image-1.5", "OpenAI shuts gpt-image-1.5 down"),
+    "model-elsewhere": case(f"generations x --model dall-e-3 --base-url {GATEWAY}", "dall-e-3 is gone at OpenAI"),
     "model-bare": case("generations x --model gpt-image-2.5"),
     "model-missing": Case(("generations", "x", "--model", " ")),
     "responses-model": case(f"{ANSWER} --model gpt-image-2"),
@@ -103,6 +104,9 @@ CASES: Dict[str, Case] = {
     "output-place": case("generations x --output a-{number}.png", "{number} is not a place holder"),
     "svg-model-missing": case(f"{SVG} --svg-effort low"),
     "partial-images-stream": case("generations x --partial-images 2"),
+    "conversation-twice": case(f"{ANSWER} --conversation conv_1 --previous-response-id resp_1"),
+    "window-background": case(f"{ANSWER} --completion-window 2h"),
+    "window-standard": case(f"{ANSWER} --completion-window 8h --background-mode --service-tier flex"),
     "stream-n": case("generations x --stream --n 2"),
     "fidelity-input": case(f"{ANSWER} --tool-model gpt-image-1.5 --input-fidelity high"),
     "image-missing": case("edits x"),
@@ -265,7 +269,7 @@ class TablesAgree(ProgramTest):
                 self.assertTrue(row.group)
                 self.assertTrue(row.commands)
                 self.assertLessEqual(set(row.commands), set(gpt_image.COMMANDS))
-                self.assertIn(row.sends, ("", "top", "image", "header"))
+                self.assertIn(row.sends, ("", "top", "image", "picture", "header"))
                 self.assertTrue(row.kind.flag or row.kind.metavar)
                 self.assertTrue(row.default is None or not row.kind.repeat)
 
@@ -292,24 +296,24 @@ class TablesAgree(ProgramTest):
                     self.assertTrue(not row.kind.choices or value in row.kind.choices)
 
     def test_the_first_row_of_models_that_matches_wins(self) -> None:
-        # model id -> sizes are free, retired, and what it takes of `asked`
+        # model id -> sizes are free, the day it goes, and what it takes of `asked`
         asked = ("background transparent", "quality xhigh", "complexity low", "format gif", "input-fidelity high")
         rows = {
-            "gpt-image-2": (True, False, "no no no no no"),
-            "gpt-image-2-2026-04-21": (True, False, "no no no no no"),
-            "gpt-image-2.5-sunburst": (True, False, "yes yes no no no"),
-            "gpt-image-2.5-flare-2026-09-08": (True, False, "yes yes no no no"),
-            "gpt-image-2.6-sunburst": (True, False, "yes yes yes yes no"),
-            "gpt-image-2.6-flare": (True, False, "yes yes yes yes no"),
-            "gpt-image-1.5": (False, False, "yes no no no yes"),
-            "chatgpt-image-latest": (False, False, "yes no no no yes"),
-            "gpt-image-1-mini": (False, False, "yes no no no no"),
-            "gpt-image-1": (False, True, "yes no no no yes"),
+            "gpt-image-2": (True, "", "no no no no no"),
+            "gpt-image-2-2026-04-21": (True, "", "no no no no no"),
+            "gpt-image-2.5-sunburst": (True, "", "yes yes no no no"),
+            "gpt-image-2.5-flare-2026-09-08": (True, "", "yes yes no no no"),
+            "gpt-image-2.6-sunburst": (True, "", "yes yes yes yes no"),
+            "gpt-image-2.6-flare": (True, "", "yes yes yes yes no"),
+            "gpt-image-1.5": (False, "2026-12-01", "yes no no no yes"),
+            "chatgpt-image-latest": (False, "2026-12-01", "yes no no no yes"),
+            "gpt-image-1-mini": (False, "2026-12-01", "yes no no no no"),
+            "gpt-image-1": (False, "2026-10-23", "yes no no no yes"),
         }
-        for model, (free, retired, words) in rows.items():
+        for model, (free, gone, words) in rows.items():
             row = next(row for row in gpt_image.MODELS if re.fullmatch(row.pattern, model))
             with self.subTest(model):
-                self.assertEqual(row.retired, retired)
+                self.assertEqual(row.gone, gone)
                 self.assertIsNotNone(row.sizes)
                 self.assertEqual(bool(row.sizes and not row.sizes.fixed), free)
                 takes = row.takes or {}
@@ -333,12 +337,20 @@ class TablesAgree(ProgramTest):
             for name, values in (model.takes or {}).items():
                 with self.subTest(model=model.pattern, option=name):
                     self.assertIn(name, rows)
-                    if not model.retired:
+                    if model.takes is not gpt_image.TAKES_DALLE:
                         self.assertLessEqual(set(values), set(rows[name].kind.choices))
             self.assertEqual(bool(model.gone), bool(model.instead), model.pattern)
             if model.instead:
-                staying = [row.pattern for row in gpt_image.MODELS[:-1] if not row.gone]
-                self.assertTrue(any(re.fullmatch(pattern, model.instead) for pattern in staying), model.instead)
+                self.assertIn(model.instead, gpt_image.MODEL_IDS)
+
+    def test_no_model_that_goes_is_recommended_or_a_default(self) -> None:
+        defaults = [row.default for row in gpt_image.OPTIONS if row.name.endswith("model") and row.default]
+        for name in (*gpt_image.MODEL_IDS, gpt_image.TOOL_MODEL, *gpt_image.BARE_MODELS.values(), *defaults):
+            with self.subTest(name):
+                self.assertEqual(gpt_image.model_row(name).gone, "")
+        hints = [row.hint for row in gpt_image.STATUSES] + [*gpt_image.CODE_HINTS.values()]
+        named = re.findall(r"(?:gpt-image|chatgpt-image|dall-e)-[\w.-]+", " ".join(hints + [row.help for row in gpt_image.OPTIONS]))
+        self.assertLessEqual(set(named), set(gpt_image.MODEL_IDS))
 
     def test_formats_speak_of_options_that_exist_and_share_no_suffix(self) -> None:
         names = {row.name for row in gpt_image.OPTIONS}
