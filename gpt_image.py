@@ -1012,6 +1012,15 @@ CODE_HINTS = {
 MONEY_WORDS = "|".join((*MONEY, "exceeded your current quota"))
 RAN_BEHIND = r"(HTTP \d+: )?litellm\.(APIError|APIConnectionError|InternalServerError|Timeout)"
 REQUEST_IDS = ("x-request-id", "x-litellm-call-id")
+
+# What LiteLLM spoils of an edit, by the name of a form field, or by the URL that JSON was sent to.
+LITELLM = "x-litellm-version"  # a header of its replies
+LITELLM_LOSES = {
+    r"markup|image\[\d+\]":
+        "LiteLLM passes --markup, and pictures named by --image-field-style indexed, on as text: they are lost",
+    r"https?://[^?]*/images/edits(\?.*)?":
+        "LiteLLM passes the JSON of an edit on as a form: give local files and no --moderation, or use responses",
+}  # fmt: skip
 LONGEST_WAIT = 120.0  # seconds; the official SDK waits no longer either
 RETRY_FIRST, RETRY_MOST = 0.5, 8.0  # seconds
 
@@ -3141,6 +3150,7 @@ class Tries:
         self.count = 0
         self.keep_anew: Callable[[], Callable[[bytes], None]] = lambda: lambda chunk: None
         self.request_id: str | None = None
+        self.headers: Headers = {}  # of the last reply
         self.billed = False  # whether a try may have been billed: it was sent in full, or accepted, and not refused
         self.under_way: Request | None = None
 
@@ -3191,7 +3201,7 @@ def exchange(context: Context, settings: Settings, request: Request, tries: Trie
         context.stop.armed = False
         outcome = context.transport(request, settings.get("timeout"), context.progress)
         found = (outcome.headers[name] for name in REQUEST_IDS if outcome.headers.get(name))
-        tries.request_id = next(found, tries.request_id)
+        tries.request_id, tries.headers = next(found, tries.request_id), outcome.headers
         if isinstance(outcome, Reply) and 200 <= outcome.status < 300:
             tries.end(billed=True)
             return outcome
@@ -4213,7 +4223,16 @@ class Call:
         except Failure:
             self.keep(always=False)
             raise
+        finally:
+            self.warn_of_losses(request)
         return self.receive(reply)
+
+    def warn_of_losses(self, request: Request) -> None:
+        """Warns of what a proxy, if it was one that answered, does not pass on."""
+        sent = [row["name"] for row in request.form or [{"name": request.url}]]
+        for pattern, words in LITELLM_LOSES.items():
+            if LITELLM in self.result.headers and any(re.fullmatch(pattern, name) for name in sent):
+                self.console.warn(words)
 
     def keep_anew(self) -> Callable[[bytes], None]:
         """Forgets what was kept, and returns what takes the bytes of another reply."""
