@@ -627,6 +627,7 @@ def number(low: int, high: int) -> Kind:
 
 TEXT = Kind(str, "TEXT")
 NAME = Kind(str, "NAME", one_line=True)
+END_USER = NAME._replace(metavar="ID")  # how long it may be is the route's to say
 VARIABLE_NAME = Kind(parse_variable, "NAME", private=True)
 PATH = Kind(str, "PATH")
 URL = Kind(parse_url, "URL")
@@ -657,6 +658,7 @@ class Route(NamedTuple):
     path: str
     summary: str
     example: str
+    longest_user: int = 64  # characters of the id of an end user
 
 
 ROUTES = (
@@ -665,7 +667,7 @@ ROUTES = (
     Route("edits", "/images/edits", "edit or combine pictures, with a mask if you like",
           'edits "Make it snow" --image photo.jpg --output out/snow.png'),
     Route("responses", "/responses", "let a text model make pictures, with previews and further turns",
-          'responses "A poster" --stream --partial-images 2 -o poster.png'),
+          'responses "A poster" --stream --partial-images 2 -o poster.png', 128),
 )  # fmt: skip
 ROUTE = {row.name: row for row in ROUTES}
 CHAT_PATH = "/chat/completions"
@@ -809,8 +811,8 @@ OPTION_GROUPS = {
                env=("OPENAI_IMAGE_STREAM",), negative="no-stream", chat=True),
         Option("partial-images", number(0, 3), "previews to ask for; needs --stream", sends="image",
                env=("OPENAI_IMAGE_PARTIAL_IMAGES",), needs="stream"),
-        Option("safety-identifier", NAME, "a stable, hashed id of your end user", sends="top", chat=True),
-        Option("user", NAME, "older name of --safety-identifier", sends="top", env=("OPENAI_IMAGE_USER",),
+        Option("safety-identifier", END_USER, "a stable, hashed id of your end user", sends="top", chat=True),
+        Option("user", END_USER, "older name of --safety-identifier", sends="top", env=("OPENAI_IMAGE_USER",),
                chat=True),
         Option("extra-json", OBJECT, "fields to add to the body or put in place of ours, unchecked",
                env=("OPENAI_IMAGE_EXTRA_JSON",)),
@@ -998,7 +1000,9 @@ EVENTS = (
     Dialect(r".*\.partial_image", "partial"),
     Dialect(r"(image_generation|image_edit)\.completed", "final"),
     Dialect(r"response\.output_item\.done", "item", "item"),
-    Dialect(r"response\.(output_text|refusal)\.(delta|done)", "text"),
+    Dialect(r"response\.(output_text|refusal)\.delta|ar_delta", "delta", "delta"),
+    Dialect(r"response\.output_text\.done", "said", "text"),
+    Dialect(r"response\.refusal\.done", "said", "refusal"),
     Dialect(r"response\.(created|queued|in_progress|completed|failed|incomplete|cancelled)", "response", "response"),
     Dialect(r"response\.(?!image_generation_call)\w+_(call|tools)\..+", "tool"),  # its error is not the picture's
     Dialect(r"error", "error"),
@@ -1006,6 +1010,7 @@ EVENTS = (
     Dialect(r"output\[\]", "item"),
     Dialect(r"choices\[\]", "chat"),
     Dialect(r"chat\.completion(\.chunk)?", "chunk"),
+    Dialect(r"image", "response"),  # vLLM-Omni streams an edit so, behind the `ar_delta` of its text
     Dialect(r"reply|response", "response", "response"),
 )
 REPLY_ROW = EVENTS[-1]  # of a JSON reply that names itself in no way known here
@@ -1013,6 +1018,7 @@ PICTURE_ITEM = "image_generation_call"  # the output item of a response that hol
 LISTS = ("data", "output", "choices")
 # The keys a picture stands under, best first: text in base64, a data: URL, or a URL to fetch.
 PICTURE_KEYS = ("b64_json", "result", "partial_image_b64", "image_base64", "url")
+SETTLED = ("size", "quality", "background", "output_format")  # what a reply says of them is what `auto` became
 ENDED = ("completed", "failed", "incomplete", "cancelled")
 WORKING = ("queued", "in_progress")
 
@@ -1028,31 +1034,46 @@ class Status(NamedTuple):
 STATUSES = (
     Status((401,), "never", "the key is not accepted here: check OPENAI_API_KEY, and that --base-url is its endpoint"),
     Status((403,), "never", "the organisation may have to be verified for this model, or the key lacks the permission"),
-    Status((404,), "never", "the model may be retired or unknown here, or the base URL may lack /v1"),
+    Status((404,), "never",
+           "the model may be retired or unknown here, or the base URL may lack /v1; a server with chat only needs "
+           "--protocol openai_chat on generations and edits"),
     Status((413,), "never", "the pictures are too large for this endpoint"),
-    Status((422,), "never", "if it names `image`: some gateways want --image-field-style simple"),
+    Status((422,), "never",
+           "if it names `image`: some gateways want --image-field-style simple; if it misses the prompt of an edit: "
+           "this server takes a form only, so give local files and leave --moderation out"),
     Status((408, 409, 429, 500, 503), "safe"),
     Status((502, 504, *range(520, 525)), "billable",
            "a proxy gave up while the picture was being made: try --stream --partial-images 1, or a response with "
            "--background-mode"),
 )  # fmt: skip
+MODERATION = ("moderation_blocked", "image_content_policy_violation", "content_policy_violation", "content_filter")
 MONEY = (
     "insufficient_quota", "credit_balance_exhausted", "organization_spend_limit_exceeded",
     "project_spend_limit_exceeded", "organization_usage_limit_exceeded", "billing_hard_limit_reached",
 )  # fmt: skip
 CODE_HINTS = {
-    "moderation_blocked": "change the prompt or the input pictures; --moderation low filters less",
+    **{code: "change the prompt or the input pictures; --moderation low filters less" for code in MODERATION},
     "model_not_found": "the model may be retired or unknown here: try --model gpt-image-2",
     "previous_response_not_found": "responses are kept 30 days, and only if they were stored",
     "invalid_input_fidelity_model": "leave --input-fidelity out",
     "invalid_image_file": "save the picture again as PNG, JPEG or WebP",
     "no_db_connection": "the key is not the one this proxy knows",
+    "multipart/form-data": "this server takes an edit as a form only: give local files, and leave --moderation out",
     **{code: "this is about money, not about speed: look at the billing page" for code in MONEY},
 }
 # A proxy in between may hide the code, and a picture that was made behind a status that says it was not.
 MONEY_WORDS = "|".join((*MONEY, "exceeded your current quota"))
 RAN_BEHIND = r"(HTTP \d+: )?litellm\.(APIError|APIConnectionError|InternalServerError|Timeout)"
 REQUEST_IDS = ("x-request-id", "x-litellm-call-id")
+
+# What LiteLLM spoils of an edit, by the name of a form field, or by the URL that JSON was sent to.
+LITELLM = "x-litellm-version"  # a header of its replies
+LITELLM_LOSES = {
+    r"markup|image\[\d+\]":
+        "LiteLLM passes --markup, and pictures named by --image-field-style indexed, on as text: they are lost",
+    r"https?://[^?]*/images/edits(\?.*)?":
+        "LiteLLM passes the JSON of an edit on as a form: give local files and no --moderation, or use responses",
+}  # fmt: skip
 LONGEST_WAIT = 120.0  # seconds; the official SDK waits no longer either
 RETRY_FIRST, RETRY_MOST = 0.5, 8.0  # seconds
 
@@ -1071,11 +1092,12 @@ def tokens_of(model: Model, size: str, quality: str) -> int:
     return math.ceil(factor * int(factor * short / long + 0.5) * (2_000_000 + long * short) / 4_000_000)
 
 
-def cost_of(usage: Any, route: str, model: str | None) -> Json | None:
-    """Returns the dollars of a call by its usage, or None where the prices or the usage are not known."""
-    if route not in IMAGES or not model_row(model or "").tokens:
+def cost_of(facts: Json, route: str, model: str | None) -> Json | None:
+    """Returns the dollars of a call by its usage, or None where prices, such as of an svg's author, are not known."""
+    if route not in IMAGES or not model_row(model or "").tokens or facts.get("svg_usage"):
         return None
     try:
+        usage = facts["usage"]
         details = usage["input_tokens_details"]
         cached = details.get("cached_tokens_details") or {}
         counts = {"output": usage["output_tokens"]}
@@ -2053,6 +2075,8 @@ def check_value(checked: Checked, row: Option) -> Problems:
     free = checked.row.takes is None and row.sends == "image" and not kind.strict
     if kind.high and not kind.low <= value <= kind.high:
         yield checked.problem(f"{name}-value", name, f"expected a whole number from {kind.low} to {kind.high}")
+    elif kind is END_USER and len(value) > (longest := ROUTE[checked.command].longest_user):
+        yield checked.problem(f"{name}-value", name, f"expected at most {longest} characters")
     elif name in takes and value not in taken and (listed or not taken):
         words = f"takes {one_of(taken)}" if taken else "does not take it"
         yield checked.problem(
@@ -3154,6 +3178,14 @@ def as_object(value: Any) -> Json:
     return value if isinstance(value, dict) else {}
 
 
+def error_in(holder: Json) -> Json:
+    """Returns the error object of a reply or of a part of it; a mere text becomes one, with the message beside it."""
+    error = holder.get("error")
+    if not error or isinstance(error, dict):
+        return as_object(error)
+    return {**holder, "message": ": ".join(str(said) for said in (error, holder.get("message")) if said)}
+
+
 MOST_REFUSAL = 64 * MIB  # bytes of a reply that says no
 
 
@@ -3212,10 +3244,9 @@ def error_failure(reply: Reply, body: bytes) -> Failure:
         words = f"HTTP {reply.status}: the API redirects to {shown}, which is not followed: the key would go along"
         return Failure(NETWORK, words, "if you trust that address, make it the --base-url", status=reply.status)
     value = parse_json(body)
-    error = value.get("error", value) if isinstance(value, dict) else None
-    if isinstance(error, dict):
-        return refusal_of(error, reply.status)
-    text = error if isinstance(error, str) else body.decode("utf-8", "replace")
+    if isinstance(value, dict):
+        return refusal_of(error_in(value) or value, reply.status)
+    text = body.decode("utf-8", "replace")
     said = page_title(text) if "<html" in text[:1000].lower() else text.strip()
     return refusal_of({}, reply.status, said or reply.reason)
 
@@ -3257,6 +3288,7 @@ class Tries:
         self.count = 0
         self.keep_anew: Callable[[], Callable[[bytes], None]] = lambda: lambda chunk: None
         self.request_id: str | None = None
+        self.headers: Headers = {}  # of the last reply
         self.billed = False  # whether a try may have been billed: it was sent in full, or accepted, and not refused
         self.under_way: Request | None = None
 
@@ -3311,7 +3343,7 @@ def exchange(context: Context, settings: Settings, request: Request, tries: Trie
         context.stop.armed = False
         outcome = context.transport(request, settings.get("timeout"), context.progress)
         found = (outcome.headers[name] for name in REQUEST_IDS if outcome.headers.get(name))
-        tries.request_id = next(found, tries.request_id)
+        tries.request_id, tries.headers = next(found, tries.request_id), outcome.headers
         if isinstance(outcome, Reply) and 200 <= outcome.status < 300:
             tries.end(billed=True)
             return outcome
@@ -4100,7 +4132,7 @@ def documents_of(blocks: Blocks, lifter: Lifter) -> Documents:
 
 
 class Event(NamedTuple):
-    """What a document says: a picture (final or partial), a text or a piece of it, an error, or facts.
+    """What a document says: a picture (final or partial), a text, a piece or a part of it, an error, or facts.
 
     `key` tells one picture of a response from another: the id of its item, or `#` and its place where it has none.
     """
@@ -4130,6 +4162,12 @@ def item_key(holder: Json, item: Json) -> str:
     return str(found) if found else f"#{holder.get('output_index', '')}"
 
 
+def told_in(body: Json) -> Json:
+    """Returns what a reply, or an item of it, tells: what `auto` became, and the tokens of an svg's author."""
+    settled = {name: body[name] for name in SETTLED if isinstance(body.get(name), str)}
+    return {"settled": settled or None, "svg_usage": body.get("svg_usage")}
+
+
 def picture_text(body: Json) -> str:
     """Returns the text that holds the picture of an object, or nothing."""
     return next((body[key] for key in PICTURE_KEYS if isinstance(body.get(key), str) and body[key]), "")
@@ -4147,17 +4185,17 @@ def item_events(item: Json, key: str) -> Events:
     elif item.get("type", PICTURE_ITEM) != PICTURE_ITEM:
         return  # another tool, whose error says nothing about the picture
     elif picture_text(item):
+        yield Event("facts", told_in(item))
         yield Event("final", item, key)
-    elif isinstance(item.get("error"), dict):
-        yield Event("error", item["error"])
+    elif error_in(item):
+        yield Event("error", error_in(item))
 
 
 def response_events(response: Json) -> Events:
     """Reads a response object, or what is left of any JSON reply: its facts, its error, and items not seen before."""
     yield Event("facts", response)
-    error = response.get("error")
-    if error:
-        yield Event("error", error if isinstance(error, dict) else {"message": str(error)})
+    if error_in(response):
+        yield Event("error", error_in(response))
     for name in LISTS:
         for index, element in enumerate(objects_in(response.get(name))):
             for event in read_document(Document(f"{name}[]", element)):
@@ -4177,18 +4215,19 @@ def chat_events(choice: Json) -> Events:
                 yield Event("final", holder)
     if isinstance(message.get("refusal"), str):
         yield Event("refusal", text=message["refusal"])
+    yield Event("facts", choice)  # why it ended
 
 
 def read_document(document: Document) -> Events:
     """Yields what a document means by its row of EVENTS; a picture that no row names is left unclaimed."""
     row = next((row for row in EVENTS if re.fullmatch(row.pattern, document.name)), None)
-    value, error = document.value, document.value.get("error")
+    value, error = document.value, error_in(document.value)
     if not row and (not document.stream or "choices" in value):
         row = REPLY_ROW
     body = as_object(value.get(row.key)) or value if row and row.key else value
     body = as_object(body.get("body")) or body  # as a batch wraps it
     if error and (not row or row.meaning not in ("item", "response", "tool")):
-        yield Event("error", error if isinstance(error, dict) else {"message": str(error)})
+        yield Event("error", error)
     elif row and row.meaning == "response":
         if picture_text(body) and not document.stream and not document.cut:  # else it may be a preview
             yield Event("final", body)
@@ -4201,9 +4240,9 @@ def read_document(document: Document) -> Events:
         yield Event("facts", value)
         for choice in objects_in(value.get("choices")):
             yield from chat_events(choice)
-    elif row and row.meaning == "text":
-        if isinstance(value.get("delta"), str):
-            yield Event("delta", text=value["delta"])
+    elif row and row.meaning in ("delta", "said"):
+        if isinstance(value.get(row.key), str):
+            yield Event(row.meaning, key=f"{item_key(value, value)} {value.get('content_index')}", text=value[row.key])
     elif row and row.meaning == "error":
         yield Event("error", value)
     elif row and picture_text(value):
@@ -4228,6 +4267,7 @@ class Result(Tries):
         self.unclaimed: Rows = []
         self.texts: dict[str, str] = {}
         self.deltas: list[str] = []
+        self.said: dict[str, str] = {}  # what a stream says of a text at its end
         self.facts: Json = {}
         self.refused = False  # whether the model said that it will not make a picture
         self.troubles: list[Failure] = []
@@ -4238,8 +4278,8 @@ class Result(Tries):
 
     @property
     def text(self) -> str | None:
-        """Returns the text of the answer: its messages, or else the pieces that arrived of them."""
-        return "\n".join(self.texts.values()) or "".join(self.deltas) or None
+        """Returns the text of the answer: its messages, or else the pieces or the parts that arrived of them."""
+        return "\n".join(self.texts.values()) or "".join(self.deltas) or "\n".join(self.said.values()) or None
 
 
 def pasted(word: str) -> str:
@@ -4338,7 +4378,16 @@ class Call:
         except Failure:
             self.keep(always=False)
             raise
+        finally:
+            self.warn_of_losses(request)
         return self.receive(reply)
+
+    def warn_of_losses(self, request: Request) -> None:
+        """Warns of what a proxy, if it was one that answered, does not pass on."""
+        sent = [row["name"] for row in request.form or [{"name": request.url}]]
+        for pattern, words in LITELLM_LOSES.items():
+            if LITELLM in self.result.headers and any(re.fullmatch(pattern, name) for name in sent):
+                self.console.warn(words)
 
     def keep_anew(self) -> Callable[[bytes], None]:
         """Forgets what was kept, and returns what takes the bytes of another reply."""
@@ -4420,6 +4469,8 @@ class Call:
             self.say_chat(event.text)
         elif kind == "delta":
             self.say(self.answer, event.text)
+        elif kind == "said":
+            result.said[event.key] = event.text
         elif kind == "error":
             self.trouble(refusal_of(event.body))
         else:
@@ -4580,7 +4631,8 @@ class Call:
         self.finished.add(number)
         self.done.setdefault(row["sha256"], set()).add(key)
         prompt = event.body.get("revised_prompt")
-        result.images.append({**row, "revised_prompt": prompt if isinstance(prompt, str) else None})
+        prompt = prompt if isinstance(prompt, str) else None
+        result.images.append({**row, "revised_prompt": prompt, **told_in(event.body)})
         size, got = self.settings.get("size"), f"{row['width']}x{row['height']}"
         if size and size != "auto" and row["width"] and got != size:  # some gateways ignore the size
             self.console.warn(f"{row['path']}: {size} was asked for, {got} came")
@@ -4815,7 +4867,8 @@ class Call:
     def _lacking(self) -> Failure:
         """Returns the failure of a reply that was read well and lacks pictures."""
         result = self.result
-        status, reason = result.facts.get("status"), as_object(result.facts.get("incomplete_details")).get("reason")
+        facts, status = result.facts, result.facts.get("status")
+        reason = as_object(facts.get("incomplete_details")).get("reason") or facts.get("finish_reason")
         words = f"the response is {status}" if status in ENDED[1:] else "the reply lacks pictures"
         words = (words if self.kept.size else "the reply is empty") + (f": {reason}" if reason else "")
         words += (
@@ -4828,6 +4881,8 @@ class Call:
             words, hint = "the model refused to make the picture", None
         elif result.text:
             hint = "the model answered in words; say in the prompt that you want a picture"
+        if reason in MODERATION:
+            return Failure(REFUSED, words, CODE_HINTS[reason], code=reason)
         return Failure(UNREADABLE, words, hint, **({"rule": "reply-words"} if result.text else {}))
 
 
@@ -5331,18 +5386,20 @@ def parse(argv: list[str]) -> tuple[str, dict[str, Any], str | None]:
 
 def result_of(result: Result, failure: Outcome, warnings: list[str], seconds: float) -> Json:
     """Returns the one JSON object of a call."""
-    usage, error = result.facts.get("usage"), None
+    facts, error = result.facts, None
     if failure:
         error = {
             "exit": failure.exit, "rule": None, "status": None, "type": None, "code": None, "message": failure.message,
             "hint": failure.hint, "may_be_billed": False, "problems": [], "recovery": None, **failure.details,
         }  # fmt: skip
-    response_id = result.facts.get("id") if result.route == "responses" else None
+    response_id = facts.get("id") if result.route == "responses" else None
     found = {
         "ok": failure is None, "route": result.route, "model": result.model, "images": result.images,
         "partial_images": result.partials, "unclaimed": result.unclaimed, "text": result.text,
         "response_id": response_id,
-        "request_id": result.request_id, "usage": usage, "cost": cost_of(usage, result.route, result.model),
+        "request_id": result.request_id, "usage": facts.get("usage"),
+        "cost": cost_of(facts, result.route, result.model),
+        **told_in({**facts, **as_object(facts.get("settled"))}),
         "seconds": round(seconds, 1), "attempts": result.count, "saved_response": result.saved_response,
         "session_file": result.session_file, "warnings": warnings, "error": error,
     }  # fmt: skip

@@ -455,13 +455,14 @@ class Exchange:
         kind, hole = picture.media_type, self.studio.hole(picture) if form == DATA_URL else ""
         return form.format(**self.studio.origins, name=name, type=kind, hole=hole)
 
-    def deliver(self, picture: Picture, usual: str) -> Fields:
+    def deliver(self, picture: Picture, usual: str, asked: str = "") -> Fields:
         """A picture as it stands in JSON: its base64 in a field, and on the Images routes perhaps a URL."""
         row = self.scenario
         inline = {row.field or usual: self.studio.hole(picture)}
-        if not row.url or usual != "b64_json":
+        url = row.url or (OWN_URL if asked == "url" else "")
+        if not url or asked == "b64_json" or usual != "b64_json":
             return inline
-        return {**(inline if row.both else {}), "url": self.address(picture, row.url)}
+        return {**(inline if row.both else {}), "url": self.address(picture, url)}
 
 
 # ----------------------------------------------------------------------------------------------- the scenario as a row
@@ -538,19 +539,19 @@ def paint_all(exchange: Exchange, job: Job, index: int, owner: str) -> Picture:
     return exchange.keep(paint(job, index))
 
 
-def images_document(exchange: Exchange, job: Job, by_url: bool) -> Fields:
+def images_document(exchange: Exchange, job: Job, asked: str) -> Fields:
     """The JSON reply of the Images routes."""
     data: list[Fields] = []
     for index in range(job.total):
         picture = paint_all(exchange, job, index, str(index))
-        data.append({"url": exchange.address(picture, OWN_URL)} if by_url else exchange.deliver(picture, "b64_json"))
+        data.append(exchange.deliver(picture, "b64_json", asked))
     return {"created": int(time.time()), "data": data, **job.looks, "usage": image_usage(job)}
 
 
 def images_events(exchange: Exchange, job: Job, document: Fields) -> Iterator[Fields]:
     """The event stream of the Images routes."""
     word = "image_edit" if job.route == "edits" else "image_generation"
-    shared = {"created_at": document["created"], **{name: document[name] for name in job.looks}}
+    shared = {"created_at": document["created"], **{name: document[name] for name in job.looks if name in document}}
     usage = {"usage": document["usage"]} if "usage" in document else {}
     for owner, previews in exchange.previews.items():
         for partial, preview in enumerate(previews):
@@ -747,7 +748,7 @@ def images_reply(exchange: Exchange, route: str) -> Reply:
     need(fields, "model")
     need(fields, "prompt")
     job = exchange.take(job_of(route, fields, seeds))
-    document = scenario.document(exchange, images_document(exchange, job, fields.get("response_format") == "url"))
+    document = scenario.document(exchange, images_document(exchange, job, fields.get("response_format", "")))
     if exchange.streams(fields.get("stream")):
         return sse_reply(exchange, scenario.events(list(images_events(exchange, job, document))))
     return json_reply(exchange, document)
@@ -906,6 +907,7 @@ class Route(NamedTuple):
 
 ROUTES = (
     Route("POST", r"/images/(generations|edits)", images_reply),
+    Route("GET", r"/images/([^/]+)/content", lambda exchange, name: served_picture(exchange, name)),
     Route("POST", r"/responses", response_reply),
     Route("GET", r"/responses/([^/]+)", stored_reply),
     Route("POST", r"/responses/([^/]+)/cancel", cancel_reply),
@@ -940,11 +942,16 @@ def route_reply(exchange: Exchange) -> Reply:
 def get_picture(exchange: Exchange) -> Reply:
     """Serve a picture that was returned by URL."""
     _, kind, name = exchange.request.path.split("/", 2)
-    picture = exchange.studio.served.get(name)
     if kind == "redirect":
         return page(302, "text/plain", b"", (("Location", f"{exchange.studio.origins['elsewhere']}/pictures/{name}"),))
     if name == "page.html":
         return page(200, "text/html", HTML % b"Sign in to see this picture")
+    return served_picture(exchange, name)
+
+
+def served_picture(exchange: Exchange, name: str) -> Reply:
+    """A picture by its name, or 404."""
+    picture = exchange.studio.served.get(name)
     if picture is None:
         return page(404, "text/html", HTML % b"404 Not Found")
     return Reply(200, (("Content-Type", picture.media_type),), [Piece(part) for part in picture.parts])
@@ -1234,6 +1241,60 @@ def empty_at_end(events: list[Fields]) -> list[Fields]:
     return [*events[:-1], {**last, "response": {**last["response"], "output": []}}] if "response" in last else events
 
 
+def said_no(status: int, **body: Any) -> Reply:
+    """A refusal that is no error object of the API's."""
+    return page(status, "application/json", json.dumps(body).encode())
+
+
+def field_names(request: Recorded) -> list[str]:
+    """The fields of an edit that came as a form, or none."""
+    return [part.name for part in request.form or []]
+
+
+def sd_cpp(exchange: Exchange) -> Reply | None:
+    """stable-diffusion.cpp takes an edit as a form only, with its pictures in `image[]` or `image`."""
+    names = field_names(exchange.request)
+    if not exchange.request.path.endswith("/edits") or {"image[]", "image"} & set(names):
+        return None
+    return said_no(400, error="there is no image[]" if names else "Content-Type must be multipart/form-data")
+
+
+def vllm_omni(exchange: Exchange) -> Reply | None:
+    """vLLM-Omni takes an edit as a form only, no size but one in pixels, and answers a file where it is asked for one."""
+    request, size = exchange.request, None
+    fields = request.json or {part.name: part.value for part in request.form or []}
+    if request.path.endswith("/edits") and not request.form:
+        return said_no(422, detail=[{"type": "missing", "loc": ["body", "prompt"], "msg": "Field required"}])
+    size = fields.get("size")
+    if size and "x" not in size:
+        return said_no(422, detail=[{"type": "value_error", "loc": ["body", "size"], "input": size}])
+    if fields.get("response_format") == "file":
+        route_reply(exchange)
+        picture = exchange.studio.painted[-1]
+        return Reply(200, (("Content-Type", "image/png"),), [Piece(part) for part in picture.parts])
+    return None
+
+
+def vllm_events(events: list[Fields]) -> list[Fields]:
+    """Its stream of an edit: words, and then the whole reply as one event."""
+    data = [{"b64_json": event["b64_json"]} for event in events if event["type"].endswith(".completed")]
+    shared = {"object": "image.edit.chunk", "model": "team"}
+    return [{**shared, "type": "ar_delta", "delta": "Snow."}, {**shared, "type": "image", "data": data}]
+
+
+def litellm(exchange: Exchange) -> Reply | None:
+    """LiteLLM passes an edit on without files where there is neither `image[]` nor `image`, and markup as text."""
+    if not sd_cpp(exchange):
+        return None
+    words = "litellm.BadRequestError: Unsupported content type: 'application/x-www-form-urlencoded'."
+    return problem(400, words, "400", exchange.scenario.headers)
+
+
+def only(*names: str) -> Callable[[Exchange, Fields], Fields]:
+    """A reply with these fields only."""
+    return lambda exchange, document: {name: document[name] for name in names if name in document}
+
+
 # ------------------------------------------------------------------------------------------------ scenarios: the table
 
 LIMIT, SERVER = "Rate limit reached for images in organization org-stand-in.", "The server had an error. Sorry!"
@@ -1345,6 +1406,17 @@ SCENARIOS = (
     Scenario("ten-20mb", "ten pictures of 20 MB", job=lambda job: job._replace(total=10, bytes=20 * MEGABYTE)),
     Scenario("stream-20mb", "three previews and a picture of 20 MB, as events", stream=True,
              job=lambda job: job._replace(partials=3, bytes=20 * MEGABYTE)),
+    # -- servers of other people
+    Scenario("sd-cpp", "stable-diffusion.cpp: edits as a form only, JSON for a stream", deed=sd_cpp, stream=False,
+             document=only("created", "data", "output_format")),
+    Scenario("sglang", "SGLang: url unless base64 is asked for, a path of its own", url="/v1/images/{name}/content",
+             document=only("created", "data")),
+    Scenario("vllm-omni", "vLLM-Omni: edits as a form only, no size auto, a file as the body", deed=vllm_omni,
+             document=only("created", "data", "output_format", "size"), events=vllm_events, sse=Sse(names=False, done=True)),
+    Scenario("xinference", "Xinference: url is a path of its disk unless base64 is asked for",
+             url="/root/.xinference/image/{name}", document=only("created", "data")),
+    Scenario("litellm", "LiteLLM: edits without local files are lost on the way, markup too", deed=litellm,
+             headers=(("x-litellm-version", "1.108.7"),)),
     # -- pictures by URL
     Scenario("url", "url instead of base64", url=OWN_URL),
     Scenario("url-elsewhere", "url on the second origin", url="{elsewhere}/pictures/{name}"),
@@ -1377,6 +1449,8 @@ SCENARIOS = (
     Scenario("response-failed", "previews, then response.failed", end=FAILED),
     Scenario("response-incomplete", "previews, then response.incomplete",
              end={"status": "incomplete", "incomplete_details": {"reason": "max_output_tokens"}}),
+    Scenario("content-filter", "previews, then response.incomplete by a content filter",
+             end={"status": "incomplete", "incomplete_details": {"reason": "content_filter"}}),
     Scenario("refusal", "a refusal instead of pictures",
              document=says("I cannot help with a picture of that kind.", "refusal")),
     Scenario("text-only", "words instead of pictures", document=says("I would rather talk.")),

@@ -47,8 +47,9 @@ OWN = {
 
 # Contract §4, word for word.
 RESULT = ["ok", "route", "model", "images", "partial_images", "unclaimed", "text", "response_id", "request_id", "usage",
-          "cost", "seconds", "attempts", "saved_response", "session_file", "warnings", "error"]  # fmt: skip
-IMAGE = ["path", "index", "format", "width", "height", "bytes", "sha256", "whole", "revised_prompt"]
+          "cost", "settled", "svg_usage", "seconds", "attempts", "saved_response", "session_file", "warnings", "error"]  # fmt: skip
+IMAGE = ["path", "index", "format", "width", "height", "bytes", "sha256", "whole", "revised_prompt", "settled",
+         "svg_usage"]  # fmt: skip
 ERROR = ["exit", "rule", "status", "type", "code", "message", "hint", "may_be_billed", "problems", "recovery"]
 DRY_RUN = ["dry_run", "route", "method", "url", "headers", "body", "form", "outputs", "settings", "estimate",
            "warnings"]  # fmt: skip
@@ -326,7 +327,7 @@ class ResultsAreOneObject(CommandTest):
         argv = ("generations", "x", "--stream", "--partial-images", "1", "--output", "o.png")
         ran = self.run_main(*argv, gateway=self.gateway())
         self.assertEqual(ran.code, 0, ran.err)
-        wanted = sorted([*(name for name in IMAGE if name != "revised_prompt"), "partial"])
+        wanted = sorted([*(name for name in IMAGE if name not in IMAGE[8:]), "partial"])
         self.assertEqual([sorted(row) for row in ran.json["partial_images"]], [wanted])
 
     def test_a_failed_run_prints_the_same_object_with_an_error(self) -> None:

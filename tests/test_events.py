@@ -14,6 +14,7 @@ from tests.support import FakeTransport, ProgramTest, Ran, reply
 from tests.test_reply import picture
 
 Json = Dict[str, Any]
+PICTURE_ITEM = gpt_image.PICTURE_ITEM
 USAGE = {"input_tokens": 10, "output_tokens": 50, "total_tokens": 60,
          "input_tokens_details": {"text_tokens": 10, "image_tokens": 0}}  # fmt: skip
 
@@ -537,6 +538,143 @@ class ErrorsTest(EventsTest):
             "generations x", {"created": 1, "error": None, "data": [{"b64_json": b64("big-a"), "error": None}]}
         )
         self.assert_saved(ran, ["big-a"])
+
+
+class ToldTest(EventsTest):
+    """What a reply says of its pictures: what `auto` became, and what an svg's author took."""
+
+    LOOKS = {"size": "1536x1024", "quality": "medium", "background": "opaque", "output_format": "png"}
+    SVG = {"model": "gpt-5.5", "input_tokens": 90, "output_tokens": 700, "reasoning_tokens": 200, "total_tokens": 790}
+
+    def test_what_auto_became_is_in_the_result(self) -> None:
+        other = {**self.LOOKS, "quality": "high"}
+        final = {"type": "image_generation.completed", "b64_json": b64("big-a"), **self.LOOKS}
+        for name, argv, body, rows, settled in (
+            ("json", "generations x --size auto", {"created": 1, "data": [{"b64_json": b64("big-a")}], **self.LOOKS},
+             [None], self.LOOKS),
+            ("stream", STREAM, events(final), [self.LOOKS], self.LOOKS),
+            ("response", RESPONSE, response(call("big-a", **self.LOOKS), background=False), [self.LOOKS], self.LOOKS),
+            ("stream of a response", RESPONSE_STREAM,
+             events({**preview("big-p"), "output_format": "png"}, done(call("big-a", **self.LOOKS)),
+                    completed(call("big-a", **self.LOOKS), background=False)), [self.LOOKS], self.LOOKS),
+            ("two calls", RESPONSE, response(call("big-a", **self.LOOKS), call("big-b", "ig_2", **other)),
+             [self.LOOKS, other], other),
+            ("a part of it", RESPONSE, response(call("big-a", size="1024x1024", quality=None, background=7)),
+             [{"size": "1024x1024"}], {"size": "1024x1024"}),
+            ("nothing", "generations x", {"created": 1, "data": [{"b64_json": b64("big-a")}]}, [None], None),
+        ):  # fmt: skip
+            with self.subTest(name):
+                ran = self.play(argv, body)
+                self.assertEqual(([row["settled"] for row in ran.json["images"]], ran.json["settled"]),
+                                 (rows, settled), ran.err)  # fmt: skip
+
+    def test_the_tokens_of_an_svgs_author_are_in_the_result_and_leave_no_cost(self) -> None:
+        other = {**self.SVG, "total_tokens": 791}
+        images = {"created": 1, "data": [{"b64_json": b64("big-a")}], "usage": USAGE}
+        for name, argv, body, rows, whole in (
+            ("none", "generations x", images, [None], None),
+            ("images", "generations x", {**images, "svg_usage": self.SVG}, [None], self.SVG),
+            ("response", RESPONSE, response(call("big-a", svg_usage=self.SVG)), [self.SVG], self.SVG),
+            ("two calls", RESPONSE, response(call("big-a", svg_usage=self.SVG), call("big-b", "ig_2", svg_usage=other)),
+             [self.SVG, other], other),
+            ("events", RESPONSE_STREAM, events(done(call("big-a", svg_usage=self.SVG)), completed()), [self.SVG],
+             self.SVG),
+            ("null", RESPONSE, response(call("big-a", svg_usage=None)), [None], None),
+        ):  # fmt: skip
+            with self.subTest(name):
+                ran = self.play(argv, body)
+                self.assertEqual(([row["svg_usage"] for row in ran.json["images"]], ran.json["svg_usage"]),
+                                 (rows, whole), ran.err)  # fmt: skip
+                self.assertEqual(ran.json["cost"] is None, name != "none")
+
+
+class ReasonsTest(EventsTest):
+    """Why there is no picture, in the words of the reply, and what to do."""
+
+    def test_a_content_filter_that_ended_a_response_is_a_refusal_with_the_hint_of_moderation(self) -> None:
+        for reason, code, hint in (("content_filter", 4, "moderation"), ("max_output_tokens", 6, None)):
+            cut = response(status="incomplete", incomplete_details={"reason": reason})
+            for name, body in (("json", cut), ("stream", events({"type": "response.incomplete", "response": cut})),
+                               ("with words", {**cut, "output": [message("I will")]})):  # fmt: skip
+                with self.subTest(name, reason=reason):
+                    ran = self.play(RESPONSE, body)
+                    self.assertEqual((ran.code, ran.error["code"]), (code, reason if code == 4 else None), ran.err)
+                    self.assertIn(reason, ran.error["message"])
+                    self.assertTrue(not hint or hint in ran.error["hint"], ran.error)
+
+    def test_a_content_filter_matters_only_while_a_picture_lacks(self) -> None:
+        body = response(call("big-a"), status="incomplete", incomplete_details={"reason": "content_filter"})
+        self.assert_saved(self.play(RESPONSE, body), ["big-a"])
+
+    def test_a_content_filter_that_ended_a_chat_message_is_a_refusal(self) -> None:
+        for reason, code in (("content_filter", 4), ("length", 6), ("stop", 6), (None, 6), (["x"], 6)):
+            choice = {"index": 0, "message": {"role": "assistant", "content": ""}, "finish_reason": reason}
+            ran = self.play(ChatTest.CHAT, {"object": "chat.completion", "choices": [choice]})
+            self.assertEqual((ran.code, ran.error["code"]), (code, reason if code == 4 else None), ran.err)
+
+    def test_every_code_of_moderation_has_its_hint(self) -> None:
+        for code in ("moderation_blocked", "image_content_policy_violation", "content_policy_violation"):
+            for status in (200, 400):
+                with self.subTest(code, status=status):
+                    error = {"error": {"message": "No.", "type": "invalid_request_error", "code": code}}
+                    ran = self.run_main("generations", "x", transport=FakeTransport(reply(error, status)))
+                    self.assertEqual((ran.code, "prompt" in (ran.error["hint"] or "")), (4, True), ran.err)
+
+    def test_an_error_in_words_stands_beside_the_message_of_the_reply(self) -> None:
+        for body, status, words, code in (
+            ({"error": "server_error", "message": "out of memory"}, 500, "server_error: out of memory", 5),
+            ({"error": "Not Acceptable", "message": "size", "code": "bad_size"}, 400, "Not Acceptable: size", 4),
+            ({"error": "no such size"}, 400, "no such size", 4), ({"message": "no such size"}, 400, "no such size", 4),
+            ({"error": "server_error", "message": "out of memory"}, 200, "server_error: out of memory", 4),
+            ({"error": "Bad Gateway", "status": 502, "message": "upstream"}, 200, "Bad Gateway: upstream", 5),
+            ({"error": {"message": "inner"}, "message": "outer"}, 400, "inner", 4),
+            ({"error": "busy", "message": {"a": 1}}, 400, "busy: {", 4),
+        ):  # fmt: skip
+            with self.subTest(body, status=status):
+                argv = ("generations", "x", "--max-retries", "0")
+                ran = self.run_main(*argv, transport=FakeTransport(reply(json.dumps(body), status)))
+                self.assertEqual((ran.code, ran.error["code"]), (code, body.get("code")), ran.err)
+                self.assertIn(words, ran.error["message"])
+
+    def test_an_item_whose_error_is_in_words_says_it(self) -> None:
+        ran = self.play(RESPONSE, response({"type": PICTURE_ITEM, "id": "ig_1", "result": None, "error": "no luck"}))
+        self.assertEqual((ran.code, "no luck" in ran.error["message"]), (4, True), ran.err)
+
+    def test_a_text_that_comes_whole_without_deltas_is_kept(self) -> None:
+        delta, whole = "response.output_text.delta", "response.output_text.done"
+        place = {"item_id": "msg_1", "output_index": 0, "content_index": 0}
+        picture_done = done(call("big-a"), 1)
+        for name, rows, text in (
+            ("alone", [{"type": whole, **place, "text": "Here."}, picture_done], "Here."),
+            ("without a place", [{"type": whole, "text": "Here."}, picture_done], "Here."),
+            ("twice", [{"type": whole, **place, "text": "Here."}] * 2 + [picture_done], "Here."),
+            ("two parts", [{"type": whole, **place, "text": "One."},
+                           {"type": whole, **place, "content_index": 1, "text": "Two."}, picture_done], "One.\nTwo."),
+            ("after deltas", [{"type": delta, **place, "delta": "He"}, {"type": delta, **place, "delta": "re."},
+                              {"type": whole, **place, "text": "Here."}, picture_done], "Here."),
+            ("before its item", [{"type": whole, **place, "text": "Here."}, done(message("Here.")), picture_done],
+             "Here."),
+            ("before the response", [{"type": whole, **place, "text": "Here."}, picture_done,
+                                     completed(message("Here."), call("big-a"))], "Here."),
+            ("before a message of no id", [{"type": whole, **place, "text": "Here."}, picture_done,
+                                           completed({**message("Here."), "id": None})], "Here."),
+            ("no text", [{"type": whole, **place, "text": None}, picture_done], None),
+        ):  # fmt: skip
+            with self.subTest(name):
+                ran = self.play(RESPONSE_STREAM, events(*rows))
+                self.assertEqual((ran.code, ran.json["text"]), (0, text), ran.err)
+
+    def test_a_refusal_that_comes_whole_without_deltas_is_kept(self) -> None:
+        row = {"type": "response.refusal.done", "item_id": "msg_1", "refusal": "I can't."}
+        ran = self.play(RESPONSE_STREAM, events(row, completed()))
+        self.assertEqual((ran.code, ran.json["text"]), (6, "I can't."), ran.err)
+
+    def test_a_404_names_the_protocol_of_relays_with_chat_only(self) -> None:
+        for body in ({"error": {"message": "Unknown request URL: POST /v1/images/generations.", "code": "unknown_url"}},
+                     {"error": {"message": "Invalid URL (POST /v1/images/generations)", "code": None}},
+                     {"detail": "Not Found"}, b"404 page not found", b""):  # fmt: skip
+            ran = self.run_main("generations", "x", transport=FakeTransport(reply(body, 404)))
+            self.assertEqual((ran.code, "--protocol openai_chat" in ran.error["hint"]), (4, True), ran.error)
 
 
 class ChatTest(EventsTest):

@@ -127,6 +127,7 @@ DIALECTS = (
     Row("response-failed", 5, {"talk": "R", "talk-live": "a b R"}, True, routes=("talk", "talk-live")),
     Row("background-failed", 5, {"talk": "R", "talk-live": "a b R"}, True, routes=("talk", "talk-live")),
     Row("response-incomplete", 6, {"talk": "R", "talk-live": "a b R"}, True, routes=("talk", "talk-live")),
+    Row("content-filter", 4, {"talk": "R", "talk-live": "a b R"}, True, routes=("talk", "talk-live")),
     *(Row(name, 6, "R", True, routes=("talk", "talk-live", "chat")) for name in ("refusal", "text-only")),
     *(Row(name, routes=("talk", "talk-live")) for name in (
         "status-generating", "empty-output", "only-completed", "duplicate-items", "background-never")),
@@ -134,6 +135,12 @@ DIALECTS = (
         "stream-dropped", "background-stream-dropped")),
     # -- chat
     *(Row(name, routes=CHATS) for name in ("chat-images", "chat-markdown", "chat-markdown-link", "chat-content-parts")),
+    # -- servers of other people: see test_dialects too
+    Row("sd-cpp", files={"three": "1 2 3", "edit-live": "1"}, routes=("three", "edit-live")),
+    Row("sglang", routes=("three", "edit")),
+    Row("vllm-omni", files={"three": "1 2 3", "edit-live": "1"}, routes=("three", "edit-live")),
+    Row("xinference", 5, "R", True, routes=("three", "edit")),
+    Row("litellm", routes=("edit", "talk")),
     # -- huge: a test of memory, not of this table
     Row("ten-20mb", routes=()), Row("stream-20mb", routes=()),
 )  # fmt: skip
@@ -153,7 +160,7 @@ def file_name(route: str, word: str, suffix: str = ".png") -> str:
 
 # In what these keep, there is nothing to look for.
 WITHOUT_PICTURE = """html-200 error-in-200 error-in-200-late no-picture response-failed background-failed refusal
-text-only""".split()
+text-only content-filter xinference""".split()
 
 
 class FaultMatrix(ProgramTest):

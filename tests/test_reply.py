@@ -43,7 +43,7 @@ class Shape(NamedTuple):
     text: Optional[str] = None
     tokens: Optional[int] = None  # total_tokens of the usage
     exit: int = 0
-    code: Optional[str] = None  # of the error
+    code: Union[str, int, None] = None  # of the error
     fetches: int = 0
 
     @property
@@ -53,6 +53,7 @@ class Shape(NamedTuple):
 
 
 STREAM = "generations x --stream --partial-images 2"
+EDIT_STREAM = "edits x --image in.png --model team --stream"
 RESPONSE = "responses x"
 RESPONSE_STREAM = "responses x --stream --partial-images 2"
 CHAT = "generations x --protocol openai_chat"
@@ -119,6 +120,13 @@ SHAPES = (
     Shape("chat-parts.json", CHAT, ("big-1",), text="A lake.", tokens=60),
     Shape("chat-stream.sse", CHAT + " --stream", ("big-1", "small-2"), text="Two lakes:\n\n\n\nand"),
     Shape("chat-stream-images.sse", CHAT + " --stream", ("big-1",), text="A lake."),
+    # Servers of other people
+    Shape("sd-cpp.json", STREAM, ("big-1", "small-2")),
+    Shape("sglang.json", images=("fetched",), fetches=1),
+    Shape("vllm-omni-edit.sse", EDIT_STREAM, ("big-1", "small-2"), text="A snowy lake."),
+    Shape("error-in-vllm-omni-edit.sse", EDIT_STREAM, text="A snowy ", exit=5, code=500),
+    Shape("xinference.json", "generations x --model team", exit=5, fetches=1),
+    Shape("litellm.json", images=("big-1",), tokens=60),
 )  # fmt: skip
 EACH = tuple({shape.file: shape for shape in SHAPES}.values())
 
@@ -141,6 +149,8 @@ class Server(FakeTransport):
             return reply({"error": {"message": "no such response"}}, 404)
         self.fetches += 1
         assert self.fetches < 20, "too many fetches"
+        if "/root/" in request.url:  # a path of the server's disk
+            return reply({"detail": "Not Found"}, 404)
         return gpt_image.Reply(200, {}, [picture("fetched")])
 
 

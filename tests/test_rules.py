@@ -178,6 +178,9 @@ WRONG: Tuple[Tuple[str, str], ...] = (
     ("generations x --header 'X A: b'", "header-unreadable-value"),
     ("generations x --header 'Content-Length: 5'", "header-unreadable-value"),
     ("generations x --user 'a\nb'", "identifier"),
+    (f"generations x --safety-identifier {65 * 'i'}", "safety-identifier-value"),
+    (f"{EDIT} --user {65 * 'i'}", "user-value"),
+    (f"responses x --safety-identifier {129 * 'i'} --user {129 * 'u'}", "safety-identifier-value user-value"),
     ("generations x --organization 'org\r\nX-B: c'", "identifier"),
     ("generations x --project 'proj\x1b'", "identifier"),
     ("generations x --model 'flux\npro'", "identifier"),
@@ -257,6 +260,8 @@ RIGHT: Tuple[Tuple[str, Mapping[str, Any]], ...] = (
     ("generations x --stream --partial-images 0", {"partial_images": 0}),
     ("generations x --stream --n 1", {"stream": True, "n": 1}),
     ("generations x --n 10", {"n": 10}),
+    (f"generations x --safety-identifier {64 * 'i'}", {"safety_identifier": 64 * "i"}),
+    (f"responses x --user {128 * 'i'}", {}),
     ("generations x --safety-identifier abc --user 'ümlaut is no control character'", {"safety_identifier": "abc"}),
     # a model the tables do not know
     ("generations x --model flux-pro --size 1000x500 --quality hd --background clear",

@@ -367,7 +367,8 @@ class TablesAgree(ProgramTest):
             "image_generation.completed": "final", "image_edit.completed": "final",
             "response.image_generation_call.partial_image": "partial", "response.output_item.done": "item",
             "response.completed": "response", "response.failed": "response", "response.incomplete": "response",
-            "response.output_text.delta": "text", "response.refusal.delta": "text", "error": "error",
+            "response.output_text.delta": "delta", "response.refusal.delta": "delta", "error": "error",
+            "response.output_text.done": "said", "response.refusal.done": "said",
         }  # fmt: skip
         for name, meaning in meanings.items():
             with self.subTest(name):
