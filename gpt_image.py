@@ -82,9 +82,10 @@ EXITS = {
     6: "a reply that cannot be understood, or holds no picture",
     7: "output cannot be written, or exists",
     8: "still running in the background",
+    9: "a batch ended with jobs left: the result and the ledger say which",
     130: "interrupted",
 }
-OK, BUG, USAGE, SETTINGS, REFUSED, NETWORK, UNREADABLE, OUTPUT, RUNNING, INTERRUPTED = EXITS
+OK, BUG, USAGE, SETTINGS, REFUSED, NETWORK, UNREADABLE, OUTPUT, RUNNING, LEFT, INTERRUPTED = EXITS
 
 
 class Failure(Exception):
@@ -202,6 +203,15 @@ class Console:
         self.line = ""  # the live line, as it stands on the screen
         self.live = is_terminal(stderr) and environ.get("TERM") != "dumb"
         self.colour = self.live and not environ.get("NO_COLOR")
+
+    def muted(self) -> Console:
+        """Returns a console for one of many calls: it says nothing, and notes the warnings of that call."""
+        import copy
+
+        other = copy.copy(self)
+        other.stdout, other.stderr, other.warnings = io.StringIO(), io.StringIO(), []
+        other.quiet, other.live = True, False
+        return other
 
     def hide(self, *secrets: Secret) -> None:
         """Keeps secrets out of all that is printed or kept from now on."""
@@ -337,6 +347,7 @@ PHASES = {
     "preview": Phase("preview {partial} of {asked} for picture {index}: {path}", lasting=True),
     "saved": Phase("saved {path} ({kind}, {size})", lasting=True),
     "retrying": Phase("{reason}; try {attempt} in {wait} s", lasting=True),
+    "batch": Phase("{done} of {total} · {running} running · {failed} failed · {usd} USD · {left}", "{total} to run"),
 }
 
 
@@ -540,6 +551,13 @@ def parse_seconds(text: str) -> float:
     return float(text)
 
 
+def parse_dollars(text: str) -> float:
+    """Reads an amount of US dollars."""
+    if not re.fullmatch(r"\$?[0-9]{1,6}(\.[0-9]+)?", text.strip()) or float(text.strip(" $")) <= 0:
+        raise ValueError("expected US dollars greater than 0, such as 20 or 0.5")
+    return float(text.strip(" $"))
+
+
 def read_text(path: str) -> str:
     """Reads a UTF-8 text file, with or without a byte order mark; ValueError says what is wrong with it."""
     try:
@@ -633,6 +651,7 @@ PATH = Kind(str, "PATH")
 URL = Kind(parse_url, "URL")
 FLAG = Kind(parse_flag, flag=True)
 SECONDS = Kind(parse_seconds, "SECONDS")
+DOLLARS = Kind(parse_dollars, "USD")
 SIZE = Kind(parse_word, "WIDTHxHEIGHT|auto")
 OBJECT = Kind(parse_object, "JSON|@FILE")
 PICTURE_FORMAT = choice("png", "jpeg", "webp", "gif", "svg")._replace(parse=parse_format)
@@ -674,9 +693,10 @@ CHAT_PATH = "/chat/completions"
 
 IMAGES = ("generations", "edits")
 ALL = (*IMAGES, "responses")
-NET = (*ALL, "resume", "config")
+CALLS = (*ALL, "batch")
+NET = (*CALLS, "resume", "config")
 SAVES = (*ALL, "resume", "extract")
-EVERY = (*SAVES, "config")
+EVERY = (*SAVES, "batch", "config")
 
 
 class Option(NamedTuple):
@@ -697,6 +717,7 @@ class Option(NamedTuple):
     env: Words = ()
     default: str | None = None
     input: str = ""  # for what leads to a picture: its role, and what the text surely is (but `auto`: may be)
+    writes: bool = False  # names what will be written: a batch fills it with safe names only
     negative: str = ""  # the spelling that says no, where a flag can be on by itself
     secret: bool = False
     chat: bool = False  # chat carries it too
@@ -820,16 +841,16 @@ OPTION_GROUPS = {
     ),
     "Output": (
         Option("output", Kind(str, "PATTERN"), "file, folder, or pattern with {index} and {partial}", SAVES,
-               also=("o",)),
+               also=("o",), writes=True),
         Option("overwrite", FLAG, "replace files that exist", SAVES),
         Option("save-response", PATH, "keep the bytes of the reply in this file", (*ALL, "resume")),
-        Option("dry-run", FLAG, "check everything and show the request; needs no key and sends nothing"),
+        Option("dry-run", FLAG, "check everything and show the request; needs no key and sends nothing", CALLS),
         Option("curl", FLAG, "print the request as a curl command and send nothing"),
     ),
     "Display": (
         Option("json", FLAG, "print the result as JSON on a terminal too", EVERY),
         Option("progress", choice("auto", "plain", "json", "none", strict=True), "how to show progress on stderr",
-               SAVES, default="auto"),
+               (*SAVES, "batch"), default="auto"),
         Option("quiet", FLAG, "no progress and no warnings on stderr", EVERY, also=("q",)),
         Option("preview", FLAG, "show the pictures in the terminal, where it can", SAVES),
     ),
@@ -854,8 +875,15 @@ OPTION_GROUPS = {
                default="600", harmless=True),
         Option("max-retries", number(0, 10), "further tries after a failure that cannot have been billed", NET,
                default="2"),
-        Option("retry-billable", FLAG, "try again too when the failed try may have been billed"),
+        Option("retry-billable", FLAG, "try again too when the failed try may have been billed", CALLS),
         Option("allow-http", FLAG, "send the key over plain http to a public host", NET),
+    ),
+    "Batch": (
+        Option("route", choice(*ALL, strict=True), "route of the jobs that name none", ("batch",),
+               default="generations"),
+        Option("parallel", number(1, 64), "calls at once", ("batch",), default="8"),
+        Option("ledger", PATH, "where is noted what has become of each job; beside JOBS unless named", ("batch",)),
+        Option("max-cost", DOLLARS, "send nothing that could bring the cost above this", CALLS),
     ),
     "Config": (
         Option("init", FLAG, "write a commented .env into the current folder, never over an existing one",
@@ -875,6 +903,24 @@ SPENDING = {name for row in OPTIONS if not row.harmless for name in row.env}  # 
 def options_of(command: str) -> dict[str, Option]:
     """Returns the options of a subcommand by name."""
     return {row.name: row for row in OPTIONS if command in row.commands}
+
+
+def rows_typed(command: str) -> list[Option]:
+    """Returns the options that can be typed after a subcommand; after `batch`, those of the routes too, each once."""
+    commands = {command, *(ALL if command == "batch" else ())}
+    found = {row.name: row for row in reversed(OPTIONS) if not commands.isdisjoint(row.commands)}
+    return list(found.values())[::-1]
+
+
+def spellings(row: Option) -> list[str]:
+    """Returns every way to type an option, the usual one first, and the one that says no last."""
+    others = (*row.also, row.negative)
+    return [f"--{row.name}"] + [f"--{name}" if len(name) > 1 else f"-{name}" for name in others if name]
+
+
+def words_of(command: str) -> dict[str, Option]:
+    """Returns every option that can be typed after a subcommand, by each of its spellings."""
+    return {word: row for row in rows_typed(command) for word in spellings(row)}
 
 
 class Sizes(NamedTuple):
@@ -1509,6 +1555,7 @@ class Settings(NamedTuple):
     command: str
     rows: Mapping[str, Setting]
     problems: Iterable[Problem] = ()  # texts that are not of their option's kind
+    typed: Json = {}  # what stood on the command line, by option name
 
     def get(self, name: str, default: Any = None) -> Any:
         """Returns the value of a setting, or the default if it is not set."""
@@ -1632,7 +1679,8 @@ def look_up(row: Option, typed: Json, environ: Environ, dotenv: Dotenv) -> list[
     given = typed.get(row.name)
     unset = given == "" and row.env and not row.default  # what has a default can be set to that
     if given is not None and not unset:
-        return [(text, Source(TYPED)) for text in (given if isinstance(given, list) else [given])]
+        texts = given if isinstance(given, list) else [given]
+        return [(text, Source(TYPED)) if isinstance(text, str) else text for text in texts]  # a job knows its own line
     names = () if unset else key_names(typed) if row.secret else row.env
     found = [(environ[name], Source(VARIABLE, name)) for name in names if environ.get(name)]
     found += [dotenv.values[name] for name in names if name in dotenv.values]
@@ -1659,9 +1707,10 @@ def resolve(command: str, typed: Json, environ: Environ, dotenv: Dotenv) -> Sett
                 values.append(read_value(row, text, source))
             except ValueError as error:
                 problems.append(Problem(f"{name}-unreadable-value", f"{label}: {error}", fatal=True))
-        if values and (source.kind == TYPED or typed.get(row.needs) != "false"):
+        needed = rows.get(row.needs)
+        if values and (source.kind == TYPED or not needed or needed.value or needed.source.kind != TYPED):
             rows[name] = Setting(values if row.kind.repeat else values[0], source, label)
-    return Settings(command, rows, problems)
+    return Settings(command, rows, problems, typed)
 
 
 def hide_secrets(settings: Settings, typed: Json, environ: Environ, dotenv: Dotenv, console: Console) -> None:
@@ -2805,7 +2854,8 @@ class Stop:
 
     def __init__(self) -> None:
         self.requested, self.armed = False, True
-        self.sockets: list[Any] = []
+        self.jobs, self.draining = False, False  # whether the calls of a batch run in threads, and no new one starts
+        self.sockets: set[Any] = set()
 
     def __enter__(self) -> Stop:
         self.handlers: list[tuple[Any, Any]] = []
@@ -2823,16 +2873,19 @@ class Stop:
             signal.signal(number, handler or signal.SIG_DFL)
 
     def request(self, *_: object) -> None:
-        """Asks for the end; a signal handler."""
+        """Asks for the end, which a batch takes for that of its new jobs the first time; a signal handler."""
         import socket
 
+        if self.jobs and not self.draining:
+            self.draining = True
+            return
         self.requested = True
-        for sock in self.sockets:
+        for sock in list(self.sockets):
             try:
                 socket.socket.shutdown(sock, socket.SHUT_RDWR)
             except OSError:
                 pass  # it was closed
-        if self.armed:
+        if self.armed and not self.jobs:
             self.armed = False
             raise KeyboardInterrupt
 
@@ -3008,7 +3061,12 @@ class Attempt:
         for name, value in (("TCP_KEEPIDLE", 60), ("TCP_KEEPALIVE", 60), ("TCP_KEEPINTVL", 30)):
             if hasattr(socket, name):
                 sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
-        self.stop.sockets.append(sock)
+        for other in list(self.stop.sockets):
+            if other.fileno() < 0:  # it was closed
+                self.stop.sockets.discard(other)
+        self.stop.sockets.add(sock)
+        if self.stop.jobs and self.stop.requested:  # nothing is sent yet
+            raise KeyboardInterrupt
         if hasattr(sock, "pending") and hasattr(select, "poll"):  # TLS, which hands out 16 kB at a time
             poll = select.poll()
             poll.register(sock, select.POLLIN)
@@ -3101,6 +3159,16 @@ def refuse_proxy(url: str) -> None:
         raise Failure(SETTINGS, words, "set http_proxy and https_proxy, or no_proxy for this host", rule="proxy")
 
 
+@functools.lru_cache(maxsize=2)
+def tls_context(*_: str) -> Any:
+    """Returns what TLS connections share, by the variables that say whom to trust: to read it takes long."""
+    import ssl
+
+    context = ssl.create_default_context()
+    context.set_alpn_protocols(["http/1.1"])
+    return context
+
+
 def opener_for(attempt: Attempt, redirects: bool) -> urllib.request.OpenerDirector:
     """Returns an opener with proxies as Python finds them, and with redirects only where no key is sent."""
     import urllib.request
@@ -3114,7 +3182,8 @@ def opener_for(attempt: Attempt, redirects: bool) -> urllib.request.OpenerDirect
             return self.do_open(plain, request)
 
         def https_open(self, request: Any) -> Any:
-            return self.do_open(secure, request)
+            trusted = [os.environ.get(name, "") for name in ("SSL_CERT_FILE", "SSL_CERT_DIR")]
+            return self.do_open(secure, request, context=tls_context(*trusted))
 
     class WebRedirect(urllib.request.HTTPRedirectHandler):
         def redirect_request(self, *reply: Any) -> Any:  # its last part is the URL
@@ -3333,6 +3402,7 @@ class Context(NamedTuple):
     progress: Progress
     result: Result
     now: Callable[[], float]  # seconds since 1970, for what depends on the date
+    hold: Callable[[float], None] = lambda seconds: None  # hears for how long a server asks to wait
 
 
 def exchange(context: Context, settings: Settings, request: Request, tries: Tries | None = None) -> Reply:
@@ -3355,6 +3425,8 @@ def exchange(context: Context, settings: Settings, request: Request, tries: Trie
         if context.stop.requested:
             break
         wait = retry_wait(outcome.headers, tries.count - 1)
+        if isinstance(outcome, Reply) and (outcome.status == 429 or "retry-after" in outcome.headers):
+            context.hold(LONGEST_WAIT if wait is None else wait)
         allowed = verdict == "safe" or verdict == "billable" and (free or settings.get("retry-billable"))
         if allowed and wait is None:
             failure.hint = f"the server asks to wait longer than {LONGEST_WAIT:.0f} s: try again later"
@@ -4274,6 +4346,7 @@ class Result(Tries):
         self.saved_response: str | None = None
         self.session_file: str | None = None
         self.mask: str | None = None
+        self.summary: Json | None = None  # of a batch
         self.reported = False  # the command has printed its own result
 
     @property
@@ -4886,8 +4959,667 @@ class Call:
         return Failure(UNREADABLE, words, hint, **({"rule": "reply-words"} if result.text else {}))
 
 
+def result_of(result: Result, failure: Outcome, warnings: list[str], seconds: float) -> Json:
+    """Returns the one JSON object of a call."""
+    facts, error = result.facts, None
+    if failure:
+        error = {
+            "exit": failure.exit, "rule": None, "status": None, "type": None, "code": None, "message": failure.message,
+            "hint": failure.hint, "may_be_billed": False, "problems": [], "recovery": None, **failure.details,
+        }  # fmt: skip
+    response_id = facts.get("id") if result.route == "responses" else None
+    found = {
+        "ok": failure is None, "route": result.route, "model": result.model, "images": result.images,
+        "partial_images": result.partials, "unclaimed": result.unclaimed, "text": result.text,
+        "response_id": response_id,
+        "request_id": result.request_id, "usage": facts.get("usage"),
+        "cost": cost_of(facts, result.route, result.model),
+        **told_in({**facts, **as_object(facts.get("settled"))}),
+        "seconds": round(seconds, 1), "attempts": result.count, "saved_response": result.saved_response,
+        "session_file": result.session_file, "warnings": warnings, "error": error,
+    }  # fmt: skip
+    found = {**found, "mask": result.mask} if result.mask else found
+    shared = ("ok", "route", "seconds", "warnings", "error")
+    found = {**result.summary, **{name: found[name] for name in shared}} if result.summary else found
+    shown: Json = json.loads(re.sub(TOKEN, "<base64 of a picture>", json.dumps(found)))
+    return shown
+
+
+def ended(context: Context, action: Callable[[], object]) -> Outcome:
+    """Does something, and returns how it failed; None if it went well."""
+    try:
+        action()
+    except Failure as failure:
+        return failure
+    except KeyboardInterrupt:
+        return Failure(INTERRUPTED, "interrupted", may_be_billed=context.result.may_be_billed)
+    except Exception:
+        return bug_failure(context.console)
+    return None
+
+
 # ---------------------------------------------------------------------------------------------------------------------
-# 13 Commands: one function for each subcommand
+# 13 Batch: many calls, each checked before the first is sent, and none of them paid twice
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Job(NamedTuple):
+    """A job of a file: the line it begins on, its id, its route, and its options and variables by name."""
+
+    line: int
+    id: str
+    route: str
+    values: Json
+
+
+JobRows = Iterator[tuple[int, Json]]  # the line of each job, and its values as they stand there
+# What holds for a whole batch, and is not for a file to choose that a stranger may have written.
+NOT_IN_JOBS = (
+    "base-url", "api-key", "api-key-env", "header", "organization", "project", "allow-http", "env-file",
+    "no-env-file", "json", "progress", "quiet", "preview", "dry-run", "curl", "max-cost",
+)  # fmt: skip
+PROMPT_WAYS = ("prompt", "prompt-file", "input-text")
+DELIMITERS = ",;\t"  # of cells: Excel writes the semicolon where the comma is the decimal point
+
+
+def job_cells(text: TextFile) -> JobRows:
+    """Reads the rows of a CSV file, whose first line names the columns; an empty cell is as if it were not there."""
+    import csv
+
+    csv.field_size_limit(MAX_IMAGE_URL)
+    header = text.readline()
+    reader = csv.reader(itertools.chain([header], text), delimiter=max(DELIMITERS, key=header.count), strict=True)
+    try:
+        names, line = next(reader, []), reader.line_num + 1
+        for cells in reader:
+            if len(cells) > len(names):
+                raise ValueError(f"line {line}: {len(cells)} cells, but the first line names {len(names)}")
+            if any(cells):
+                yield line, {name: cell for name, cell in zip(names, cells) if cell.strip()}
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise ValueError(f"line {reader.line_num}: {error}") from error
+
+
+def job_objects(text: TextFile) -> JobRows:
+    """Reads a file with a JSON object on each line."""
+    for line, row in enumerate(text, 1):
+        try:
+            if row.strip():
+                yield line, parse_object(row.strip())
+        except ValueError as error:
+            raise ValueError(f"line {line}: {error}") from error
+
+
+def job_prompts(text: TextFile) -> JobRows:
+    """Reads a file with a prompt on each line."""
+    return ((line, {"prompt": row.strip()}) for line, row in enumerate(text, 1) if row.strip())
+
+
+JOB_READERS = {".jsonl": job_objects, ".csv": job_cells, ".tsv": job_cells, ".txt": job_prompts}
+
+
+def name_of(text: str) -> str:
+    """Returns the name that a column, a key or a place stands for: dashes and underscores are alike, and cases too."""
+    return text.strip().lower().replace("_", "-")
+
+
+class JobFile:
+    """A file of jobs, which is copied first: it is read more than once, may change, and may be a pipe."""
+
+    def __init__(self, context: Context, path: str, route: str) -> None:
+        self.path, self.route = path, route
+        self.name = "standard input" if path == "-" else path
+        try:
+            with context.temp_files.create(spare_folder()) as copy:
+                self.copy = copy.name
+                for block in self._blocks(context.stdin):
+                    write_all(copy, block)
+        except OSError as error:
+            raise Failure(USAGE, f"{self.name}: {error.strerror}", "check the path", rule="jobs-file") from error
+
+    def _blocks(self, stdin: TextFile) -> Blocks:
+        if self.path == "-":
+            yield from (text.encode("utf-8", "surrogateescape") for text in iter(lambda: stdin.read(BLOCK), ""))
+            return
+        with open(self.path, "rb") as file:
+            yield from blocks_of(file)
+
+    def __iter__(self) -> Iterator[Job]:
+        with open(self.copy, "rb") as file:
+            encoding = "utf-16" if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
+        try:
+            with open(self.copy, encoding=encoding, newline="") as text:
+                start = text.readline()
+                text.seek(0)
+                for line, row in self._reader(start)(text):
+                    values = {name_of(name): value for name, value in row.items() if value is not None}
+                    name, route = str(values.pop("id", line)).strip(), str(values.pop("route", self.route)).strip()
+                    yield Job(line, name, route, values)
+        except ValueError as error:
+            hint = "expected .jsonl (an object a line), .csv (names, then rows) or .txt (a prompt a line), in UTF-8"
+            raise Failure(USAGE, f"{self.name}: {error}", hint, rule="jobs-file") from error
+
+    def _reader(self, start: str) -> Callable[[TextFile], JobRows]:
+        """Returns what reads the file: by its suffix, or for another one by its first line."""
+        names = {name_of(cell) for cell in re.split(f"[{DELIMITERS}]", start)}
+        guess = job_objects if start.lstrip()[:1] == "{" else job_cells if "prompt" in names else job_prompts
+        return JOB_READERS.get(os.path.splitext(self.path)[1].lower(), guess)
+
+
+PLACE = r"\{(\{[\w-]+\})\}|\{([\w-]+)\}"  # {name}; {{name}} stands for the text {name}
+KEPT_PLACES = ("index", "partial")  # what the names of outputs fill
+
+
+def safe_name(text: str) -> str:
+    """Returns a text as a part of a file name that any system takes."""
+    name = re.sub(r'[\x00-\x1f\x7f<>:"/\\|?*{}]+', "-", text).encode("utf-8", "ignore")[:100].decode("utf-8", "ignore")
+    name = name.strip(" .") or "_"
+    return f"_{name}" if re.match(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\.|$)", name) else name
+
+
+def filled(text: str, variables: Mapping[str, str], in_name: bool) -> str:
+    """Returns a text with its places filled from the columns of a job; ValueError for a name that is no column."""
+
+    def value(match: re.Match[str]) -> str:
+        name = name_of(match[2] or "")
+        if match[1] or name in KEPT_PLACES:
+            return match[1] or match[0]
+        if name not in variables:
+            raise ValueError(f"{match[0]} is no column of this job; {did_you_mean(name, variables)}".rstrip("; "))
+        return safe_name(variables[name]) if in_name else variables[name]
+
+    return re.sub(PLACE, value, text)
+
+
+def as_typed(value: Any) -> str:
+    """Returns a value of a JSON object as it would be typed."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def option_texts(row: Option, value: Any) -> list[str]:
+    """Returns what a job says for an option as texts: in a cell, several pictures stand apart by `|` or a new line."""
+    texts = list(map(as_typed, value if row.kind.repeat and isinstance(value, list) else [value]))
+    if row.input and row.kind.repeat:
+        texts = [name for text in texts for name in re.split(r"\s*[|\n]\s*", text.strip())]
+    return texts
+
+
+class JobMaker:
+    """Makes the settings of each job, out of what its line says and what was typed for all of them."""
+
+    def __init__(self, context: Context, typed: Json, jobs: JobFile) -> None:
+        self.context, self.jobs = context, jobs
+        self.shared = {name: given for name, given in typed.items() if given is not None}
+        self.words = {route: words_of(route) for route in ALL}
+        stem = "batch" if jobs.path == "-" else os.path.splitext(jobs.path)[0]
+        self.folder = os.path.join(stem, "")
+
+    def place(self, job: Job) -> str:
+        """Returns the words for where a job stands."""
+        return f"{self.jobs.name} line {job.line}"
+
+    def _divided(self, job: Job) -> tuple[Json, dict[str, str], list[Problem]]:
+        """Returns the options of a job by name, its variables, and a problem for each name that must not stand there."""
+        words, variables, problems = self.words[job.route], {"id": job.id}, []
+        own: Json = {}
+        for name, value in job.values.items():
+            row = words.get(f"--{name}")
+            if row and row.name not in NOT_IN_JOBS and name != row.negative:
+                own[row.name] = option_texts(row, value)
+            elif any(f"--{name}" in known for known in self.words.values()):
+                why = "is not for a job to set" if row else f"is no option of {job.route}"
+                problems.append(Problem("jobs-option", f"{self.place(job)}: {name} {why}", "leave it out", fatal=True))
+            else:
+                variables[name] = as_typed(value)
+        return own, variables, problems
+
+    def settings(self, job: Job) -> Settings:
+        """Returns the settings of a job, with a problem for each name or value of it that is wrong."""
+        if job.route not in ALL:
+            raise Failure(USAGE, f"{job.route!r} is no route", f"expected {one_of(ALL)}", rule="jobs-option")
+        own, variables, problems = self._divided(job)
+        shared = dict(self.shared)
+        if not own.keys().isdisjoint(PROMPT_WAYS):  # its own prompt goes in place of the one for all
+            shared.update(dict.fromkeys(PROMPT_WAYS, []))
+        output = (own.get("output") or [shared.get("output") or self.folder])[0]
+        if output.endswith(("/", os.sep)) or os.path.isdir(output):
+            own["output"] = [os.path.join(output, safe_name(job.id).replace(".", "-"))]
+        typed: Json = {}
+        for name, row in options_of(job.route).items():
+            given = own.get(name, shared.get(name, []))
+            given = [given] if isinstance(given, str) else given
+            source = Source(TYPED, name, self.place(job)) if name in own else Source(TYPED)
+            try:
+                texts = [filled(text, variables, row.writes) for text in given]
+            except ValueError as error:
+                problems.append(Problem("jobs-place", f"--{name}: {error}", fatal=True))
+            else:
+                typed[name] = [(text, source) for text in texts] or None
+        settings = resolve(job.route, typed, self.context.environ, self.context.dotenv)
+        return settings._replace(problems=[*problems, *settings.problems])
+
+
+class Entry(NamedTuple):
+    """What a ledger says last of a job: the fingerprint of its request, and where its line stands."""
+
+    fingerprint: str
+    at: int
+    open_usd: float  # what it may cost, if it has begun and not ended
+
+
+def lock(file: BinaryFile) -> bool:
+    """Locks a file for this process, for as long as it is open; False if another process has it."""
+    try:
+        if sys.platform == "win32":
+            import msvcrt
+
+            file.seek(0x7FFFFFFF)  # beyond what is read
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno not in (errno.EWOULDBLOCK, errno.EACCES, errno.EDEADLK)  # else a disk without locks
+    return True
+
+
+class Ledger:
+    """What has become of the jobs of a batch, a line when one is about to be sent and one when it has ended.
+
+    Each line is on disk before the next step is taken. The lock is the system's, and ends with the process.
+    """
+
+    def __init__(self, path: str) -> None:
+        from _thread import allocate_lock
+
+        self.path, self.lock = path, allocate_lock()
+        self.file: BinaryFile | None = None
+        self.entries: dict[str, Entry] = {}
+        self.spent = 0.0  # dollars
+
+    def read(self) -> None:
+        """Reads what earlier runs have written; what is no whole line is read past."""
+        try:
+            with open(self.path, "rb") as file:
+                at = 0
+                for line in file:
+                    self._note(as_object(parse_json(line)), at)
+                    at += len(line)
+        except FileNotFoundError:
+            pass
+
+    def _note(self, row: Json, at: int) -> None:
+        name, usd = row.get("job"), row.get("usd")
+        if isinstance(name, str):
+            before = self.entries.get(name, Entry("", 0, 0.0))
+            usd = usd if isinstance(usd, (int, float)) else 0.0
+            self.spent += usd - before.open_usd
+            self.entries[name] = Entry(str(row.get("fingerprint")), at, 0.0 if "result" in row else usd)
+
+    def row(self, entry: Entry) -> Json:
+        """Returns the line of an entry."""
+        with open(self.path, "rb") as file:
+            file.seek(entry.at)
+            return as_object(parse_json(file.readline()))
+
+    def open(self) -> None:
+        """Opens the ledger for this run alone."""
+        self.file = open(self.path, "a+b", buffering=0)
+        if not lock(self.file):
+            words = f"{self.path}: another run is at work on this ledger"
+            raise Failure(USAGE, words, "wait for its end, or name another --ledger", rule="ledger-locked")
+        if length_of(self.file):
+            self.file.seek(-1, os.SEEK_END)
+            if self.file.read(1) != b"\n":
+                write_all(self.file, b"\n")  # a line that was torn stays apart
+
+    def write(self, plan: Plan, **facts: Any) -> None:
+        """Appends a line on a job, which is on disk when this returns."""
+        row = {"job": plan.id, "line": plan.line, "fingerprint": plan.fingerprint, **facts}
+        with self.lock:
+            if self.file:
+                write_all(self.file, json.dumps(row).encode() + b"\n")
+                os.fsync(self.file.fileno())
+
+    def close(self) -> None:
+        """Ends the run's hold on the ledger."""
+        if self.file:
+            self.file.close()
+
+
+class Pace:
+    """How many calls may run at once: fewer when the server asks to wait, and more again as it goes well."""
+
+    def __init__(self, most: int, clock: Callable[[], float]) -> None:
+        self.most, self.clock = most, clock
+        self.limit, self.until = float(most), 0.0
+
+    def hold(self, seconds: float) -> None:
+        """Lets no call begin for so long; once for all that are told to wait in the same pause."""
+        now = self.clock()
+        self.limit = self.limit if now < self.until else max(self.limit / 2, 1.0)
+        self.until = max(self.until, now + seconds)
+
+    def ease(self) -> None:
+        """Lets one more call run at once after as many as may run have gone well."""
+        self.limit = min(self.limit + 1 / self.limit, self.most)
+
+
+def fingerprint_of(request: Request, extra: bytes) -> str:
+    """Returns what tells a request from another: its route, its fields, and the bytes of its files."""
+    import hashlib
+    from urllib.parse import urlsplit
+
+    body = request.body.parts if request.body else []
+    files = [sha256_of(part.path) for part in body if part.path]
+    facts = json.dumps([urlsplit(request.url).path.split("/")[-2:], request.tree, request.form, files], sort_keys=True)
+    return hashlib.sha256(facts.encode("utf-8", "surrogatepass") + extra).hexdigest()[:32]
+
+
+class Plan(NamedTuple):
+    """What is to be done about a job: "run" it, or nothing, since it is "done", or "unclear" as it may be billed."""
+
+    line: int
+    id: str
+    state: str
+    pictures: int
+    usd: float  # at most, as far as it is known
+    fingerprint: str
+
+
+TURNED_AWAY = next(row.codes for row in STATUSES if row.retry == "safe")
+HOPELESS = 3  # failures that will meet every job, one after the other, end a batch
+MOST_SHOWN = 20  # failures in the result; the ledger has them all
+MOST_PROBLEMS = 1000
+
+
+def will_meet_all(error: Json) -> Any:
+    """Returns what tells a failure that will meet every job, such as a wrong key; None for one of a job's own."""
+    about_all = error["status"] in (401, 402, 403, 404) or error["code"] in MONEY
+    unreached = error["exit"] == NETWORK and error["status"] is None and not error["may_be_billed"]
+    return (error["status"], error["code"], error["exit"]) if about_all or unreached else None
+
+
+class Batch:
+    """One run of a file of jobs: all are checked, then as many at once as the pace allows are sent."""
+
+    def __init__(self, context: Context, settings: Settings, typed: Json, path: str) -> None:
+        self.context, self.settings = context, settings
+        self.jobs = JobFile(context, path, settings.get("route"))
+        self.maker = JobMaker(context, typed, self.jobs)
+        beside = "batch" if path == "-" else path
+        self.ledger = Ledger(settings.get("ledger") or f"{beside}.ledger.jsonl")
+        self.plans: list[Plan] = []
+        self.kinds: dict[tuple[str | None, ...], list[Any]] = {}  # by route, model, size and quality: jobs, pictures, USD
+        self.ids: set[str] = set()
+        self.names: dict[int, int] = {}  # the line by a hash of each name that will be written
+        self.failures: dict[int, Json] = {}  # by the place of the job
+        self.running: dict[int, float] = {}  # the dollars that each may cost
+        self.turned_away: list[int] = []  # what cost nothing and may be tried again
+        self.made, self.pictures = 0, 0
+        self.alike: list[Any] = []  # what the last failures have in common
+        self.ending: Outcome = None  # why no further job is started
+        self.first: Json | None = None  # the first request, as a dry run shows it
+        self.pace = Pace(settings.get("parallel"), context.progress.clock)
+
+    # Check: every job by the rules of a single call
+
+    def job_context(self, route: str) -> Context:
+        """Returns what one job may touch: its words go into its result only, and its files are its own."""
+        console = self.context.console.muted()
+        return self.context._replace(
+            console=console, result=Result(route), temp_files=TempFiles(), hold=self.pace.hold,
+            progress=Progress(console, "none", self.context.progress.clock),
+        )  # fmt: skip
+
+    def check(self) -> None:
+        """Checks all jobs, and raises one Failure for all that is wrong; warnings are said once."""
+        problems: list[Json] = []
+        warnings: dict[str, int] = {}
+        code = OK
+        for job in self.jobs:
+            context = self.job_context(job.route)
+            with context.temp_files:
+                try:
+                    self.plans.append(self.plan(context, job))
+                except Failure as failure:
+                    code = code or failure.exit
+                    place = f"{self.maker.place(job)} ({job.id})"
+                    own = failure.details.get("problems") or [
+                        {"rule": failure.details.get("rule"), "message": failure.message, "hint": failure.hint}
+                    ]
+                    problems += [{**row, "message": f"{place}: {row['message']}"} for row in own]
+            for words in context.console.warnings:
+                warnings[words] = warnings.get(words, 0) + 1
+        for words, count in itertools.islice(warnings.items(), MOST_SHOWN):
+            self.context.console.warn(words + (f" ({plural(count, 'job')})" if count > 1 else ""))
+        if problems:
+            raise Failure(code, **problems[0], problems=problems[:MOST_PROBLEMS])
+        if not self.plans:
+            raise Failure(USAGE, f"{self.jobs.name} holds no job", "write a line for each", rule="jobs-file")
+
+    def plan(self, context: Context, job: Job) -> Plan:
+        """Checks one job, and tells what is to be done about it."""
+        if job.id in self.ids:
+            raise Failure(USAGE, f"the id {job.id} stands twice", "give each job its own", rule="jobs-id")
+        self.ids.add(job.id)
+        call = prepare(context, self.maker.settings(job), None)
+        fingerprint = fingerprint_of(call.request, call.mask)
+        entry = self.ledger.entries.get(job.id)
+        known = self.ledger.row(entry) if entry and entry.fingerprint == fingerprint else {}
+        state = self.state(job, fingerprint, call, known)
+        if state == "run":
+            self.check_outputs(job, call, known)
+        cost = estimate(call.checked) or {"usd": 0.0}
+        if state == "run":
+            kind = (job.route, call.checked.model, call.settings.get("size"), call.settings.get("quality"))
+            sums = self.kinds.setdefault(kind, [0, 0, 0.0])
+            self.kinds[kind] = [sums[0] + 1, sums[1] + call.names.expected, sums[2] + cost["usd"]]
+        return Plan(job.line, job.id, state, call.names.expected, cost["usd"], fingerprint)
+
+    def check_outputs(self, job: Job, call: Prepared, known: Json) -> None:
+        """Checks that what a job will write is free, but for what an earlier try of it has written, and its alone."""
+        earlier = {*known.get("outputs", []), *(row["path"] for row in objects_in(as_object(known.get("result")).get("images")))}
+        written = [name for name in call.written if name not in earlier]
+        check_names(written, call.names.overwrite, call.temp_files)
+        for name in call.written:
+            line = self.names.setdefault(hash(absolute(name)), job.line)
+            if line != job.line:
+                hint = "put {id} or a column into --output"
+                raise Failure(OUTPUT, f"{name} is also that of line {line}", hint, rule="output-twice")
+
+    def state(self, job: Job, fingerprint: str, call: Prepared, known: Json) -> str:
+        """Returns what is to be done about a job by what the ledger says of it: "run" it, or why not."""
+        result, outputs = as_object(known.get("result")), call.outputs
+        if not known:
+            return "run"
+        if result.get("ok"):
+            there = (sha256_of(str(row.get("path"))) == row.get("sha256") for row in objects_in(result.get("images")))
+            return "done" if all(there) else "run"
+        # Begun and not ended: it may be that only the line is missing.
+        if not result and not call.names.overwrite and all(map(is_whole_picture, outputs)):
+            rows = [{"path": name, "index": index, "sha256": sha256_of(name)} for index, name in enumerate(outputs, 1)]
+            self.ledger.write(Plan(job.line, job.id, "", 0, 0.0, fingerprint), usd=0.0, result={"ok": True, "images": rows})
+            return "done"
+        free = result and not as_object(result.get("error")).get("may_be_billed")
+        return "run" if free or self.settings.get("retry-billable") else "unclear"
+
+    # Run: as many at once as the pace allows, while the money lasts
+
+    def one(self, index: int, job: Job) -> tuple[Json, float]:
+        """Makes the call of one job, between two lines of the ledger; returns its result, and what it cost."""
+        context, clock = self.job_context(job.route), self.context.progress.clock
+        plan, started = self.plans[index], clock()
+
+        def make() -> None:
+            call = prepare(context, self.maker.settings(job), None)
+            self.ledger.write(plan, begun=self.time(), usd=plan.usd, outputs=call.outputs)
+            make_call(context, call)
+
+        with context.temp_files:
+            failure = ended(context, make)
+        found = result_of(context.result, failure, context.console.warnings, clock() - started)
+        billed = failure is None or context.result.may_be_billed
+        usd = as_object(found["cost"]).get("usd", plan.usd if billed else 0.0)
+        self.ledger.write(plan, ended=self.time(), usd=usd, result=found)
+        return found, usd
+
+    def time(self) -> str:
+        """Returns the time of a line."""
+        return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.context.now()))
+
+    def work(self, inbox: Any, outbox: Any) -> None:
+        """Makes the calls of the jobs that come, one after the other; the life of a thread."""
+        for index, job in iter(inbox.get, None):
+            try:
+                outbox.put((index, *self.one(index, job)))
+            except OSError as error:
+                words = f"{self.ledger.path}: {error.strerror}"
+                self.ending = Failure(OUTPUT, words, "make room, and run the same command again", rule="ledger")
+                outbox.put((index, None, 0.0))
+
+    def run(self) -> None:
+        """Runs all that is to be run, and again what was turned away, for as long as some of it goes well."""
+        import queue
+        import threading
+
+        inbox, outbox = queue.SimpleQueue(), queue.SimpleQueue()  # type: ignore[var-annotated]
+        left = [index for index, plan in enumerate(self.plans) if plan.state == "run"]
+        count = min(self.settings.get("parallel"), len(left))
+        threads = [threading.Thread(target=self.work, args=(inbox, outbox), daemon=True) for _ in range(count)]
+        for thread in threads:
+            thread.start()
+        self.context.stop.jobs = True
+        while left and not self.over():
+            made, self.turned_away = self.made, []
+            self.run_through(set(left), inbox, outbox)
+            left = self.turned_away if self.made > made else []
+        for thread in threads:
+            inbox.put(None)
+        for thread in threads:
+            thread.join()
+
+    def run_through(self, chosen: set[int], inbox: Any, outbox: Any) -> None:
+        """Runs the chosen jobs in the order of their file."""
+        import queue
+
+        jobs = ((index, job) for index, job in enumerate(self.jobs) if index in chosen)
+        coming = next(jobs, None)
+        while self.running or coming and not self.over():
+            if coming and self.may_start(coming[0]):
+                self.running[coming[0]] = self.plans[coming[0]].usd
+                inbox.put(coming)
+                coming = next(jobs, None)
+                continue
+            try:
+                self.settle(*outbox.get(timeout=0.1))
+            except queue.Empty:
+                pass
+            self.tell()
+
+    def over(self) -> bool:
+        """Tells whether no further job is to be started."""
+        return bool(self.context.stop.draining or self.ending)
+
+    def may_start(self, index: int) -> bool:
+        """Tells whether a job may start now: the pace allows it, and the money lasts for all that is under way."""
+        most, under_way = self.settings.get("max-cost"), sum(self.running.values())
+        if most and self.ledger.spent + under_way + self.plans[index].usd > most:
+            if not self.running:
+                words = f"{self.ledger.spent:.2f} USD are spent, and the next job could pass the limit of {most:.2f}"
+                self.ending = Failure(LEFT, words, "run it again with a higher --max-cost", rule="max-cost")
+            return False
+        pace = self.pace
+        return not self.over() and len(self.running) < int(pace.limit) and pace.clock() >= pace.until
+
+    def settle(self, index: int, found: Json | None, usd: float) -> None:
+        """Notes what has become of a job."""
+        del self.running[index]
+        self.ledger.spent += usd
+        if found is None:
+            return
+        error, plan = found["error"], self.plans[index]
+        if not error:
+            self.failures.pop(index, None)
+            self.made, self.pictures, self.alike = self.made + 1, self.pictures + len(found["images"]), []
+            self.pace.ease()
+            return
+        kept = ("exit", "rule", "status", "code", "message", "hint", "may_be_billed", "recovery")
+        self.failures[index] = {"line": plan.line, "id": plan.id, **{name: error[name] for name in kept}}
+        again = error["status"] in TURNED_AWAY and error["code"] not in MONEY or error["exit"] == NETWORK
+        if again and not error["may_be_billed"]:
+            self.turned_away.append(index)
+        kind = will_meet_all(error)
+        self.alike = [*self.alike, kind] if kind and self.alike[-1:] in ([], [kind]) else [kind] if kind else []
+        if len(self.alike) >= HOPELESS:
+            words = f"{HOPELESS} jobs failed alike, one after the other: {error['message']}"
+            self.ending = self.ending or Failure(LEFT, words, error["hint"], rule="jobs-alike")
+
+    def tell(self) -> None:
+        """Shows how far it is."""
+        done, total = self.made + len(self.failures), sum(plan.state == "run" for plan in self.plans)
+        seconds = self.context.progress.clock() - self.context.progress.started
+        left = f"about {max(seconds * (total - done) / max(done, 1) / 60, 1):.0f} min" if done else "…"
+        self.context.progress.phase(
+            "batch", done=done, total=total, running=len(self.running), failed=len(self.failures),
+            usd=round(self.ledger.spent, 2), left=left,
+        )  # fmt: skip
+
+    # Conclude: what has become of all of them
+
+    def shown(self) -> Json:
+        """Returns what a dry run shows: how many jobs and pictures of which kind, what they may cost, and the first."""
+        states = [plan.state for plan in self.plans]
+        columns = ("route", "model", "size", "quality", "jobs", "pictures", "usd")
+        usd = sum(sums[2] for sums in self.kinds.values())
+        return {
+            "dry_run": True, "route": "batch", "jobs": {state: states.count(state) for state in ("run", "done", "unclear")},
+            "pictures": sum(sums[1] for sums in self.kinds.values()),
+            "by": [dict(zip(columns, (*kind, *sums))) for kind, sums in self.kinds.items()],
+            "estimate": {"usd": round(usd, 4), "prices_of": FACTS_OF} if usd else None,
+            "ledger": self.ledger.path, "first": self.first, "warnings": self.context.console.warnings,
+        }  # fmt: skip
+
+    def summary(self) -> Json:
+        """Returns what is reported of the batch."""
+        states = [plan.state for plan in self.plans]
+        unclear = [plan for plan in self.plans if plan.state == "unclear"]
+        words = "it was begun, and its end is not known: it may have been billed"
+        failures = [{"line": plan.line, "id": plan.id, "message": words, "may_be_billed": True} for plan in unclear]
+        failures += [self.failures[index] for index in sorted(self.failures)]
+        jobs = {
+            "total": len(states), "made": self.made, "made_before": states.count("done"), "failed": len(self.failures),
+            "unclear": len(unclear), "not_started": states.count("run") - self.made - len(self.failures),
+        }  # fmt: skip
+        return {
+            "jobs": jobs, "pictures": self.pictures, "cost": {"usd": round(self.ledger.spent, 4), "prices_of": FACTS_OF},
+            "ledger": self.ledger.path, "failures": failures[:MOST_SHOWN],
+        }  # fmt: skip
+
+    def conclude(self) -> None:
+        """Reports the batch; raises a Failure if jobs are left."""
+        found = self.context.result.summary = self.summary()
+        jobs = found["jobs"]
+        left = jobs["total"] - jobs["made"] - jobs["made_before"]
+        if not left:
+            return
+        parts = [f"{count} {words}" for words, count in (
+            ("failed", jobs["failed"]), ("may have been billed", jobs["unclear"]), ("not started", jobs["not_started"]),
+        ) if count]  # fmt: skip
+        hint = "run the same command again: it goes on where it was"
+        failure = self.ending or Failure(LEFT, "", hint, rule="jobs-left")
+        if self.context.stop.draining:
+            failure = Failure(INTERRUPTED, "interrupted", hint)
+        words = f"{left} of {plural(jobs['total'], 'job')} left: {', '.join(parts)}"
+        failure.message = f"{failure.message}; {words}".lstrip("; ")
+        failure.details["may_be_billed"] = any(row["may_be_billed"] for row in found["failures"])
+        raise failure
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 14 Commands: one function for each subcommand
 # ---------------------------------------------------------------------------------------------------------------------
 
 
@@ -5095,17 +5827,6 @@ def extract(context: Context, settings: Settings, target: str | None) -> None:
         context.console.warn(trouble.message)
 
 
-def spellings(row: Option) -> list[str]:
-    """Returns every way to type an option, the usual one first, and the one that says no last."""
-    others = (*row.also, row.negative)
-    return [f"--{row.name}"] + [f"--{name}" if len(name) > 1 else f"-{name}" for name in others if name]
-
-
-def words_of(command: str) -> dict[str, Option]:
-    """Returns every option that can be typed after a subcommand, by each of its spellings."""
-    return {word: row for row in options_of(command).values() for word in spellings(row)}
-
-
 class Shell(NamedTuple):
     """A row of SHELLS: a completion script with places for its cases, and the form of a case."""
 
@@ -5149,6 +5870,30 @@ complete -c gpt_image.py -a '(_gpt_image)'""",
     " ",
 )
 SHELLS = {"bash": BASH, "zsh": BASH, "fish": FISH}
+
+
+def batch(context: Context, settings: Settings, target: str | None) -> None:
+    """Makes the calls of a file of jobs: check all, then send what the ledger does not know as done."""
+    if not target:
+        raise Failure(USAGE, "there is no file of jobs", "name a .jsonl, .csv or .txt file, or -", rule="jobs-file")
+    enforce(settings_problems(settings), False, context.console)
+    made = Batch(context, settings, settings.typed, target)
+    dry = bool(settings.get("dry-run"))
+    try:
+        if not dry:
+            check_pair(settings, context)
+            check_key(settings)
+            made.ledger.open()
+        made.ledger.read()
+        made.check()
+        if dry:
+            context.result.reported = True
+            context.console.print_json(made.shown())
+            return
+        made.run()
+    finally:
+        made.ledger.close()
+    made.conclude()
 
 
 def completion_script(shell: str) -> str:
@@ -5253,12 +5998,15 @@ COMMANDS = {
     "extract": Command(extract, "take the pictures out of a saved reply, offline", "FILE",
                        "FILE is a reply that was kept or saved: JSON or events, whole or cut short",
                        "extract out/poster.reply --output out/poster.png"),
+    "batch": Command(batch, "make many pictures, and go on where it was", "JOBS",
+                     "JOBS is a .jsonl, .csv or .txt file of jobs, or - for standard input",
+                     'batch animals.csv --prompt "A {animal}, watercolour" --output "out/{animal}.png"'),
     "config": Command(config, "show the settings in force; write a .env; check the key", "", "", "config --check"),
 }  # fmt: skip
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# 14 Main: arguments -> exit code; Failure, Ctrl-C and bugs become words
+# 15 Main: arguments -> exit code; Failure, Ctrl-C and bugs become words
 # ---------------------------------------------------------------------------------------------------------------------
 
 
@@ -5295,8 +6043,7 @@ def build_parser(command: str, table: tuple[Option, ...]) -> Parser:
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    options = [option for option in table if command in option.commands]
-    for name, rows in itertools.groupby(options, lambda option: option.group):
+    for name, rows in itertools.groupby(rows_typed(command), lambda option: option.group):
         group = parser.add_argument_group(name.lower())
         for option in rows:
             add_option(group, option)
@@ -5384,30 +6131,6 @@ def parse(argv: list[str]) -> tuple[str, dict[str, Any], str | None]:
     return command, vars(known), arguments[0] if arguments else None
 
 
-def result_of(result: Result, failure: Outcome, warnings: list[str], seconds: float) -> Json:
-    """Returns the one JSON object of a call."""
-    facts, error = result.facts, None
-    if failure:
-        error = {
-            "exit": failure.exit, "rule": None, "status": None, "type": None, "code": None, "message": failure.message,
-            "hint": failure.hint, "may_be_billed": False, "problems": [], "recovery": None, **failure.details,
-        }  # fmt: skip
-    response_id = facts.get("id") if result.route == "responses" else None
-    found = {
-        "ok": failure is None, "route": result.route, "model": result.model, "images": result.images,
-        "partial_images": result.partials, "unclaimed": result.unclaimed, "text": result.text,
-        "response_id": response_id,
-        "request_id": result.request_id, "usage": facts.get("usage"),
-        "cost": cost_of(facts, result.route, result.model),
-        **told_in({**facts, **as_object(facts.get("settled"))}),
-        "seconds": round(seconds, 1), "attempts": result.count, "saved_response": result.saved_response,
-        "session_file": result.session_file, "warnings": warnings, "error": error,
-    }  # fmt: skip
-    found = {**found, "mask": result.mask} if result.mask else found
-    shown: Json = json.loads(re.sub(TOKEN, "<base64 of a picture>", json.dumps(found)))
-    return shown
-
-
 def say_failure(error: Json, console: Console) -> None:
     """Says what went wrong, and what to do."""
     for row in error["problems"] or [error]:
@@ -5445,16 +6168,8 @@ def run(context: Context, argv: list[str]) -> int:
     """Runs a command and says how it ended: the result to stdout, the words to stderr."""
     console, clock, result = context.console, context.progress.clock, context.result
     started = clock()
-    failure: Outcome = None
-    try:
-        run_command(context, argv)
-    except Failure as error:
-        failure = error
-    except KeyboardInterrupt:
-        failure = Failure(INTERRUPTED, "interrupted", may_be_billed=result.may_be_billed)
-    except Exception:
-        failure = bug_failure(console)
-    context.stop.armed = True  # everything is on disk
+    failure = ended(context, lambda: run_command(context, argv))
+    context.stop.armed, context.stop.jobs = True, False  # everything is on disk
     try:
         if failure or not result.reported:
             found = result_of(result, failure, console.warnings, clock() - started)
