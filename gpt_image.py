@@ -1459,11 +1459,17 @@ class Dotenv(NamedTuple):
     found_here: bool = False
 
 
-# https://www.dotenv.org/docs/security/env: names, an optional `export`, bare or quoted values, comments
-DOTENV_LINE = r"""(?x)
-        \s*(?:\#.*)?|\s*(?:export\s+)?(?P<name>[A-Za-z_][A-Za-z0-9_.]*)\s*=\s*
-        (?:'(?P<single>[^']*)' | "(?P<double>(?:\\.|[^"\\])*)" | (?P<bare>[^'"\#\s]\S*(?:[ \t]+[^\#\s]\S*)*))?
-        \s*(?:(?<=\s)\#.*|(?<==)\#.*)?"""
+# https://www.dotenv.org/docs/security/env: names, an optional `export`, bare or quoted values, comments. No two runs of
+# blanks meet, so that it takes linear time. A quoted value may go on over lines, but not over one that sets another
+# name: there a quote is missing, and the rest of the file must not vanish in it.
+DOTENV_NEXT = r"""\n(?![^\S\n]*(?:export[^\S\n]+)?[A-Za-z_][A-Za-z0-9_.]*[^\S\n]*=[^='"\n])"""
+DOTENV_ENTRY = rf"""(?x)(?:
+        [^\S\n]*(?:\#.*)?|[^\S\n]*(?:export[^\S\n]+)?(?P<name>[A-Za-z_][A-Za-z0-9_.]*)[^\S\n]*=[^\S\n]*
+        (?:'(?P<single>[^'\n]*(?:{DOTENV_NEXT}[^'\n]*)*)'
+        | "(?P<double>[^"\\\n]*(?:(?:\\(?:.|(?=\n))|{DOTENV_NEXT})[^"\\\n]*)*)"
+        | (?P<bare>[^'"\#\s]\S*(?:[^\S\n]+[^\#\s]\S*)*) | (?=[\#\n]|\Z))
+        [^\S\n]*(?:(?<=[\s=])\#.*)?
+        | (?P<odd>.*))(?:\n|\Z)"""
 DOTENV_ESCAPES = {"n": "\n", "r": "\r", "t": "\t"}
 
 
@@ -1483,21 +1489,23 @@ def decode_dotenv(data: bytes) -> str:
 
 
 def read_dotenv(path: str, console: Console) -> dict[str, Found]:
-    """Reads a .env file; a line that is not understood is a warning with its number, and never shown."""
-    values = {}
+    """Reads a .env file; the lines that are not understood are a warning with their numbers, and never shown."""
+    values, strange, number = {}, [], 1
     known = [name for row in OPTIONS for name in row.env]
     with open(path, "rb") as file:
         text = decode_dotenv(file.read(MIB))
-    for number, line in enumerate(text.splitlines(), 1):
-        place, match = f"{path} line {number}", re.fullmatch(DOTENV_LINE, line)
-        if not match:
-            console.warn(f"{place}: not understood, and left out; expected NAME=value")
-            continue
-        name, single, double, bare = match.group("name", "single", "double", "bare")
+    for match in re.finditer(DOTENV_ENTRY, "\n".join(text.splitlines())):
+        place = f"{path} line {number}"
+        name, single, double, bare, odd = match.group("name", "single", "double", "bare", "odd")
+        strange += [str(number)] if odd else []
+        number += match.group().count("\n")
         escaped = re.sub(r"\\(.)", lambda found: DOTENV_ESCAPES.get(found[1], found[1]), double or "")
         values[name] = single or escaped or bare, Source(DOTENV, name, place)
         if name and name.startswith("OPENAI_IMAGE_") and name not in known:
             console.warn(f"{place}: {name} is not known; {did_you_mean(name, known)}".rstrip("; "))
+    if strange:
+        words = "not understood, and left out; expected NAME=value, and an end for each quote"
+        console.warn(f"{path} line {', '.join(strange[:9])} ({plural(len(strange), 'line')}): {words}")
     return {name: found for name, found in values.items() if found[0]}  # an empty one counts as unset
 
 
