@@ -518,12 +518,24 @@ def read_text(path: str) -> str:
         raise ValueError(f"cannot read {path} as UTF-8 text: {getattr(error, 'strerror', None) or error}") from error
 
 
+MOST_LEVELS = 100  # of nesting in JSON that a person gives
+
+
+def levels(value: Any) -> int:
+    """Returns how deep JSON is nested; RecursionError if that is too deep to be told."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return 1 + max(map(levels, inner), default=0)
+
+
 def parse_object(text: str) -> Json:
     """Reads a JSON object, or one from a file named as @FILE."""
     text = read_text(text[1:]) if text.startswith("@") else text
     try:
         value = json.loads(text)
-    except ValueError as error:
+        json.dumps(value, allow_nan=False)  # Python reads NaN and Infinity, and 1e999 as such, but JSON has neither
+        if levels(value) > MOST_LEVELS:
+            raise ValueError(f"nested more than {MOST_LEVELS} levels deep")
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"expected a JSON object or @FILE ({error})") from error
     if not isinstance(value, dict):
         raise ValueError("expected a JSON object or @FILE")
