@@ -468,6 +468,7 @@ class Kind(NamedTuple):
     private: bool = False  # an error shows only what stands before the colon
     strict: bool = False  # choices of our own, not the API's: no --no-validate and no unknown model opens them
     one_line: bool = False  # a header or an id: no control characters
+    reads: bool = False  # names a file that is read; pictures are known by other means
 
 
 def parse_word(text: str) -> str:
@@ -608,12 +609,12 @@ def number(low: int, high: int) -> Kind:
 
 TEXT = Kind(str, "TEXT")
 NAME = Kind(str, "NAME", one_line=True)
-PATH = Kind(str, "PATH")
+PATH = Kind(str, "PATH", reads=True)
 URL = Kind(parse_url, "URL")
 FLAG = Kind(parse_flag, flag=True)
 SECONDS = Kind(parse_seconds, "SECONDS")
 SIZE = Kind(parse_word, "WIDTHxHEIGHT|auto")
-OBJECT = Kind(parse_object, "JSON|@FILE")
+OBJECT = Kind(parse_object, "JSON|@FILE", reads=True)
 PICTURE_FORMAT = choice("png", "jpeg", "webp", "gif", "svg")._replace(parse=parse_format)
 EFFORT = choice("none", "minimal", "low", "medium", "high", "xhigh", "max")
 TOOL_CHOICE = Kind(parse_tool_choice, "auto|required|none|image_generation|JSON")
@@ -778,7 +779,8 @@ OPTION_GROUPS = {
         Option("output", Kind(str, "PATTERN"), "file, folder, or pattern with {index} and {partial}", SAVES,
                also=("o",)),
         Option("overwrite", FLAG, "replace files that exist", SAVES),
-        Option("save-response", PATH, "keep the bytes of the reply in this file", (*ALL, "resume")),
+        Option("save-response", PATH._replace(reads=False), "keep the bytes of the reply in this file",
+               (*ALL, "resume")),
         Option("dry-run", FLAG, "check everything and show the request; needs no key and sends nothing"),
         Option("curl", FLAG, "print the request as a curl command and send nothing"),
     ),
@@ -1743,12 +1745,26 @@ def examine_name(given: InputPicture) -> InputPicture:
 INPUT_KINDS = {"file_id:": "file_id", "data:": "data", "[a-z][a-z0-9+.-]+://": "url"}
 
 
+def absolute(name: str) -> str:
+    """Returns a name by which two ways to write the same path are equal, through links too."""
+    try:
+        return os.path.normcase(os.path.realpath(name))
+    except (OSError, ValueError):  # the current folder is gone, or no disk can have such a name
+        return os.path.normcase(os.path.normpath(name))
+
+
+def tidied(path: str) -> str:
+    """Returns the shortest way to write a path; where it goes through a link and back, that is the path itself."""
+    short = os.path.normpath(path)
+    return short if absolute(short) == absolute(path) else path
+
+
 def examine(role: str, label: str, text: str, kind: str) -> InputPicture:
     """Returns what is known of an input picture; without a kind, its text says what it is."""
     if not kind or (kind == "auto" and text != "auto"):
         kind = next((INPUT_KINDS[start] for start in INPUT_KINDS if re.match(start, text, re.IGNORECASE)), "file")
     text = re.sub("^file_id:", "", text, flags=re.IGNORECASE) if kind == "file_id" else text
-    shown = os.path.normpath(text) if kind == "file" else text
+    shown = tidied(text) if kind == "file" else text
     given = InputPicture(role, shortened(label, 100), kind, text, shown)
     try:
         return {"file": examine_file, "data": examine_data}.get(kind, examine_name)(given)
@@ -2523,7 +2539,7 @@ FIELD_STYLES = {"brackets": "image[]", "simple": "image", "indexed": "image[{}]"
 def file_row(name: str, given: InputPicture) -> Json:
     """Returns what a dry run shows of a file in a form."""
     base = os.path.basename(given.shown)
-    if os.path.normpath(given.text) != given.shown:  # another file was made of it
+    if tidied(given.text) != given.shown:  # another file was made of it
         base = os.path.splitext(base)[0] + ".png"
     kind = content_type(given)
     return {"name": name, "filename": base, "content_type": kind, "bytes": given.size, "path": given.shown}
@@ -3216,6 +3232,9 @@ def exchange(context: Context, settings: Settings, request: Request, tries: Trie
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+SESSION_ENDING = ".session.json"
+
+
 def spare_folder() -> str:
     """Returns the system's folder for temporary files: for dry runs, and for when the disk of the outputs is full."""
     import tempfile
@@ -3263,14 +3282,6 @@ def rename_free(source: str, target: str) -> bool:
     return True
 
 
-def absolute(name: str) -> str:
-    """Returns a name by which two ways to write the same path are equal, through links too."""
-    try:
-        return os.path.normcase(os.path.realpath(name))
-    except OSError:  # the current folder is gone
-        return os.path.normcase(os.path.normpath(name))
-
-
 def is_special(name: str) -> bool:
     """Tells whether a name leads to a device, a FIFO or the like: it is written to, and never replaced."""
     try:
@@ -3290,11 +3301,21 @@ def pour(source: str, target: str) -> None:
             write_all(out, block)
 
 
+def identity(name: str) -> tuple[int, int] | None:
+    """Returns what every spelling of a file and every link to it have in common; None where there is no file."""
+    try:
+        state = os.stat(name)
+    except (OSError, ValueError):
+        return None
+    return (state.st_dev, state.st_ino) if stat.S_ISREG(state.st_mode) else None
+
+
 class TempFiles:
     """The temporary files of a call; what was not given a name by the end is removed, whatever the end is."""
 
     def __init__(self) -> None:
         self.files: set[str] = set()
+        self.inputs: set[tuple[int, int] | None] = set()  # the identities of files that are read, and never replaced
         self.written: set[str] = set()  # the names this call has given: none of them is given twice
         self.tried: dict[str, int] = {}  # the number that a name has got to, if it was taken
 
@@ -3304,6 +3325,15 @@ class TempFiles:
     def __exit__(self, *_: object) -> None:
         for path in list(self.files):
             self.remove(path)
+
+    def reads(self, names: Iterable[str]) -> None:
+        """Notes the files that are read; a name may be that of no file."""
+        self.inputs.update(map(identity, names))
+        self.inputs.discard(None)
+
+    def is_input(self, name: str) -> bool:
+        """Tells whether a name leads to a file that is read."""
+        return identity(name) in self.inputs
 
     def remove(self, path: str) -> None:
         """Removes a temporary file."""
@@ -3338,7 +3368,7 @@ class TempFiles:
         """Gives a finished temporary file its name, or that name with the next free number, and returns the path."""
         stem, suffix = os.path.splitext(target)
         number, path = self.tried.get(target, 1), target
-        replace = overwrite and absolute(target) not in self.written
+        replace = overwrite and absolute(target) not in self.written and not self.is_input(target)
         if replace and is_special(target):
             pour(source, target)
             os.unlink(source)
@@ -3385,9 +3415,9 @@ class OutputNames(NamedTuple):
 
     def beside(self, ending: str) -> str:
         """Returns a name beside the outputs, such as that of a kept reply."""
-        folder, name = os.path.split(re.sub(r"[-_. ]*\{(index|partial)\}", "", self.stem))
+        name = re.sub(r"[-_. ]*\{(index|partial)\}", "", os.path.basename(self.stem))
         name = name if len(os.fsencode(name)) < 220 else name[:50]  # no disk takes names of more than 255 bytes
-        return os.path.normpath(os.path.join(folder, name + ending))
+        return tidied(os.path.join(self.folder, name + ending))
 
     def planned(self, partials: int) -> list[str]:
         """Returns every name that a call will write to, previews included."""
@@ -3414,7 +3444,7 @@ def output_names(settings: Settings, expected: int) -> OutputNames:
     else:
         own = output_suffix(output)
         stem, suffix = (output[: -len(own)], output[-len(own) :]) if own else (output, suffix)
-    return OutputNames(os.path.normpath(stem), suffix, expected > 1, bool(settings.get("overwrite")), expected)
+    return OutputNames(tidied(stem), suffix, expected > 1, bool(settings.get("overwrite")), expected)
 
 
 def exists(name: str) -> bool:
@@ -3439,13 +3469,18 @@ def check_folder(folder: str) -> None:
         raise Failure(OUTPUT, f"no permission to write to {folder}", "choose another --output", rule="output-folder")
 
 
-def check_names(names: list[str], overwrite: bool) -> None:
-    """Refuses names that exist or repeat, and folders that cannot be written, before anything is sent."""
+def check_names(names: list[str], overwrite: bool, temp_files: TempFiles) -> None:
+    """Refuses names that exist, repeat or are read, and folders that cannot be written, before anything is sent."""
     places: set[str] = set()
     for name in names:
-        if exists(name) and (os.path.isdir(name) or not overwrite):
+        if os.path.isdir(name) or not os.path.basename(name):
+            raise Failure(OUTPUT, f"{name} is a folder, where a file is to be", "name a file", rule="output-folder")
+        if exists(name) and not overwrite:
             hint = "choose another --output, or add --overwrite"
             raise Failure(OUTPUT, f"{name} exists already", hint, rule="output-exists")
+        if temp_files.is_input(name):
+            words = f"{name} is read by this command, so it is not replaced"
+            raise Failure(OUTPUT, words, "choose another name for what is written", rule="output-input")
         if absolute(name) in places:
             raise Failure(OUTPUT, f"{name} would be written twice", "put {index} into --output", rule="output-twice")
         places.add(absolute(name))
@@ -3604,7 +3639,7 @@ class PicturesThere:
         sizes: dict[int, list[str]] = {}
         for entry in os.scandir(folder):
             if os.path.splitext(entry.name)[1].lower() in FORMAT_OF_SUFFIX and entry.is_file():
-                sizes.setdefault(entry.stat().st_size, []).append(os.path.normpath(entry.path))
+                sizes.setdefault(entry.stat().st_size, []).append(tidied(entry.path))
         return sizes
 
     def find(self, folder: str, lifted: Lifted) -> str | None:
@@ -4541,7 +4576,7 @@ class Call:
             "model": result.model, "output": os.path.basename(self.names.stem) + self.names.suffix,
             "stream": bool(settings.get("stream")), "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         }  # fmt: skip
-        target = self.names.beside(".session.json")
+        target = self.names.beside(SESSION_ENDING)
         try:
             with self.context.temp_files.create(os.path.dirname(target) or ".") as file:
                 write_all(file, console.clean(json.dumps(session, indent=2) + "\n").encode())
@@ -4705,7 +4740,7 @@ def convert_input(context: Context, given: InputPicture, route: str) -> InputPic
     with context.temp_files.create(spare_folder(), ".png") as file:
         target = file.name
     context.progress.phase("converting", path=given.shown)
-    converter = convert_to_png(os.path.abspath(given.text), target, context.environ)
+    converter = convert_to_png(os.path.join(os.getcwd(), given.text), target, context.environ)
     if not converter:
         return given
     context.console.warn(f"{given.shown}: converted from {given.picture.format} to png with {converter}")
@@ -4721,13 +4756,26 @@ def same_file(path: str, data: bytes) -> bool:
         return False
 
 
+def new_mask(temp_files: TempFiles, target: str, data: bytes) -> list[str]:
+    """Returns the name of a mask that is to be written: the same one may stay, and any other is the user's own."""
+    if not data:
+        return []
+    if same_file(target, data):
+        temp_files.reads([target])
+        return []
+    if exists(target):
+        words = f"{target}, the name for the mask of --mask-box, is that of another file"
+        raise Failure(OUTPUT, words, "choose another --output, or move that file", rule="output-exists")
+    return [target]
+
+
 def add_mask(context: Context, checked: Checked, data: bytes, target: str) -> None:
     """Adds a mask to the inputs, and writes it beside the output, which a dry run only foresees."""
     if not checked.settings.get("dry-run"):
         if not same_file(target, data):
             with context.temp_files.create(os.path.dirname(target) or ".") as file:
                 write_all(file, data)
-            target = context.temp_files.place(file.name, target, bool(checked.settings.get("overwrite")))
+            target = context.temp_files.place(file.name, target)
         context.console.tell(f"the mask is {target}")
     context.result.mask = target
     picture = identify_file(io.BytesIO(data))
@@ -4781,10 +4829,10 @@ def call(context: Context, settings: Settings, positional: str | None) -> None:
     names = output_names(settings, expected_pictures(checked))
     dry = bool(settings.get("dry-run") or settings.get("curl"))
     outputs = names.planned(settings.get("partial-images") or 0 if settings.get("stream") else 0)
+    context.temp_files.reads(given.shown for given in checked.inputs if given.kind == "file")
     mask, mask_path = boxed_mask(checked), names.beside("-mask.png")
-    new_mask = mask_path if mask and not same_file(mask_path, mask) else None  # the same mask again may stay
-    written = [*outputs, *saved_reply_name(settings), *filter(None, [new_mask])]
-    check_names(written, names.overwrite)
+    written = [*outputs, *saved_reply_name(settings), *new_mask(context.temp_files, mask_path, mask)]
+    check_names(written, names.overwrite, context.temp_files)
     if not dry:
         check_key(settings)
     if not settings.get("dry-run"):
@@ -4794,7 +4842,8 @@ def call(context: Context, settings: Settings, positional: str | None) -> None:
     request = build_request(checked)
     if dry:
         result.reported = True
-        show_request(context, checked, request, outputs[: names.expected])
+        session = [names.beside(SESSION_ENDING)] if settings.get("background-mode") else []
+        show_request(context, checked, request, written + session)
     else:
         make_call(context, checked, names, request)
 
@@ -4826,6 +4875,7 @@ def resume(context: Context, settings: Settings, target: str | None) -> None:
     enforce(settings_problems(settings), False, context.console)
     refuse_stolen_key(settings, context.dotenv)
     session, result = read_session(target or "", settings), context.result
+    context.temp_files.reads([target or ""])
     if session.get("output") and not settings.get("output"):
         settings = settings.changed("output", session["output"], "session file")
     settings = follow_suffix(settings).changed("background-mode", True, "resume")
@@ -4841,7 +4891,7 @@ def resume(context: Context, settings: Settings, target: str | None) -> None:
         made.forget_session()
         return
     written = [names.final(1), *saved_reply_name(settings)]
-    check_names(written, names.overwrite)
+    check_names(written, names.overwrite, context.temp_files)
     make_folders(written, context.temp_files)
     failure = made.settle(made.read_again())
     made.conclude(failure, 0 if result.text else 1)
@@ -4859,7 +4909,7 @@ def name_extracted(context: Context, names: OutputNames) -> None:
         if count == 1 and true_name == names.final(1) and exists(true_name) and not names.overwrite:
             os.unlink(row["path"])
             result.images.clear()
-            check_names([true_name], False)
+            check_names([true_name], False, context.temp_files)
         row["path"] = context.temp_files.place(row["path"], true_name, names.overwrite and true_name == name)
 
 
@@ -4876,7 +4926,8 @@ def extract(context: Context, settings: Settings, target: str | None) -> None:
         names = output_names(settings, 1)
         # A picture by this name may be one of the reply, which is then there already.
         there = os.path.isfile(names.final(1)) and identify(names.final(1))
-        check_names([names.final(1)], names.overwrite or bool(there))
+        context.temp_files.reads([file.name])
+        check_names([names.final(1)], names.overwrite or bool(there), context.temp_files)
         make_folders([names.final(1)], context.temp_files)
         # How many pictures there are is known at the end only.
         made = Call(context, settings, names._replace(stem=f"{names.stem}-extracted", several=True, overwrite=False))
@@ -4971,14 +5022,13 @@ def example_dotenv() -> str:
     return "\n".join(lines).replace("# OPENAI_API_KEY=", "OPENAI_API_KEY=") + "\n"
 
 
-def init_env(console: Console) -> None:
-    """Writes a commented .env into the current folder, for its owner only, never over an existing one."""
-    try:
-        with open(".env", "x", encoding="utf-8") as file:
-            os.chmod(".env", 0o600)  # there is no key in it yet
-            file.write(example_dotenv())
-    except OSError as error:
-        raise Failure(OUTPUT, f".env: {error.strerror}", "edit it, or remove it first", rule="env-exists") from error
+def init_env(console: Console, temp_files: TempFiles) -> None:
+    """Writes a commented .env into the current folder, for its owner only, whole and never over an existing one."""
+    with temp_files.create(os.curdir) as file:
+        os.chmod(file.name, 0o600)  # there is no key in it yet
+        write_all(file, example_dotenv().encode())
+    if not rename_free(file.name, ".env"):
+        raise Failure(OUTPUT, ".env exists already", "edit it, or remove it first", rule="env-exists")
     console.tell("wrote .env; put the key behind OPENAI_API_KEY= and keep it out of version control")
     console.print(".env")
 
@@ -5026,7 +5076,7 @@ def config(context: Context, settings: Settings, _: str | None) -> None:
     context.result.reported = True
     enforce(settings_problems(settings), False, console)
     if settings.get("init"):
-        init_env(console)
+        init_env(console, context.temp_files)
     elif shell:
         console.print(completion_script(shell))
     else:
@@ -5232,6 +5282,8 @@ def run_command(context: Context, argv: list[str]) -> None:
     command, typed, argument = parse(argv)
     console.quiet = bool(typed.get("quiet"))
     dotenv = find_dotenv(typed, environ, console)
+    texts = [typed.get(name) or "" for name, row in options_of(command).items() if row.kind.reads]
+    context.temp_files.reads([__file__, dotenv.path, *texts, *(text.lstrip("@") for text in texts)])
     settings = resolve(command, typed, environ, dotenv)
     hide_secrets(settings, typed, environ, dotenv, console)
     with Progress(console, settings.get("progress", "none"), context.progress.clock) as progress:
@@ -5250,6 +5302,10 @@ def run(context: Context, argv: list[str]) -> int:
         failure = error
     except KeyboardInterrupt:
         failure = Failure(INTERRUPTED, "interrupted", may_be_billed=result.may_be_billed)
+    except OSError as error:  # of the disk: those of the network are told apart where they happen
+        words = f"{error.filename or 'a file'}: {error.strerror or error}"
+        hint = "make room, or choose a folder that can be written; TMPDIR names the one for temporary files"
+        failure = Failure(OUTPUT, words, hint, rule="disk", may_be_billed=result.may_be_billed)
     except Exception:
         failure = bug_failure()
     context.stop.armed = True  # everything is on disk
