@@ -717,7 +717,8 @@ OPTION_GROUPS = {
                env=("OPENAI_IMAGE_MODERATION",)),
         Option("complexity", choice("low", "medium", "high"), "effort spent on planning the picture", sends="image"),
         Option("frame-count", number(2, 16), "frames of a gif", sends="image"),
-        Option("frame-duration-ms", number(1, 655_350), "milliseconds each frame of a gif is shown", sends="image"),
+        Option("frame-duration-ms", number(20, 655_350), "milliseconds each frame of a gif is shown; rounded to 10",
+               sends="image"),
         Option("svg-model", NAME, "text model that writes an svg", sends="image", field="svg.model"),
         Option("svg-effort", EFFORT, "reasoning effort of the svg's author", sends="image",
                field="svg.reasoning.effort"),
@@ -916,6 +917,7 @@ class Format(NamedTuple):
     transparent: bool = False
     compresses: bool = False
     one: bool = False  # takes n=1 only
+    frames: int = 0  # without --frame-count; together they hold as many pixels as one still picture, and have no least
     counted: bool = True  # the formula of output tokens holds
     refuses: Words = ()
     owns: Words = ()  # options that go with this format only
@@ -925,7 +927,7 @@ FORMATS = (
     Format("png", (".png",), transparent=True),
     Format("jpeg", (".jpg", ".jpeg"), compresses=True),
     Format("webp", (".webp",), transparent=True, compresses=True),
-    Format("gif", (".gif",), counted=False, owns=("frame-count", "frame-duration-ms"),
+    Format("gif", (".gif",), counted=False, frames=9, owns=("frame-count", "frame-duration-ms"),
            refuses=("stream", "partial-images", "mask", "mask-url", "mask-file-id", "mask-box")),
     Format("svg", (".svg",), counted=False, one=True, refuses=("stream", "partial-images"),
            owns=("svg-model", "svg-effort")),
@@ -1817,9 +1819,13 @@ class Checked:
         self.texts: list[str] = [given] if isinstance(given, str) else given
         self.prompt = "\n".join(self.texts)
         self.chat = settings.get("protocol") == "openai_chat"
-        named_by = "model" if self.command in IMAGES else "tool-model"
-        self.model = settings.get(named_by) or TOOL_MODEL
-        self.row = MODELS[-1] if named_by in self.overridden else model_row(self.model)
+        self.by_images_api = self.command in IMAGES and not self.chat
+        # The models that are really sent: at the top of the body, and of the pictures.
+        extra = settings.get("extra-json", {})
+        self.top_model = str(extra.get("model") or settings.get("model"))
+        tool_model = tool_of(extra).get("model") or settings.get("tool-model") or TOOL_MODEL
+        self.model = self.top_model if self.command in IMAGES else str(tool_model)
+        self.row = model_row(self.model)
         self.several = (self.get("n") or 1) > 1
         earlier = self.has("previous-response-id") or "image" in self.overridden
         self.sees_pictures = earlier or bool(self.role("image"))
@@ -1900,8 +1906,8 @@ def check_base_url(checked: Checked) -> Problems:
     """Checks the base URL, and that the key does not go in the open."""
     url = checked.settings.get("base-url")
     parts, wrong = split_url(url), ""
-    if not is_web(url):
-        wrong = "expected an http or https URL"
+    if not is_web(url) or not url.isascii():
+        wrong = "expected an http or https URL, in ASCII only"
     elif parts.path.rstrip("/").endswith((*(row.path for row in ROUTES), CHAT_PATH)):
         wrong = "give it up to and with /v1, without the route"
     elif parts.username is not None or parts.fragment:
@@ -1936,7 +1942,7 @@ def check_prompt(checked: Checked) -> Problems:
         )
     elif not prompt.strip():
         yield Problem("prompt-blank", "the prompt is blank", "say what to make")
-    elif len(prompt) > MAX_PROMPT:
+    elif len(prompt) > MAX_PROMPT and checked.by_images_api:
         yield Problem("prompt-length", f"the prompt has {len(prompt)} characters", f"at most {MAX_PROMPT} are allowed")
 
 
@@ -1947,18 +1953,20 @@ def check_model(checked: Checked) -> Problems:
     for name in ("model", "tool-model"):
         if checked.has(name) and not checked.get(name).strip():
             yield checked.problem("model-missing", name, "the model's name is blank", "name one, such as gpt-image-2")
-    if checked.command == "responses" and re.match("(gpt-image|chatgpt-image|dall-e)-", checked.get("model") or ""):
-        yield checked.problem(
-            "responses-model", "model", "an image model cannot host the tool", "name it with --tool-model instead"
-        )
+    # A model that --extra-json names is sent whatever it is.
+    unchecked = ("model" if checked.command in IMAGES else "tool-model") in checked.overridden
+    if checked.command == "responses" and re.match("(gpt-image|chatgpt-image|dall-e)-", checked.top_model):
+        words, own = f"{checked.top_model}: an image model cannot host the tool", "model" in checked.overridden
+        yield Problem("responses-model", words, "name it with --tool-model instead", warning=own)
     if row.retired and at_openai:
-        yield Problem("model-retired", f"{model} was shut down on {row.gone}", f"use {row.instead}")
+        yield Problem("model-retired", f"{model} was shut down on {row.gone}", f"use {row.instead}", warning=unchecked)
     elif row.gone:
         yield Problem(
             "model-leaving", f"OpenAI shuts {model} down on {row.gone}", f"move to {row.instead}", warning=True
         )
     elif at_openai and model in BARE_MODELS:
-        yield Problem("model-bare", f"there is no model named {model}", f"did you mean {BARE_MODELS[model]}?")
+        hint = f"did you mean {BARE_MODELS[model]}?"
+        yield Problem("model-bare", f"there is no model named {model}", hint, warning=unchecked)
 
 
 def who_takes(name: str, value: Any) -> str:
@@ -2055,6 +2063,9 @@ def check_size(checked: Checked) -> Problems:
     size, sizes = checked.get("size"), checked.row.sizes
     if size in (None, "auto") or sizes is None:
         return
+    made = FORMAT.get(checked.get("format"))
+    frames = made and made.frames and (checked.get("frame-count") or made.frames)
+    sizes = sizes._replace(least=0) if frames else sizes
     match = re.fullmatch(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})", size)
     if not match:
         yield checked.problem("size-form", "size", "expected WIDTHxHEIGHT or auto", "such as 1536x1024")
@@ -2063,6 +2074,9 @@ def check_size(checked: Checked) -> Problems:
     found = size_problem(sizes, width, height)
     if found:
         yield checked.problem(found.rule, "size", found.message, f"{nearest_size(sizes, width, height)} is the nearest")
+    elif frames and frames * width * height > sizes.most:
+        words = f"{frames} frames hold {frames * width * height} pixels; more than {sizes.most} were refused"
+        yield checked.problem("size-frames", "size", words, "take a smaller size or fewer frames", warning=True)
     elif width * height > sizes.experimental:
         yield checked.problem("size-experimental", "size", "above 2560x1440 pixels is experimental", warning=True)
 
@@ -2107,7 +2121,7 @@ def check_output(checked: Checked) -> Problems:
             f"the suffix of {output} says {implied}",
             "make them agree, or leave --format out",
         )
-    odd = ", ".join(re.findall(r"\{(?!index\}|partial\})\w*\}", output))
+    odd = ", ".join(re.findall(r"\{(?!index\}|partial\})[^{}]*\}", output))
     if odd:
         yield checked.problem(
             "output-place",
@@ -2133,7 +2147,11 @@ def check_needs(checked: Checked) -> Problems:
         )
     if checked.get("background-mode") and checked.get("store") is False:
         yield checked.problem(
-            "store-background", "background-mode", "a background response must be stored", "leave out --no-store"
+            "store-background",
+            "background-mode",
+            "without --store the server keeps the response for about ten minutes only",
+            "collect it by then",
+            warning=True,
         )
 
 
@@ -2171,7 +2189,7 @@ def check_images(checked: Checked) -> Problems:
         yield from check_input(checked, given)
     if checked.command == "edits" and not checked.sees_pictures:
         yield Problem("image-missing", "there is no picture to edit", "add --image PATH", fatal=True)
-    if len(images) > MAX_IMAGES:
+    if len(images) > MAX_IMAGES and checked.by_images_api:
         yield Problem("image-count", f"{len(images)} pictures are given", f"at most {MAX_IMAGES} are allowed")
     if checked.has("input-fidelity") and not checked.sees_pictures:
         yield checked.problem("fidelity-input", "input-fidelity", "there is no input picture", "add --input-image")
@@ -4821,6 +4839,7 @@ def call(context: Context, settings: Settings, positional: str | None) -> None:
     result = context.result
     result.model = settings.get("model")
     checked = gather_checked(settings, positional, context.stdin)
+    result.model = checked.top_model
     checked.inputs = [convert_input(context, given, checked.command) for given in checked.inputs]
     settings = checked.settings
     broken = (found for check in CHECKS for found in check(checked))
