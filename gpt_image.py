@@ -492,6 +492,7 @@ class Kind(NamedTuple):
     private: bool = False  # an error shows only what stands before the colon
     strict: bool = False  # choices of our own, not the API's: no --no-validate and no unknown model opens them
     one_line: bool = False  # a header or an id: no control characters
+    reads: bool = False  # names a file that is read; pictures are known by other means
 
 
 def parse_word(text: str) -> str:
@@ -549,12 +550,24 @@ def read_text(path: str) -> str:
         raise ValueError(f"cannot read {path} as UTF-8 text: {getattr(error, 'strerror', None) or error}") from error
 
 
+MOST_LEVELS = 100  # of nesting in JSON that a person gives
+
+
+def levels(value: Any) -> int:
+    """Returns how deep JSON is nested; RecursionError if that is too deep to be told."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return 1 + max(map(levels, inner), default=0)
+
+
 def parse_object(text: str) -> Json:
     """Reads a JSON object, or one from a file named as @FILE."""
     text = read_text(text[1:]) if text.startswith("@") else text
     try:
         value = json.loads(text)
-    except ValueError as error:
+        json.dumps(value, allow_nan=False)  # Python reads NaN and Infinity, and 1e999 as such, but JSON has neither
+        if levels(value) > MOST_LEVELS:
+            raise ValueError(f"nested more than {MOST_LEVELS} levels deep")
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"expected a JSON object or @FILE ({error})") from error
     if not isinstance(value, dict):
         raise ValueError("expected a JSON object or @FILE")
@@ -629,12 +642,12 @@ TEXT = Kind(str, "TEXT")
 NAME = Kind(str, "NAME", one_line=True)
 END_USER = NAME._replace(metavar="ID")  # how long it may be is the route's to say
 VARIABLE_NAME = Kind(parse_variable, "NAME", private=True)
-PATH = Kind(str, "PATH")
+PATH = Kind(str, "PATH", reads=True)
 URL = Kind(parse_url, "URL")
 FLAG = Kind(parse_flag, flag=True)
 SECONDS = Kind(parse_seconds, "SECONDS")
 SIZE = Kind(parse_word, "WIDTHxHEIGHT|auto")
-OBJECT = Kind(parse_object, "JSON|@FILE")
+OBJECT = Kind(parse_object, "JSON|@FILE", reads=True)
 PICTURE_FORMAT = choice("png", "jpeg", "webp", "gif", "svg")._replace(parse=parse_format)
 EFFORT = choice("none", "minimal", "low", "medium", "high", "xhigh", "max")
 COUNT = number(1, 999_999_999)
@@ -746,7 +759,8 @@ OPTION_GROUPS = {
                env=("OPENAI_IMAGE_MODERATION",)),
         Option("complexity", choice("low", "medium", "high"), "effort spent on planning the picture", sends="image"),
         Option("frame-count", number(2, 16), "frames of a gif", sends="image"),
-        Option("frame-duration-ms", number(1, 655_350), "milliseconds each frame of a gif is shown", sends="image"),
+        Option("frame-duration-ms", number(20, 655_350), "milliseconds each frame of a gif is shown; rounded to 10",
+               sends="image"),
         Option("svg-model", NAME, "text model that writes an svg", sends="image", field="svg.model"),
         Option("svg-effort", EFFORT, "reasoning effort of the svg's author", sends="image",
                field="svg.reasoning.effort"),
@@ -822,7 +836,8 @@ OPTION_GROUPS = {
         Option("output", Kind(str, "PATTERN"), "file, folder, or pattern with {index} and {partial}", SAVES,
                also=("o",)),
         Option("overwrite", FLAG, "replace files that exist", SAVES),
-        Option("save-response", PATH, "keep the bytes of the reply in this file", (*ALL, "resume")),
+        Option("save-response", PATH._replace(reads=False), "keep the bytes of the reply in this file",
+               (*ALL, "resume")),
         Option("dry-run", FLAG, "check everything and show the request; needs no key and sends nothing"),
         Option("curl", FLAG, "print the request as a curl command and send nothing"),
     ),
@@ -957,6 +972,7 @@ class Format(NamedTuple):
     transparent: bool = False
     compresses: bool = False
     one: bool = False  # takes n=1 only
+    frames: int = 0  # without --frame-count; together they hold as many pixels as one still picture, and have no least
     counted: bool = True  # the formula of output tokens holds
     refuses: Words = ()
     owns: Words = ()  # options that go with this format only
@@ -966,7 +982,7 @@ FORMATS = (
     Format("png", (".png",), transparent=True),
     Format("jpeg", (".jpg", ".jpeg"), compresses=True),
     Format("webp", (".webp",), transparent=True, compresses=True),
-    Format("gif", (".gif",), counted=False, owns=("frame-count", "frame-duration-ms"),
+    Format("gif", (".gif",), counted=False, frames=9, owns=("frame-count", "frame-duration-ms"),
            refuses=("stream", "partial-images", "mask", "mask-url", "mask-file-id", "mask-box")),
     Format("svg", (".svg",), counted=False, one=True, refuses=("stream", "partial-images"),
            owns=("svg-model", "svg-effort")),
@@ -1536,11 +1552,17 @@ class Dotenv(NamedTuple):
     found_here: bool = False
 
 
-# https://www.dotenv.org/docs/security/env: names, an optional `export`, bare or quoted values, comments
-DOTENV_LINE = r"""(?x)
-        \s*(?:\#.*)?|\s*(?:export\s+)?(?P<name>[A-Za-z_][A-Za-z0-9_.]*)\s*=\s*
-        (?:'(?P<single>[^']*)' | "(?P<double>(?:\\.|[^"\\])*)" | (?P<bare>[^'"\#\s]\S*(?:[ \t]+[^\#\s]\S*)*))?
-        \s*(?:(?<=\s)\#.*|(?<==)\#.*)?"""
+# https://www.dotenv.org/docs/security/env: names, an optional `export`, bare or quoted values, comments. No two runs of
+# blanks meet, so that it takes linear time. A quoted value may go on over lines, but not over one that sets another
+# name: there a quote is missing, and the rest of the file must not vanish in it.
+DOTENV_NEXT = r"""\n(?![^\S\n]*(?:export[^\S\n]+)?[A-Za-z_][A-Za-z0-9_.]*[^\S\n]*=[^='"\n])"""
+DOTENV_ENTRY = rf"""(?x)(?:
+        [^\S\n]*(?:\#.*)?|[^\S\n]*(?:export[^\S\n]+)?(?P<name>[A-Za-z_][A-Za-z0-9_.]*)[^\S\n]*=[^\S\n]*
+        (?:'(?P<single>[^'\n]*(?:{DOTENV_NEXT}[^'\n]*)*)'
+        | "(?P<double>[^"\\\n]*(?:(?:\\(?:.|(?=\n))|{DOTENV_NEXT})[^"\\\n]*)*)"
+        | (?P<bare>[^'"\#\s]\S*(?:[^\S\n]+[^\#\s]\S*)*) | (?=[\#\n]|\Z))
+        [^\S\n]*(?:(?<=[\s=])\#.*)?
+        | (?P<odd>.*))(?:\n|\Z)"""
 DOTENV_ESCAPES = {"n": "\n", "r": "\r", "t": "\t"}
 
 
@@ -1560,21 +1582,23 @@ def decode_dotenv(data: bytes) -> str:
 
 
 def read_dotenv(path: str, console: Console) -> dict[str, Found]:
-    """Reads a .env file; a line that is not understood is a warning with its number, and never shown."""
-    values = {}
+    """Reads a .env file; the lines that are not understood are a warning with their numbers, and never shown."""
+    values, strange, number = {}, [], 1
     known = [name for row in OPTIONS for name in row.env]
     with open(path, "rb") as file:
         text = decode_dotenv(file.read(MIB))
-    for number, line in enumerate(text.splitlines(), 1):
-        place, match = f"{path} line {number}", re.fullmatch(DOTENV_LINE, line)
-        if not match:
-            console.warn(f"{place}: not understood, and left out; expected NAME=value")
-            continue
-        name, single, double, bare = match.group("name", "single", "double", "bare")
+    for match in re.finditer(DOTENV_ENTRY, "\n".join(text.splitlines())):
+        place = f"{path} line {number}"
+        name, single, double, bare, odd = match.group("name", "single", "double", "bare", "odd")
+        strange += [str(number)] if odd else []
+        number += match.group().count("\n")
         escaped = re.sub(r"\\(.)", lambda found: DOTENV_ESCAPES.get(found[1], found[1]), double or "")
         values[name] = single or escaped or bare, Source(DOTENV, name, place)
         if name and name.startswith("OPENAI_IMAGE_") and name not in known:
             console.warn(f"{place}: {name} is not known; {did_you_mean(name, known)}".rstrip("; "))
+    if strange:
+        words = "not understood, and left out; expected NAME=value, and an end for each quote"
+        console.warn(f"{path} line {', '.join(strange[:9])} ({plural(len(strange), 'line')}): {words}")
     return {name: found for name, found in values.items() if found[0]}  # an empty one counts as unset
 
 
@@ -1839,12 +1863,26 @@ def examine_name(given: InputPicture) -> InputPicture:
 INPUT_KINDS = {"file_id:": "file_id", "data:": "data", "[a-z][a-z0-9+.-]+://": "url"}
 
 
+def absolute(name: str) -> str:
+    """Returns a name by which two ways to write the same path are equal, through links too."""
+    try:
+        return os.path.normcase(os.path.realpath(name))
+    except (OSError, ValueError):  # the current folder is gone, or no disk can have such a name
+        return os.path.normcase(os.path.normpath(name))
+
+
+def tidied(path: str) -> str:
+    """Returns the shortest way to write a path; where it goes through a link and back, that is the path itself."""
+    short = os.path.normpath(path)
+    return short if absolute(short) == absolute(path) else path
+
+
 def examine(role: str, label: str, text: str, kind: str) -> InputPicture:
     """Returns what is known of an input picture; without a kind, its text says what it is."""
     if not kind or (kind == "auto" and text != "auto"):
         kind = next((INPUT_KINDS[start] for start in INPUT_KINDS if re.match(start, text, re.IGNORECASE)), "file")
     text = re.sub("^file_id:", "", text, flags=re.IGNORECASE) if kind == "file_id" else text
-    shown = os.path.normpath(text) if kind == "file" else text
+    shown = tidied(text) if kind == "file" else text
     given = InputPicture(role, shortened(label, 100), kind, text, shown)
     try:
         return {"file": examine_file, "data": examine_data}.get(kind, examine_name)(given)
@@ -1899,9 +1937,13 @@ class Checked:
         self.texts: list[str] = [given] if isinstance(given, str) else given
         self.prompt = "\n".join(self.texts)
         self.chat = settings.get("protocol") == "openai_chat"
-        named_by = "model" if self.command in IMAGES else "tool-model"
-        self.model = settings.get(named_by) or TOOL_MODEL
-        self.row = MODELS[-1] if named_by in self.overridden else model_row(self.model)
+        self.by_images_api = self.command in IMAGES and not self.chat
+        # The models that are really sent: at the top of the body, and of the pictures.
+        extra = settings.get("extra-json", {})
+        self.top_model = str(extra.get("model") or settings.get("model"))
+        tool_model = tool_of(extra).get("model") or settings.get("tool-model") or TOOL_MODEL
+        self.model = self.top_model if self.command in IMAGES else str(tool_model)
+        self.row = model_row(self.model)
         self.several = (self.get("n") or 1) > 1
         # An earlier response or a conversation may hold some.
         elsewhere = {"image", "previous-response-id", "conversation"} & {*settings.rows, *self.overridden}
@@ -1988,8 +2030,8 @@ def check_base_url(checked: Checked) -> Problems:
     """Checks the base URL, and that the key does not go in the open."""
     url = checked.settings.get("base-url")
     parts, wrong = split_url(url), ""
-    if not is_web(url):
-        wrong = "expected an http or https URL"
+    if not is_web(url) or not url.isascii():
+        wrong = "expected an http or https URL, in ASCII only"
     elif parts.path.rstrip("/").endswith((*(row.path for row in ROUTES), CHAT_PATH)):
         wrong = "give it up to and with /v1, without the route"
     elif parts.username is not None or parts.fragment:
@@ -2026,7 +2068,7 @@ def check_prompt(checked: Checked) -> Problems:
         yield Problem("prompt-key", "the prompt is an API key", "say what to make", fatal=True)
     elif not prompt.strip():
         yield Problem("prompt-blank", "the prompt is blank", "say what to make")
-    elif len(prompt) > MAX_PROMPT:
+    elif len(prompt) > MAX_PROMPT and checked.by_images_api:
         yield Problem("prompt-length", f"the prompt has {len(prompt)} characters", f"at most {MAX_PROMPT} are allowed")
 
 
@@ -2037,13 +2079,14 @@ def check_model(checked: Checked) -> Problems:
     for name in ("model", "tool-model"):
         if checked.has(name) and not checked.get(name).strip():
             yield checked.problem("model-missing", name, "the model's name is blank", "name one, such as gpt-image-2")
-    if checked.command == "responses" and re.match("(gpt-image|chatgpt-image|dall-e)-", checked.get("model") or ""):
-        yield checked.problem(
-            "responses-model", "model", "an image model cannot host the tool", "name it with --tool-model instead"
-        )
+    # A model that --extra-json names is sent whatever it is.
+    unchecked = ("model" if checked.command in IMAGES else "tool-model") in checked.overridden
+    if checked.command == "responses" and re.match("(gpt-image|chatgpt-image|dall-e)-", checked.top_model):
+        words, own = f"{checked.top_model}: an image model cannot host the tool", "model" in checked.overridden
+        yield Problem("responses-model", words, "name it with --tool-model instead", warning=own)
     gone = "" < row.gone <= checked.today
     if gone and at_openai:
-        yield Problem("model-retired", f"{model} was shut down on {row.gone}", f"use {row.instead}")
+        yield Problem("model-retired", f"{model} was shut down on {row.gone}", f"use {row.instead}", warning=unchecked)
     elif gone:
         yield Problem(
             "model-elsewhere",
@@ -2056,7 +2099,8 @@ def check_model(checked: Checked) -> Problems:
             "model-leaving", f"OpenAI shuts {model} down on {row.gone}", f"move to {row.instead}", warning=True
         )
     elif at_openai and model in BARE_MODELS:
-        yield Problem("model-bare", f"there is no model named {model}", f"did you mean {BARE_MODELS[model]}?")
+        hint = f"did you mean {BARE_MODELS[model]}?"
+        yield Problem("model-bare", f"there is no model named {model}", hint, warning=unchecked)
 
 
 def who_takes(name: str, value: Any) -> str:
@@ -2155,6 +2199,9 @@ def check_size(checked: Checked) -> Problems:
     size, sizes = checked.get("size"), checked.row.sizes
     if size in (None, "auto") or sizes is None:
         return
+    made = FORMAT.get(checked.get("format"))
+    frames = made and made.frames and (checked.get("frame-count") or made.frames)
+    sizes = sizes._replace(least=0) if frames else sizes
     match = re.fullmatch(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})", size)
     if not match:
         yield checked.problem("size-form", "size", "expected WIDTHxHEIGHT or auto", "such as 1536x1024")
@@ -2163,6 +2210,9 @@ def check_size(checked: Checked) -> Problems:
     found = size_problem(sizes, width, height)
     if found:
         yield checked.problem(found.rule, "size", found.message, f"{nearest_size(sizes, width, height)} is the nearest")
+    elif frames and frames * width * height > sizes.most:
+        words = f"{frames} frames hold {frames * width * height} pixels; more than {sizes.most} were refused"
+        yield checked.problem("size-frames", "size", words, "take a smaller size or fewer frames", warning=True)
     elif width * height > sizes.experimental:
         yield checked.problem("size-experimental", "size", "above 2560x1440 pixels is experimental", warning=True)
 
@@ -2207,7 +2257,7 @@ def check_output(checked: Checked) -> Problems:
             f"the suffix of {output} says {implied}",
             "make them agree, or leave --format out",
         )
-    odd = ", ".join(re.findall(r"\{(?!index\}|partial\})\w*\}", output))
+    odd = ", ".join(re.findall(r"\{(?!index\}|partial\})[^{}]*\}", output))
     if odd:
         yield checked.problem(
             "output-place",
@@ -2233,7 +2283,11 @@ def check_needs(checked: Checked) -> Problems:
         )
     if checked.get("background-mode") and checked.get("store") is False:
         yield checked.problem(
-            "store-background", "background-mode", "a background response must be stored", "leave out --no-store"
+            "store-background",
+            "background-mode",
+            "without --store the server keeps the response for about ten minutes only",
+            "collect it by then",
+            warning=True,
         )
 
 
@@ -2288,7 +2342,7 @@ def check_images(checked: Checked) -> Problems:
         yield from check_input(checked, given)
     if checked.command == "edits" and not checked.sees_pictures:
         yield Problem("image-missing", "there is no picture to edit", "add --image PATH", fatal=True)
-    if len(images) > MAX_IMAGES:
+    if len(images) > MAX_IMAGES and checked.by_images_api:
         yield Problem("image-count", f"{len(images)} pictures are given", f"at most {MAX_IMAGES} are allowed")
     for name in ("input-fidelity", "input-detail"):
         if checked.has(name) and not checked.sees_pictures:
@@ -2662,7 +2716,7 @@ def file_row(name: str, given: InputPicture) -> Json:
     """Returns what a dry run shows of a file in a form."""
     # Of a backslash, a control character and a byte that is not UTF-8 each server makes something else, or nothing.
     base = re.sub(rf"[\x00-\x1f\\]|{UNPRINTABLE}", "_", os.path.basename(given.shown).translate(FORM_ESCAPES))
-    if os.path.normpath(given.text) != given.shown:  # another file was made of it
+    if tidied(given.text) != given.shown:  # another file was made of it
         base = os.path.splitext(base)[0] + ".png"
     kind = content_type(given)
     return {"name": name, "filename": base, "content_type": kind, "bytes": given.size, "path": given.shown}
@@ -3371,6 +3425,9 @@ def exchange(context: Context, settings: Settings, request: Request, tries: Trie
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+SESSION_ENDING = ".session.json"
+
+
 def spare_folder() -> str:
     """Returns the system's folder for temporary files: for dry runs, and for when the disk of the outputs is full."""
     import tempfile
@@ -3418,14 +3475,6 @@ def rename_free(source: str, target: str) -> bool:
     return True
 
 
-def absolute(name: str) -> str:
-    """Returns a name by which two ways to write the same path are equal, through links too."""
-    try:
-        return os.path.normcase(os.path.realpath(name))
-    except OSError:  # the current folder is gone
-        return os.path.normcase(os.path.normpath(name))
-
-
 def is_special(name: str) -> bool:
     """Tells whether a name leads to a device, a FIFO or the like: it is written to, and never replaced."""
     try:
@@ -3445,11 +3494,21 @@ def pour(source: str, target: str) -> None:
             write_all(out, block)
 
 
+def identity(name: str) -> tuple[int, int] | None:
+    """Returns what every spelling of a file and every link to it have in common; None where there is no file."""
+    try:
+        state = os.stat(name)
+    except (OSError, ValueError):
+        return None
+    return (state.st_dev, state.st_ino) if stat.S_ISREG(state.st_mode) else None
+
+
 class TempFiles:
     """The temporary files of a call; what was not given a name by the end is removed, whatever the end is."""
 
     def __init__(self) -> None:
         self.files: set[str] = set()
+        self.inputs: set[tuple[int, int] | None] = set()  # the identities of files that are read, and never replaced
         self.written: set[str] = set()  # the names this call has given: none of them is given twice
         self.tried: dict[str, int] = {}  # the number that a name has got to, if it was taken
 
@@ -3459,6 +3518,15 @@ class TempFiles:
     def __exit__(self, *_: object) -> None:
         for path in list(self.files):
             self.remove(path)
+
+    def reads(self, names: Iterable[str]) -> None:
+        """Notes the files that are read; a name may be that of no file."""
+        self.inputs.update(map(identity, names))
+        self.inputs.discard(None)
+
+    def is_input(self, name: str) -> bool:
+        """Tells whether a name leads to a file that is read."""
+        return identity(name) in self.inputs
 
     def remove(self, path: str) -> None:
         """Removes a temporary file."""
@@ -3493,7 +3561,7 @@ class TempFiles:
         """Gives a finished temporary file its name, or that name with the next free number, and returns the path."""
         stem, suffix = os.path.splitext(target)
         number, path = self.tried.get(target, 1), target
-        replace = overwrite and absolute(target) not in self.written
+        replace = overwrite and absolute(target) not in self.written and not self.is_input(target)
         if replace and is_special(target):
             pour(source, target)
             os.unlink(source)
@@ -3540,9 +3608,9 @@ class OutputNames(NamedTuple):
 
     def beside(self, ending: str) -> str:
         """Returns a name beside the outputs, such as that of a kept reply."""
-        folder, name = os.path.split(re.sub(r"[-_. ]*\{(index|partial)\}", "", self.stem))
+        name = re.sub(r"[-_. ]*\{(index|partial)\}", "", os.path.basename(self.stem))
         name = name if len(os.fsencode(name)) < 220 else name[:50]  # no disk takes names of more than 255 bytes
-        return os.path.normpath(os.path.join(folder, name + ending))
+        return tidied(os.path.join(self.folder, name + ending))
 
     def planned(self, partials: int) -> list[str]:
         """Returns every name that a call will write to, previews included."""
@@ -3569,7 +3637,7 @@ def output_names(settings: Settings, expected: int) -> OutputNames:
     else:
         own = output_suffix(output)
         stem, suffix = (output[: -len(own)], output[-len(own) :]) if own else (output, suffix)
-    return OutputNames(os.path.normpath(stem), suffix, expected > 1, bool(settings.get("overwrite")), expected)
+    return OutputNames(tidied(stem), suffix, expected > 1, bool(settings.get("overwrite")), expected)
 
 
 def exists(name: str) -> bool:
@@ -3594,13 +3662,18 @@ def check_folder(folder: str) -> None:
         raise Failure(OUTPUT, f"no permission to write to {folder}", "choose another --output", rule="output-folder")
 
 
-def check_names(names: list[str], overwrite: bool) -> None:
-    """Refuses names that exist or repeat, and folders that cannot be written, before anything is sent."""
+def check_names(names: list[str], overwrite: bool, temp_files: TempFiles) -> None:
+    """Refuses names that exist, repeat or are read, and folders that cannot be written, before anything is sent."""
     places: set[str] = set()
     for name in names:
-        if exists(name) and (os.path.isdir(name) or not overwrite):
+        if os.path.isdir(name) or not os.path.basename(name):
+            raise Failure(OUTPUT, f"{name} is a folder, where a file is to be", "name a file", rule="output-folder")
+        if exists(name) and not overwrite:
             hint = "choose another --output, or add --overwrite"
             raise Failure(OUTPUT, f"{name} exists already", hint, rule="output-exists")
+        if temp_files.is_input(name):
+            words = f"{name} is read by this command, so it is not replaced"
+            raise Failure(OUTPUT, words, "choose another name for what is written", rule="output-input")
         if absolute(name) in places:
             raise Failure(OUTPUT, f"{name} would be written twice", "put {index} into --output", rule="output-twice")
         places.add(absolute(name))
@@ -3759,7 +3832,7 @@ class PicturesThere:
         sizes: dict[int, list[str]] = {}
         for entry in os.scandir(folder):
             if os.path.splitext(entry.name)[1].lower() in FORMAT_OF_SUFFIX and entry.is_file():
-                sizes.setdefault(entry.stat().st_size, []).append(os.path.normpath(entry.path))
+                sizes.setdefault(entry.stat().st_size, []).append(tidied(entry.path))
         return sizes
 
     def find(self, folder: str, lifted: Lifted) -> str | None:
@@ -4730,7 +4803,7 @@ class Call:
             "model": result.model, "output": os.path.basename(self.names.stem) + self.names.suffix,
             "stream": bool(settings.get("stream")), "created": created, "window": settings.get("completion-window"),
         }  # fmt: skip
-        target = self.names.beside(".session.json")
+        target = self.names.beside(SESSION_ENDING)
         try:
             with self.context.temp_files.create(os.path.dirname(target) or ".") as file:
                 write_all(file, console.clean(json.dumps(session, indent=2) + "\n").encode())
@@ -4899,7 +4972,7 @@ def convert_input(context: Context, given: InputPicture, route: str) -> InputPic
         target = file.name
     context.progress.phase("converting", path=given.shown)
     environ = {name: value for name, value in context.environ.items() if context.console.clean(value) == value}
-    converter = convert_to_png(os.path.abspath(given.text), target, environ)
+    converter = convert_to_png(os.path.join(os.getcwd(), given.text), target, environ)
     if not converter:
         return given
     context.console.warn(f"{given.shown}: converted from {given.picture.format} to png with {converter}")
@@ -4915,13 +4988,26 @@ def same_file(path: str, data: bytes) -> bool:
         return False
 
 
+def new_mask(temp_files: TempFiles, target: str, data: bytes) -> list[str]:
+    """Returns the name of a mask that is to be written: the same one may stay, and any other is the user's own."""
+    if not data:
+        return []
+    if same_file(target, data):
+        temp_files.reads([target])
+        return []
+    if exists(target):
+        words = f"{target}, the name for the mask of --mask-box, is that of another file"
+        raise Failure(OUTPUT, words, "choose another --output, or move that file", rule="output-exists")
+    return [target]
+
+
 def add_mask(context: Context, checked: Checked, data: bytes, target: str) -> None:
     """Adds a mask to the inputs, and writes it beside the output, which a dry run only foresees."""
     if not checked.settings.get("dry-run"):
         if not same_file(target, data):
             with context.temp_files.create(os.path.dirname(target) or ".") as file:
                 write_all(file, data)
-            target = context.temp_files.place(file.name, target, bool(checked.settings.get("overwrite")))
+            target = context.temp_files.place(file.name, target)
         context.console.tell(f"the mask is {target}")
     context.result.mask = target
     picture = identify_file(io.BytesIO(data))
@@ -4973,6 +5059,7 @@ def call(context: Context, settings: Settings, positional: str | None) -> None:
     result = context.result
     result.model = settings.get("model")
     checked = gather_checked(settings, positional, context.stdin, context.now())
+    result.model = checked.top_model
     checked.inputs = [convert_input(context, given, checked.command) for given in checked.inputs]
     settings = checked.settings
     broken = (found for check in CHECKS for found in check(checked))
@@ -4981,10 +5068,10 @@ def call(context: Context, settings: Settings, positional: str | None) -> None:
     names = output_names(settings, expected_pictures(checked))
     dry = bool(settings.get("dry-run") or settings.get("curl"))
     outputs = names.planned(settings.get("partial-images") or 0 if settings.get("stream") else 0)
+    context.temp_files.reads(given.shown for given in checked.inputs if given.kind == "file")
     mask, mask_path = boxed_mask(checked), names.beside("-mask.png")
-    new_mask = mask_path if mask and not same_file(mask_path, mask) else None  # the same mask again may stay
-    written = [*outputs, *saved_reply_name(settings), *filter(None, [new_mask])]
-    check_names(written, names.overwrite)
+    written = [*outputs, *saved_reply_name(settings), *new_mask(context.temp_files, mask_path, mask)]
+    check_names(written, names.overwrite, context.temp_files)
     if not dry:
         check_key(settings)
     if not settings.get("dry-run"):
@@ -4994,7 +5081,8 @@ def call(context: Context, settings: Settings, positional: str | None) -> None:
     request = build_request(checked)
     if dry:
         result.reported = True
-        show_request(context, checked, request, outputs[: names.expected])
+        session = [names.beside(SESSION_ENDING)] if settings.get("background-mode") else []
+        show_request(context, checked, request, written + session)
     else:
         make_call(context, checked, names, request)
 
@@ -5026,6 +5114,7 @@ def resume(context: Context, settings: Settings, target: str | None) -> None:
     enforce(settings_problems(settings), False, context.console)
     check_pair(settings, context)
     session, result = read_session(target or "", settings), context.result
+    context.temp_files.reads([target or ""])
     if session.get("output") and not settings.get("output"):
         settings = settings.changed("output", session["output"], "session file")
     settings = follow_suffix(settings).changed("background-mode", True, "resume")
@@ -5042,7 +5131,7 @@ def resume(context: Context, settings: Settings, target: str | None) -> None:
         made.forget_session()
         return
     written = [names.final(1), *saved_reply_name(settings)]
-    check_names(written, names.overwrite)
+    check_names(written, names.overwrite, context.temp_files)
     make_folders(written, context.temp_files)
     failure = made.settle(made.read_again())
     made.conclude(failure, 0 if result.text else 1)
@@ -5060,7 +5149,7 @@ def name_extracted(context: Context, names: OutputNames) -> None:
         if count == 1 and true_name == names.final(1) and exists(true_name) and not names.overwrite:
             os.unlink(row["path"])
             result.images.clear()
-            check_names([true_name], False)
+            check_names([true_name], False, context.temp_files)
         row["path"] = context.temp_files.place(row["path"], true_name, names.overwrite and true_name == name)
 
 
@@ -5077,7 +5166,8 @@ def extract(context: Context, settings: Settings, target: str | None) -> None:
         names = output_names(settings, 1)
         # A picture by this name may be one of the reply, which is then there already.
         there = os.path.isfile(names.final(1)) and identify(names.final(1))
-        check_names([names.final(1)], names.overwrite or bool(there))
+        context.temp_files.reads([file.name])
+        check_names([names.final(1)], names.overwrite or bool(there), context.temp_files)
         make_folders([names.final(1)], context.temp_files)
         # How many pictures there are is known at the end only.
         made = Call(context, settings, names._replace(stem=f"{names.stem}-extracted", several=True, overwrite=False))
@@ -5172,14 +5262,13 @@ def example_dotenv() -> str:
     return "\n".join(lines).replace("# OPENAI_API_KEY=", "OPENAI_API_KEY=") + "\n"
 
 
-def init_env(console: Console) -> None:
-    """Writes a commented .env into the current folder, for its owner only, never over an existing one."""
-    try:
-        with open(".env", "x", encoding="utf-8") as file:
-            os.chmod(".env", 0o600)  # there is no key in it yet
-            file.write(example_dotenv())
-    except OSError as error:
-        raise Failure(OUTPUT, f".env: {error.strerror}", "edit it, or remove it first", rule="env-exists") from error
+def init_env(console: Console, temp_files: TempFiles) -> None:
+    """Writes a commented .env into the current folder, for its owner only, whole and never over an existing one."""
+    with temp_files.create(os.curdir) as file:
+        os.chmod(file.name, 0o600)  # there is no key in it yet
+        write_all(file, example_dotenv().encode())
+    if not rename_free(file.name, ".env"):
+        raise Failure(OUTPUT, ".env exists already", "edit it, or remove it first", rule="env-exists")
     console.tell("wrote .env; put the key behind OPENAI_API_KEY= and keep it out of version control")
     console.print(".env")
 
@@ -5227,7 +5316,7 @@ def config(context: Context, settings: Settings, _: str | None) -> None:
     context.result.reported = True
     enforce(settings_problems(settings), False, console)
     if settings.get("init"):
-        init_env(console)
+        init_env(console, context.temp_files)
     elif shell:
         console.print(completion_script(shell))
     else:
@@ -5436,6 +5525,8 @@ def run_command(context: Context, argv: list[str]) -> None:
     command, typed, argument = parse(argv)
     console.quiet = bool(typed.get("quiet"))
     settings, dotenv = settings_in_force(command, typed, context)
+    texts = [typed.get(name) or "" for name, row in options_of(command).items() if row.kind.reads]
+    context.temp_files.reads([__file__, dotenv.path, *texts, *(text.lstrip("@") for text in texts)])
     with Progress(console, settings.get("progress", "none"), context.progress.clock) as progress:
         context = context._replace(dotenv=dotenv, progress=progress)
         COMMANDS[command].run(context, settings, argument)
@@ -5452,6 +5543,10 @@ def run(context: Context, argv: list[str]) -> int:
         failure = error
     except KeyboardInterrupt:
         failure = Failure(INTERRUPTED, "interrupted", may_be_billed=result.may_be_billed)
+    except OSError as error:  # of the disk: those of the network are told apart where they happen
+        words = f"{error.filename or 'a file'}: {error.strerror or error}"
+        hint = "make room, or choose a folder that can be written; TMPDIR names the one for temporary files"
+        failure = Failure(OUTPUT, words, hint, rule="disk", may_be_billed=result.may_be_billed)
     except Exception:
         failure = bug_failure(console)
     context.stop.armed = True  # everything is on disk
