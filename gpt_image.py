@@ -503,6 +503,8 @@ class Kind(NamedTuple):
     private: bool = False  # an error shows only what stands before the colon
     strict: bool = False  # choices of our own, not the API's: no --no-validate and no unknown model opens them
     one_line: bool = False  # a header or an id: no control characters
+    reads: bool = False  # names a file that is read; pictures are known by other means
+    writes: bool = False  # names what will be written, which a batch fills with safe names only
 
 
 def parse_word(text: str) -> str:
@@ -567,12 +569,24 @@ def read_text(path: str) -> str:
         raise ValueError(f"cannot read {path} as UTF-8 text: {getattr(error, 'strerror', None) or error}") from error
 
 
+MOST_LEVELS = 100  # of nesting in JSON that a person gives
+
+
+def levels(value: Any) -> int:
+    """Returns how deep JSON is nested; RecursionError if that is too deep to be told."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return 1 + max(map(levels, inner), default=0)
+
+
 def parse_object(text: str) -> Json:
     """Reads a JSON object, or one from a file named as @FILE."""
     text = read_text(text[1:]) if text.startswith("@") else text
     try:
         value = json.loads(text)
-    except ValueError as error:
+        json.dumps(value, allow_nan=False)  # Python reads NaN and Infinity, and 1e999 as such, but JSON has neither
+        if levels(value) > MOST_LEVELS:
+            raise ValueError(f"nested more than {MOST_LEVELS} levels deep")
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"expected a JSON object or @FILE ({error})") from error
     if not isinstance(value, dict):
         raise ValueError("expected a JSON object or @FILE")
@@ -647,13 +661,15 @@ TEXT = Kind(str, "TEXT")
 NAME = Kind(str, "NAME", one_line=True)
 END_USER = NAME._replace(metavar="ID")  # how long it may be is the route's to say
 VARIABLE_NAME = Kind(parse_variable, "NAME", private=True)
-PATH = Kind(str, "PATH")
+PATH = Kind(str, "PATH", reads=True)
+TARGET = Kind(str, "PATH", writes=True)
+PATTERN = Kind(str, "PATTERN", writes=True)
 URL = Kind(parse_url, "URL")
 FLAG = Kind(parse_flag, flag=True)
 SECONDS = Kind(parse_seconds, "SECONDS")
 DOLLARS = Kind(parse_dollars, "USD")
 SIZE = Kind(parse_word, "WIDTHxHEIGHT|auto")
-OBJECT = Kind(parse_object, "JSON|@FILE")
+OBJECT = Kind(parse_object, "JSON|@FILE", reads=True)
 PICTURE_FORMAT = choice("png", "jpeg", "webp", "gif", "svg")._replace(parse=parse_format)
 EFFORT = choice("none", "minimal", "low", "medium", "high", "xhigh", "max")
 COUNT = number(1, 999_999_999)
@@ -717,7 +733,6 @@ class Option(NamedTuple):
     env: Words = ()
     default: str | None = None
     input: str = ""  # for what leads to a picture: its role, and what the text surely is (but `auto`: may be)
-    writes: bool = False  # names what will be written: a batch fills it with safe names only
     negative: str = ""  # the spelling that says no, where a flag can be on by itself
     secret: bool = False
     chat: bool = False  # chat carries it too
@@ -767,7 +782,8 @@ OPTION_GROUPS = {
                env=("OPENAI_IMAGE_MODERATION",)),
         Option("complexity", choice("low", "medium", "high"), "effort spent on planning the picture", sends="image"),
         Option("frame-count", number(2, 16), "frames of a gif", sends="image"),
-        Option("frame-duration-ms", number(1, 655_350), "milliseconds each frame of a gif is shown", sends="image"),
+        Option("frame-duration-ms", number(20, 655_350), "milliseconds each frame of a gif is shown; rounded to 10",
+               sends="image"),
         Option("svg-model", NAME, "text model that writes an svg", sends="image", field="svg.model"),
         Option("svg-effort", EFFORT, "reasoning effort of the svg's author", sends="image",
                field="svg.reasoning.effort"),
@@ -840,10 +856,9 @@ OPTION_GROUPS = {
         Option("cancel", FLAG, "cancel the background response", ("resume",)),
     ),
     "Output": (
-        Option("output", Kind(str, "PATTERN"), "file, folder, or pattern with {index} and {partial}", SAVES,
-               also=("o",), writes=True),
+        Option("output", PATTERN, "file, folder, or pattern with {index} and {partial}", SAVES, also=("o",)),
         Option("overwrite", FLAG, "replace files that exist", SAVES),
-        Option("save-response", PATH, "keep the bytes of the reply in this file", (*ALL, "resume")),
+        Option("save-response", TARGET, "keep the bytes of the reply in this file", (*ALL, "resume")),
         Option("dry-run", FLAG, "check everything and show the request; needs no key and sends nothing", CALLS),
         Option("curl", FLAG, "print the request as a curl command and send nothing"),
     ),
@@ -882,7 +897,7 @@ OPTION_GROUPS = {
         Option("route", choice(*ALL, strict=True), "route of the jobs that name none", ("batch",),
                default="generations"),
         Option("parallel", number(1, 64), "calls at once", ("batch",), default="8"),
-        Option("ledger", PATH, "where is noted what has become of each job; beside JOBS unless named", ("batch",)),
+        Option("ledger", TARGET, "where is noted what has become of each job; beside JOBS unless named", ("batch",)),
         Option("max-cost", DOLLARS, "send nothing that could bring the cost above this", CALLS),
     ),
     "Config": (
@@ -1003,6 +1018,7 @@ class Format(NamedTuple):
     transparent: bool = False
     compresses: bool = False
     one: bool = False  # takes n=1 only
+    frames: int = 0  # without --frame-count; together they hold as many pixels as one still picture, and have no least
     counted: bool = True  # the formula of output tokens holds
     refuses: Words = ()
     owns: Words = ()  # options that go with this format only
@@ -1012,7 +1028,7 @@ FORMATS = (
     Format("png", (".png",), transparent=True),
     Format("jpeg", (".jpg", ".jpeg"), compresses=True),
     Format("webp", (".webp",), transparent=True, compresses=True),
-    Format("gif", (".gif",), counted=False, owns=("frame-count", "frame-duration-ms"),
+    Format("gif", (".gif",), counted=False, frames=9, owns=("frame-count", "frame-duration-ms"),
            refuses=("stream", "partial-images", "mask", "mask-url", "mask-file-id", "mask-box")),
     Format("svg", (".svg",), counted=False, one=True, refuses=("stream", "partial-images"),
            owns=("svg-model", "svg-effort")),
@@ -1369,6 +1385,12 @@ def identify(path: str) -> Picture | None:
         return identify_file(file)
 
 
+def is_whole(path: str) -> bool:
+    """Tells whether a file is there and is a whole picture."""
+    picture = identify(path) if os.path.isfile(path) else None
+    return picture is not None and picture.whole is not False
+
+
 def png_data(file: BinaryFile) -> Blocks:
     """Yields the inflated data of a PNG, at most a megabyte at a time; zlib.error if it is damaged."""
     inflate = zlib.decompressobj()
@@ -1583,11 +1605,17 @@ class Dotenv(NamedTuple):
     found_here: bool = False
 
 
-# https://www.dotenv.org/docs/security/env: names, an optional `export`, bare or quoted values, comments
-DOTENV_LINE = r"""(?x)
-        \s*(?:\#.*)?|\s*(?:export\s+)?(?P<name>[A-Za-z_][A-Za-z0-9_.]*)\s*=\s*
-        (?:'(?P<single>[^']*)' | "(?P<double>(?:\\.|[^"\\])*)" | (?P<bare>[^'"\#\s]\S*(?:[ \t]+[^\#\s]\S*)*))?
-        \s*(?:(?<=\s)\#.*|(?<==)\#.*)?"""
+# https://www.dotenv.org/docs/security/env: names, an optional `export`, bare or quoted values, comments. No two runs of
+# blanks meet, so that it takes linear time. A quoted value may go on over lines, but not over one that sets another
+# name: there a quote is missing, and the rest of the file must not vanish in it.
+DOTENV_NEXT = r"""\n(?![^\S\n]*(?:export[^\S\n]+)?[A-Za-z_][A-Za-z0-9_.]*[^\S\n]*=[^='"\n])"""
+DOTENV_ENTRY = rf"""(?x)(?:
+        [^\S\n]*(?:\#.*)?|[^\S\n]*(?:export[^\S\n]+)?(?P<name>[A-Za-z_][A-Za-z0-9_.]*)[^\S\n]*=[^\S\n]*
+        (?:'(?P<single>[^'\n]*(?:{DOTENV_NEXT}[^'\n]*)*)'
+        | "(?P<double>[^"\\\n]*(?:(?:\\(?:.|(?=\n))|{DOTENV_NEXT})[^"\\\n]*)*)"
+        | (?P<bare>[^'"\#\s]\S*(?:[^\S\n]+[^\#\s]\S*)*) | (?=[\#\n]|\Z))
+        [^\S\n]*(?:(?<=[\s=])\#.*)?
+        | (?P<odd>.*))(?:\n|\Z)"""
 DOTENV_ESCAPES = {"n": "\n", "r": "\r", "t": "\t"}
 
 
@@ -1607,21 +1635,23 @@ def decode_dotenv(data: bytes) -> str:
 
 
 def read_dotenv(path: str, console: Console) -> dict[str, Found]:
-    """Reads a .env file; a line that is not understood is a warning with its number, and never shown."""
-    values = {}
+    """Reads a .env file; the lines that are not understood are a warning with their numbers, and never shown."""
+    values, strange, number = {}, [], 1
     known = [name for row in OPTIONS for name in row.env]
     with open(path, "rb") as file:
         text = decode_dotenv(file.read(MIB))
-    for number, line in enumerate(text.splitlines(), 1):
-        place, match = f"{path} line {number}", re.fullmatch(DOTENV_LINE, line)
-        if not match:
-            console.warn(f"{place}: not understood, and left out; expected NAME=value")
-            continue
-        name, single, double, bare = match.group("name", "single", "double", "bare")
+    for match in re.finditer(DOTENV_ENTRY, "\n".join(text.splitlines())):
+        place = f"{path} line {number}"
+        name, single, double, bare, odd = match.group("name", "single", "double", "bare", "odd")
+        strange += [str(number)] if odd else []
+        number += match.group().count("\n")
         escaped = re.sub(r"\\(.)", lambda found: DOTENV_ESCAPES.get(found[1], found[1]), double or "")
         values[name] = single or escaped or bare, Source(DOTENV, name, place)
         if name and name.startswith("OPENAI_IMAGE_") and name not in known:
             console.warn(f"{place}: {name} is not known; {did_you_mean(name, known)}".rstrip("; "))
+    if strange:
+        words = "not understood, and left out; expected NAME=value, and an end for each quote"
+        console.warn(f"{path} line {', '.join(strange[:9])} ({plural(len(strange), 'line')}): {words}")
     return {name: found for name, found in values.items() if found[0]}  # an empty one counts as unset
 
 
@@ -1888,12 +1918,26 @@ def examine_name(given: InputPicture) -> InputPicture:
 INPUT_KINDS = {"file_id:": "file_id", "data:": "data", "[a-z][a-z0-9+.-]+://": "url"}
 
 
+def absolute(name: str) -> str:
+    """Returns a name by which two ways to write the same path are equal, through links too."""
+    try:
+        return os.path.normcase(os.path.realpath(name))
+    except (OSError, ValueError):  # the current folder is gone, or no disk can have such a name
+        return os.path.normcase(os.path.normpath(name))
+
+
+def tidied(path: str) -> str:
+    """Returns the shortest way to write a path; where it goes through a link and back, that is the path itself."""
+    short = os.path.normpath(path)
+    return short if absolute(short) == absolute(path) else path
+
+
 def examine(role: str, label: str, text: str, kind: str) -> InputPicture:
     """Returns what is known of an input picture; without a kind, its text says what it is."""
     if not kind or (kind == "auto" and text != "auto"):
         kind = next((INPUT_KINDS[start] for start in INPUT_KINDS if re.match(start, text, re.IGNORECASE)), "file")
     text = re.sub("^file_id:", "", text, flags=re.IGNORECASE) if kind == "file_id" else text
-    shown = os.path.normpath(text) if kind == "file" else text
+    shown = tidied(text) if kind == "file" else text
     given = InputPicture(role, shortened(label, 100), kind, text, shown)
     try:
         return {"file": examine_file, "data": examine_data}.get(kind, examine_name)(given)
@@ -1948,9 +1992,13 @@ class Checked:
         self.texts: list[str] = [given] if isinstance(given, str) else given
         self.prompt = "\n".join(self.texts)
         self.chat = settings.get("protocol") == "openai_chat"
-        named_by = "model" if self.command in IMAGES else "tool-model"
-        self.model = settings.get(named_by) or TOOL_MODEL
-        self.row = MODELS[-1] if named_by in self.overridden else model_row(self.model)
+        self.by_images_api = self.command in IMAGES and not self.chat
+        # The models that are really sent: at the top of the body, and of the pictures.
+        extra = settings.get("extra-json", {})
+        self.top_model = str(extra.get("model") or settings.get("model"))
+        tool_model = tool_of(extra).get("model") or settings.get("tool-model") or TOOL_MODEL
+        self.model = self.top_model if self.command in IMAGES else str(tool_model)
+        self.row = model_row(self.model)
         self.several = (self.get("n") or 1) > 1
         # An earlier response or a conversation may hold some.
         elsewhere = {"image", "previous-response-id", "conversation"} & {*settings.rows, *self.overridden}
@@ -2037,8 +2085,8 @@ def check_base_url(checked: Checked) -> Problems:
     """Checks the base URL, and that the key does not go in the open."""
     url = checked.settings.get("base-url")
     parts, wrong = split_url(url), ""
-    if not is_web(url):
-        wrong = "expected an http or https URL"
+    if not is_web(url) or not url.isascii():
+        wrong = "expected an http or https URL, in ASCII only"
     elif parts.path.rstrip("/").endswith((*(row.path for row in ROUTES), CHAT_PATH)):
         wrong = "give it up to and with /v1, without the route"
     elif parts.username is not None or parts.fragment:
@@ -2075,7 +2123,7 @@ def check_prompt(checked: Checked) -> Problems:
         yield Problem("prompt-key", "the prompt is an API key", "say what to make", fatal=True)
     elif not prompt.strip():
         yield Problem("prompt-blank", "the prompt is blank", "say what to make")
-    elif len(prompt) > MAX_PROMPT:
+    elif len(prompt) > MAX_PROMPT and checked.by_images_api:
         yield Problem("prompt-length", f"the prompt has {len(prompt)} characters", f"at most {MAX_PROMPT} are allowed")
 
 
@@ -2086,13 +2134,14 @@ def check_model(checked: Checked) -> Problems:
     for name in ("model", "tool-model"):
         if checked.has(name) and not checked.get(name).strip():
             yield checked.problem("model-missing", name, "the model's name is blank", "name one, such as gpt-image-2")
-    if checked.command == "responses" and re.match("(gpt-image|chatgpt-image|dall-e)-", checked.get("model") or ""):
-        yield checked.problem(
-            "responses-model", "model", "an image model cannot host the tool", "name it with --tool-model instead"
-        )
+    # A model that --extra-json names is sent whatever it is.
+    unchecked = ("model" if checked.command in IMAGES else "tool-model") in checked.overridden
+    if checked.command == "responses" and re.match("(gpt-image|chatgpt-image|dall-e)-", checked.top_model):
+        words, own = f"{checked.top_model}: an image model cannot host the tool", "model" in checked.overridden
+        yield Problem("responses-model", words, "name it with --tool-model instead", warning=own)
     gone = "" < row.gone <= checked.today
     if gone and at_openai:
-        yield Problem("model-retired", f"{model} was shut down on {row.gone}", f"use {row.instead}")
+        yield Problem("model-retired", f"{model} was shut down on {row.gone}", f"use {row.instead}", warning=unchecked)
     elif gone:
         yield Problem(
             "model-elsewhere",
@@ -2105,7 +2154,8 @@ def check_model(checked: Checked) -> Problems:
             "model-leaving", f"OpenAI shuts {model} down on {row.gone}", f"move to {row.instead}", warning=True
         )
     elif at_openai and model in BARE_MODELS:
-        yield Problem("model-bare", f"there is no model named {model}", f"did you mean {BARE_MODELS[model]}?")
+        hint = f"did you mean {BARE_MODELS[model]}?"
+        yield Problem("model-bare", f"there is no model named {model}", hint, warning=unchecked)
 
 
 def who_takes(name: str, value: Any) -> str:
@@ -2204,6 +2254,9 @@ def check_size(checked: Checked) -> Problems:
     size, sizes = checked.get("size"), checked.row.sizes
     if size in (None, "auto") or sizes is None:
         return
+    made = FORMAT.get(checked.get("format"))
+    frames = made and made.frames and (checked.get("frame-count") or made.frames)
+    sizes = sizes._replace(least=0) if frames else sizes
     match = re.fullmatch(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})", size)
     if not match:
         yield checked.problem("size-form", "size", "expected WIDTHxHEIGHT or auto", "such as 1536x1024")
@@ -2212,6 +2265,9 @@ def check_size(checked: Checked) -> Problems:
     found = size_problem(sizes, width, height)
     if found:
         yield checked.problem(found.rule, "size", found.message, f"{nearest_size(sizes, width, height)} is the nearest")
+    elif frames and frames * width * height > sizes.most:
+        words = f"{frames} frames hold {frames * width * height} pixels; more than {sizes.most} were refused"
+        yield checked.problem("size-frames", "size", words, "take a smaller size or fewer frames", warning=True)
     elif width * height > sizes.experimental:
         yield checked.problem("size-experimental", "size", "above 2560x1440 pixels is experimental", warning=True)
 
@@ -2256,7 +2312,7 @@ def check_output(checked: Checked) -> Problems:
             f"the suffix of {output} says {implied}",
             "make them agree, or leave --format out",
         )
-    odd = ", ".join(re.findall(r"\{(?!index\}|partial\})\w*\}", output))
+    odd = ", ".join(re.findall(r"\{(?!index\}|partial\})[^{}]*\}", output))
     if odd:
         yield checked.problem(
             "output-place",
@@ -2282,7 +2338,11 @@ def check_needs(checked: Checked) -> Problems:
         )
     if checked.get("background-mode") and checked.get("store") is False:
         yield checked.problem(
-            "store-background", "background-mode", "a background response must be stored", "leave out --no-store"
+            "store-background",
+            "background-mode",
+            "without --store the server keeps the response for about ten minutes only",
+            "collect it by then",
+            warning=True,
         )
 
 
@@ -2337,7 +2397,7 @@ def check_images(checked: Checked) -> Problems:
         yield from check_input(checked, given)
     if checked.command == "edits" and not checked.sees_pictures:
         yield Problem("image-missing", "there is no picture to edit", "add --image PATH", fatal=True)
-    if len(images) > MAX_IMAGES:
+    if len(images) > MAX_IMAGES and checked.by_images_api:
         yield Problem("image-count", f"{len(images)} pictures are given", f"at most {MAX_IMAGES} are allowed")
     for name in ("input-fidelity", "input-detail"):
         if checked.has(name) and not checked.sees_pictures:
@@ -2711,7 +2771,7 @@ def file_row(name: str, given: InputPicture) -> Json:
     """Returns what a dry run shows of a file in a form."""
     # Of a backslash, a control character and a byte that is not UTF-8 each server makes something else, or nothing.
     base = re.sub(rf"[\x00-\x1f\\]|{UNPRINTABLE}", "_", os.path.basename(given.shown).translate(FORM_ESCAPES))
-    if os.path.normpath(given.text) != given.shown:  # another file was made of it
+    if tidied(given.text) != given.shown:  # another file was made of it
         base = os.path.splitext(base)[0] + ".png"
     kind = content_type(given)
     return {"name": name, "filename": base, "content_type": kind, "bytes": given.size, "path": given.shown}
@@ -3443,6 +3503,9 @@ def exchange(context: Context, settings: Settings, request: Request, tries: Trie
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+SESSION_ENDING = ".session.json"
+
+
 def spare_folder() -> str:
     """Returns the system's folder for temporary files: for dry runs, and for when the disk of the outputs is full."""
     import tempfile
@@ -3490,14 +3553,6 @@ def rename_free(source: str, target: str) -> bool:
     return True
 
 
-def absolute(name: str) -> str:
-    """Returns a name by which two ways to write the same path are equal, through links too."""
-    try:
-        return os.path.normcase(os.path.realpath(name))
-    except OSError:  # the current folder is gone
-        return os.path.normcase(os.path.normpath(name))
-
-
 def is_special(name: str) -> bool:
     """Tells whether a name leads to a device, a FIFO or the like: it is written to, and never replaced."""
     try:
@@ -3517,11 +3572,21 @@ def pour(source: str, target: str) -> None:
             write_all(out, block)
 
 
+def identity(name: str) -> tuple[int, int] | None:
+    """Returns what every spelling of a file and every link to it have in common; None where there is no file."""
+    try:
+        state = os.stat(name)
+    except (OSError, ValueError):
+        return None
+    return (state.st_dev, state.st_ino) if stat.S_ISREG(state.st_mode) else None
+
+
 class TempFiles:
     """The temporary files of a call; what was not given a name by the end is removed, whatever the end is."""
 
-    def __init__(self) -> None:
+    def __init__(self, inputs: Iterable[tuple[int, int] | None] = ()) -> None:
         self.files: set[str] = set()
+        self.inputs = set(inputs)  # the identities of files that are read, and never replaced
         self.written: set[str] = set()  # the names this call has given: none of them is given twice
         self.tried: dict[str, int] = {}  # the number that a name has got to, if it was taken
 
@@ -3531,6 +3596,15 @@ class TempFiles:
     def __exit__(self, *_: object) -> None:
         for path in list(self.files):
             self.remove(path)
+
+    def reads(self, names: Iterable[str]) -> None:
+        """Notes the files that are read; a name may be that of no file."""
+        self.inputs.update(map(identity, names))
+        self.inputs.discard(None)
+
+    def is_input(self, name: str) -> bool:
+        """Tells whether a name leads to a file that is read."""
+        return identity(name) in self.inputs
 
     def remove(self, path: str) -> None:
         """Removes a temporary file."""
@@ -3565,7 +3639,7 @@ class TempFiles:
         """Gives a finished temporary file its name, or that name with the next free number, and returns the path."""
         stem, suffix = os.path.splitext(target)
         number, path = self.tried.get(target, 1), target
-        replace = overwrite and absolute(target) not in self.written
+        replace = overwrite and absolute(target) not in self.written and not self.is_input(target)
         if replace and is_special(target):
             pour(source, target)
             os.unlink(source)
@@ -3612,9 +3686,9 @@ class OutputNames(NamedTuple):
 
     def beside(self, ending: str) -> str:
         """Returns a name beside the outputs, such as that of a kept reply."""
-        folder, name = os.path.split(re.sub(r"[-_. ]*\{(index|partial)\}", "", self.stem))
+        name = re.sub(r"[-_. ]*\{(index|partial)\}", "", os.path.basename(self.stem))
         name = name if len(os.fsencode(name)) < 220 else name[:50]  # no disk takes names of more than 255 bytes
-        return os.path.normpath(os.path.join(folder, name + ending))
+        return tidied(os.path.join(self.folder, name + ending))
 
     def planned(self, partials: int) -> list[str]:
         """Returns every name that a call will write to, previews included."""
@@ -3641,7 +3715,7 @@ def output_names(settings: Settings, expected: int) -> OutputNames:
     else:
         own = output_suffix(output)
         stem, suffix = (output[: -len(own)], output[-len(own) :]) if own else (output, suffix)
-    return OutputNames(os.path.normpath(stem), suffix, expected > 1, bool(settings.get("overwrite")), expected)
+    return OutputNames(tidied(stem), suffix, expected > 1, bool(settings.get("overwrite")), expected)
 
 
 def exists(name: str) -> bool:
@@ -3666,13 +3740,18 @@ def check_folder(folder: str) -> None:
         raise Failure(OUTPUT, f"no permission to write to {folder}", "choose another --output", rule="output-folder")
 
 
-def check_names(names: list[str], overwrite: bool) -> None:
-    """Refuses names that exist or repeat, and folders that cannot be written, before anything is sent."""
+def check_names(names: list[str], overwrite: bool, temp_files: TempFiles) -> None:
+    """Refuses names that exist, repeat or are read, and folders that cannot be written, before anything is sent."""
     places: set[str] = set()
     for name in names:
-        if exists(name) and (os.path.isdir(name) or not overwrite):
+        if os.path.isdir(name) or not os.path.basename(name):
+            raise Failure(OUTPUT, f"{name} is a folder, where a file is to be", "name a file", rule="output-folder")
+        if exists(name) and not overwrite:
             hint = "choose another --output, or add --overwrite"
             raise Failure(OUTPUT, f"{name} exists already", hint, rule="output-exists")
+        if temp_files.is_input(name):
+            words = f"{name} is read by this command, so it is not replaced"
+            raise Failure(OUTPUT, words, "choose another name for what is written", rule="output-input")
         if absolute(name) in places:
             raise Failure(OUTPUT, f"{name} would be written twice", "put {index} into --output", rule="output-twice")
         places.add(absolute(name))
@@ -3831,7 +3910,7 @@ class PicturesThere:
         sizes: dict[int, list[str]] = {}
         for entry in os.scandir(folder):
             if os.path.splitext(entry.name)[1].lower() in FORMAT_OF_SUFFIX and entry.is_file():
-                sizes.setdefault(entry.stat().st_size, []).append(os.path.normpath(entry.path))
+                sizes.setdefault(entry.stat().st_size, []).append(tidied(entry.path))
         return sizes
 
     def find(self, folder: str, lifted: Lifted) -> str | None:
@@ -4346,6 +4425,7 @@ class Result(Tries):
         self.saved_response: str | None = None
         self.session_file: str | None = None
         self.mask: str | None = None
+        self.request: Json | None = None  # what was asked for
         self.summary: Json | None = None  # of a batch
         self.reported = False  # the command has printed its own result
 
@@ -4803,7 +4883,7 @@ class Call:
             "model": result.model, "output": os.path.basename(self.names.stem) + self.names.suffix,
             "stream": bool(settings.get("stream")), "created": created, "window": settings.get("completion-window"),
         }  # fmt: skip
-        target = self.names.beside(".session.json")
+        target = self.names.beside(SESSION_ENDING)
         try:
             with self.context.temp_files.create(os.path.dirname(target) or ".") as file:
                 write_all(file, console.clean(json.dumps(session, indent=2) + "\n").encode())
@@ -4959,6 +5039,152 @@ class Call:
         return Failure(UNREADABLE, words, hint, **({"rule": "reply-words"} if result.text else {}))
 
 
+def convert_input(context: Context, given: InputPicture, route: str) -> InputPicture:
+    """Turns an input picture of a format the API does not take into a PNG, if a program here can."""
+    if given.kind != "file" or not given.picture or is_taken(given.picture, route):
+        return given
+    with context.temp_files.create(spare_folder(), ".png") as file:
+        target = file.name
+    context.progress.phase("converting", path=given.shown)
+    environ = {name: value for name, value in context.environ.items() if context.console.clean(value) == value}
+    converter = convert_to_png(os.path.join(os.getcwd(), given.text), target, environ)
+    if not converter:
+        return given
+    context.console.warn(f"{given.shown}: converted from {given.picture.format} to png with {converter}")
+    return given._replace(text=target, size=os.path.getsize(target), picture=identify(target))
+
+
+def same_file(path: str, data: bytes) -> bool:
+    """Tells whether a file holds just these bytes."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(len(data) + 1) == data
+    except OSError:
+        return False
+
+
+def new_mask(temp_files: TempFiles, target: str, data: bytes) -> list[str]:
+    """Returns the name of a mask that is to be written: the same one may stay, and any other is the user's own."""
+    if not data:
+        return []
+    if same_file(target, data):
+        temp_files.reads([target])
+        return []
+    if exists(target):
+        words = f"{target}, the name for the mask of --mask-box, is that of another file"
+        raise Failure(OUTPUT, words, "choose another --output, or move that file", rule="output-exists")
+    return [target]
+
+
+def add_mask(checked: Checked, data: bytes, target: str) -> None:
+    """Adds a mask that will be written beside the output to the inputs."""
+    picture = identify_file(io.BytesIO(data))
+    checked.inputs.append(InputPicture("mask", "--mask-box", "file", target, target, len(data), picture))
+
+
+def write_mask(context: Context, data: bytes, target: str) -> None:
+    """Writes the mask of a call, if it is not there already."""
+    if not same_file(target, data):
+        with context.temp_files.create(os.path.dirname(target) or ".") as file:
+            write_all(file, data)
+        context.temp_files.place(file.name, target)
+    context.console.tell(f"the mask is {target}")
+    context.result.mask = target
+
+
+class Prepared(NamedTuple):
+    """A call that has passed the checks of what it sends: the request, and all names that will be written."""
+
+    checked: Checked
+    names: OutputNames
+    written: list[str]
+    mask: bytes  # of --mask-box
+    request: Request
+
+    @property
+    def outputs(self) -> list[str]:
+        """Returns the names of the finished pictures."""
+        return self.written[: self.names.expected]
+
+    @property
+    def mask_path(self) -> str:
+        """Returns where the mask goes."""
+        return self.names.beside("-mask.png")
+
+
+def prepare(context: Context, settings: Settings, positional: str | None) -> Prepared:
+    """Checks all that a call would send, all broken rules at once, and plans its names."""
+    context.result.model = settings.get("model")
+    checked = gather_checked(settings, positional, context.stdin, context.now())
+    context.result.model = checked.top_model
+    checked.inputs = [convert_input(context, given, checked.command) for given in checked.inputs]
+    settings = checked.settings
+    broken = (found for check in CHECKS for found in check(checked))
+    enforce([*settings.problems, *broken], bool(settings.get("no-validate")), context.console)
+    check_pair(settings, context)
+    names = output_names(settings, expected_pictures(checked))
+    outputs = names.planned(settings.get("partial-images") or 0 if settings.get("stream") else 0)
+    context.temp_files.reads(given.shown for given in checked.inputs if given.kind == "file")
+    mask, mask_path = boxed_mask(checked), names.beside("-mask.png")
+    written = [*outputs, *saved_reply_name(settings), *new_mask(context.temp_files, mask_path, mask)]
+    if mask:
+        add_mask(checked, mask, mask_path)
+    return Prepared(checked, names, written, mask, build_request(checked))
+
+
+def shown_settings(settings: Settings) -> Json:
+    """Returns the settings in force with their sources, secrets masked."""
+    rows = {}
+    for name, (value, source, _) in settings.rows.items():
+        if isinstance(value, (list, Secret)):
+            value = [str(item) for item in value] if isinstance(value, list) else str(value)
+        rows[name] = {"value": value, "source": source.label}
+    return rows
+
+
+def write_beside(context: Context, call: Prepared) -> None:
+    """Makes the folders of a call, and its mask."""
+    make_folders(call.written, context.temp_files)
+    if call.mask:
+        write_mask(context, call.mask, call.mask_path)
+
+
+def asked_for(checked: Checked) -> Json:
+    """Returns what a call asks for: the prompt, the options as they are sent, and the inputs with their hashes."""
+    inputs: Rows = []
+    for given in checked.inputs:
+        local = {"path": given.shown, "sha256": sha256_of(given.text)}
+        inputs.append(local if given.kind == "file" else {given.kind: given.shown.partition(";base64,")[0]})
+    sent = merge(fields(checked.settings, "top", "image"), checked.settings.get("extra-json", {}))
+    return {"prompt": checked.prompt, **sent, "inputs": inputs}
+
+
+def make_call(context: Context, call: Prepared) -> None:
+    """Sends a call that has passed all checks and saves what comes of it."""
+    settings, result = call.checked.settings, context.result
+    write_beside(context, call)
+    result.request = asked_for(call.checked)
+    made = Call(context, settings, call.names)
+    failure = made.send(call.request)
+    if result.route == "responses":
+        failure = made.settle(failure)
+    free = result.route == "responses" and settings.get("tool-choice") in ("auto", "none")  # to answer in words
+    made.conclude(failure, 0 if free and result.text else call.names.expected)
+
+
+def shown_call(context: Context, call: Prepared) -> Json:
+    """Returns what a dry run shows of a call."""
+    settings, request = call.checked.settings, call.request
+    session = [call.names.beside(SESSION_ENDING)] if settings.get("background-mode") else []
+    return {
+        "dry_run": True, "route": call.checked.command, "method": request.method, "url": request.url,
+        "headers": {name: str(value) for name, value in request.headers},
+        "body": request.tree, "form": request.form, "outputs": call.written + session,
+        "settings": shown_settings(settings), "estimate": estimate(call.checked),
+        "warnings": context.console.warnings,
+    }  # fmt: skip
+
+
 def result_of(result: Result, failure: Outcome, warnings: list[str], seconds: float) -> Json:
     """Returns the one JSON object of a call."""
     facts, error = result.facts, None
@@ -4974,7 +5200,7 @@ def result_of(result: Result, failure: Outcome, warnings: list[str], seconds: fl
         "response_id": response_id,
         "request_id": result.request_id, "usage": facts.get("usage"),
         "cost": cost_of(facts, result.route, result.model),
-        **told_in({**facts, **as_object(facts.get("settled"))}),
+        "request": result.request, **told_in({**facts, **as_object(facts.get("settled"))}),
         "seconds": round(seconds, 1), "attempts": result.count, "saved_response": result.saved_response,
         "session_file": result.session_file, "warnings": warnings, "error": error,
     }  # fmt: skip
@@ -4993,6 +5219,10 @@ def ended(context: Context, action: Callable[[], object]) -> Outcome:
         return failure
     except KeyboardInterrupt:
         return Failure(INTERRUPTED, "interrupted", may_be_billed=context.result.may_be_billed)
+    except OSError as error:  # of the disk: those of the network are told apart where they happen
+        words = f"{error.filename or 'a file'}: {error.strerror or error}"
+        hint = "make room, or choose a folder that can be written; TMPDIR names the one for temporary files"
+        return Failure(OUTPUT, words, hint, rule="disk", may_be_billed=context.result.may_be_billed)
     except Exception:
         return bug_failure(context.console)
     return None
@@ -5160,7 +5390,7 @@ class JobMaker:
         return f"{self.jobs.name} line {job.line}"
 
     def _divided(self, job: Job) -> tuple[Json, dict[str, str], list[Problem]]:
-        """Returns the options of a job by name, its variables, and a problem for each name that must not stand there."""
+        """Returns the options of a job by name, its variables, and a problem for each name that may not stand there."""
         words, variables, problems = self.words[job.route], {"id": job.id}, []
         own: Json = {}
         for name, value in job.values.items():
@@ -5191,7 +5421,7 @@ class JobMaker:
             given = [given] if isinstance(given, str) else given
             source = Source(TYPED, name, self.place(job)) if name in own else Source(TYPED)
             try:
-                texts = [filled(text, variables, row.writes) for text in given]
+                texts = [filled(text, variables, row.kind.writes) for text in given]
             except ValueError as error:
                 problems.append(Problem("jobs-place", f"--{name}: {error}", fatal=True))
             else:
@@ -5352,7 +5582,7 @@ class Batch:
         beside = "batch" if path == "-" else path
         self.ledger = Ledger(settings.get("ledger") or f"{beside}.ledger.jsonl")
         self.plans: list[Plan] = []
-        self.kinds: dict[tuple[str | None, ...], list[Any]] = {}  # by route, model, size and quality: jobs, pictures, USD
+        self.kinds: dict[tuple[Any, ...], list[Any]] = {}  # jobs, pictures and USD by route, model, size and quality
         self.ids: set[str] = set()
         self.names: dict[int, int] = {}  # the line by a hash of each name that will be written
         self.failures: dict[int, Json] = {}  # by the place of the job
@@ -5370,9 +5600,17 @@ class Batch:
         """Returns what one job may touch: its words go into its result only, and its files are its own."""
         console = self.context.console.muted()
         return self.context._replace(
-            console=console, result=Result(route), temp_files=TempFiles(), hold=self.pace.hold,
+            console=console, result=Result(route), temp_files=TempFiles(self.context.temp_files.inputs),
+            hold=self.pace.hold,
             progress=Progress(console, "none", self.context.progress.clock),
         )  # fmt: skip
+
+    def prepared(self, context: Context, job: Job) -> Prepared:
+        """Checks what one job would send."""
+        settings = self.maker.settings(job)
+        rows = [row for row in options_of(job.route).values() if row.kind.reads]
+        context.temp_files.reads(text.lstrip("@") for row in rows for text, _ in settings.typed.get(row.name) or [])
+        return prepare(context, settings, None)
 
     def check(self) -> None:
         """Checks all jobs, and raises one Failure for all that is wrong; warnings are said once."""
@@ -5405,25 +5643,27 @@ class Batch:
         if job.id in self.ids:
             raise Failure(USAGE, f"the id {job.id} stands twice", "give each job its own", rule="jobs-id")
         self.ids.add(job.id)
-        call = prepare(context, self.maker.settings(job), None)
+        call = self.prepared(context, job)
         fingerprint = fingerprint_of(call.request, call.mask)
         entry = self.ledger.entries.get(job.id)
         known = self.ledger.row(entry) if entry and entry.fingerprint == fingerprint else {}
         state = self.state(job, fingerprint, call, known)
         if state == "run":
-            self.check_outputs(job, call, known)
-        cost = estimate(call.checked) or {"usd": 0.0}
+            self.check_outputs(context, job, call, known)
+        cost, settings = estimate(call.checked) or {"usd": 0.0}, call.checked.settings
         if state == "run":
-            kind = (job.route, call.checked.model, call.settings.get("size"), call.settings.get("quality"))
+            self.first = self.first or shown_call(context, call)
+            kind = (job.route, call.checked.model, settings.get("size"), settings.get("quality"))
             sums = self.kinds.setdefault(kind, [0, 0, 0.0])
             self.kinds[kind] = [sums[0] + 1, sums[1] + call.names.expected, sums[2] + cost["usd"]]
         return Plan(job.line, job.id, state, call.names.expected, cost["usd"], fingerprint)
 
-    def check_outputs(self, job: Job, call: Prepared, known: Json) -> None:
+    def check_outputs(self, context: Context, job: Job, call: Prepared, known: Json) -> None:
         """Checks that what a job will write is free, but for what an earlier try of it has written, and its alone."""
-        earlier = {*known.get("outputs", []), *(row["path"] for row in objects_in(as_object(known.get("result")).get("images")))}
+        images = objects_in(as_object(known.get("result")).get("images"))
+        earlier = {*known.get("outputs", []), *(row.get("path") for row in images)}
         written = [name for name in call.written if name not in earlier]
-        check_names(written, call.names.overwrite, call.temp_files)
+        check_names(written, call.names.overwrite, context.temp_files)
         for name in call.written:
             line = self.names.setdefault(hash(absolute(name)), job.line)
             if line != job.line:
@@ -5439,9 +5679,10 @@ class Batch:
             there = (sha256_of(str(row.get("path"))) == row.get("sha256") for row in objects_in(result.get("images")))
             return "done" if all(there) else "run"
         # Begun and not ended: it may be that only the line is missing.
-        if not result and not call.names.overwrite and all(map(is_whole_picture, outputs)):
+        if not result and not call.names.overwrite and all(map(is_whole, outputs)):
             rows = [{"path": name, "index": index, "sha256": sha256_of(name)} for index, name in enumerate(outputs, 1)]
-            self.ledger.write(Plan(job.line, job.id, "", 0, 0.0, fingerprint), usd=0.0, result={"ok": True, "images": rows})
+            plan = Plan(job.line, job.id, "done", len(rows), 0.0, fingerprint)
+            self.ledger.write(plan, result={"ok": True, "images": rows})
             return "done"
         free = result and not as_object(result.get("error")).get("may_be_billed")
         return "run" if free or self.settings.get("retry-billable") else "unclear"
@@ -5454,7 +5695,7 @@ class Batch:
         plan, started = self.plans[index], clock()
 
         def make() -> None:
-            call = prepare(context, self.maker.settings(job), None)
+            call = self.prepared(context, job)
             self.ledger.write(plan, begun=self.time(), usd=plan.usd, outputs=call.outputs)
             make_call(context, call)
 
@@ -5575,7 +5816,8 @@ class Batch:
         columns = ("route", "model", "size", "quality", "jobs", "pictures", "usd")
         usd = sum(sums[2] for sums in self.kinds.values())
         return {
-            "dry_run": True, "route": "batch", "jobs": {state: states.count(state) for state in ("run", "done", "unclear")},
+            "dry_run": True, "route": "batch",
+            "jobs": {state: states.count(state) for state in ("run", "done", "unclear")},
             "pictures": sum(sums[1] for sums in self.kinds.values()),
             "by": [dict(zip(columns, (*kind, *sums))) for kind, sums in self.kinds.items()],
             "estimate": {"usd": round(usd, 4), "prices_of": FACTS_OF} if usd else None,
@@ -5594,7 +5836,8 @@ class Batch:
             "unclear": len(unclear), "not_started": states.count("run") - self.made - len(self.failures),
         }  # fmt: skip
         return {
-            "jobs": jobs, "pictures": self.pictures, "cost": {"usd": round(self.ledger.spent, 4), "prices_of": FACTS_OF},
+            "jobs": jobs, "pictures": self.pictures,
+            "cost": {"usd": round(self.ledger.spent, 4), "prices_of": FACTS_OF},
             "ledger": self.ledger.path, "failures": failures[:MOST_SHOWN],
         }  # fmt: skip
 
@@ -5605,9 +5848,8 @@ class Batch:
         left = jobs["total"] - jobs["made"] - jobs["made_before"]
         if not left:
             return
-        parts = [f"{count} {words}" for words, count in (
-            ("failed", jobs["failed"]), ("may have been billed", jobs["unclear"]), ("not started", jobs["not_started"]),
-        ) if count]  # fmt: skip
+        reasons = {"failed": "failed", "unclear": "may have been billed", "not_started": "not started"}
+        parts = [f"{jobs[name]} {words}" for name, words in reasons.items() if jobs[name]]
         hint = "run the same command again: it goes on where it was"
         failure = self.ending or Failure(LEFT, "", hint, rule="jobs-left")
         if self.context.stop.draining:
@@ -5623,112 +5865,28 @@ class Batch:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def convert_input(context: Context, given: InputPicture, route: str) -> InputPicture:
-    """Turns an input picture of a format the API does not take into a PNG, if a program here can."""
-    if given.kind != "file" or not given.picture or is_taken(given.picture, route):
-        return given
-    with context.temp_files.create(spare_folder(), ".png") as file:
-        target = file.name
-    context.progress.phase("converting", path=given.shown)
-    environ = {name: value for name, value in context.environ.items() if context.console.clean(value) == value}
-    converter = convert_to_png(os.path.abspath(given.text), target, environ)
-    if not converter:
-        return given
-    context.console.warn(f"{given.shown}: converted from {given.picture.format} to png with {converter}")
-    return given._replace(text=target, size=os.path.getsize(target), picture=identify(target))
-
-
-def same_file(path: str, data: bytes) -> bool:
-    """Tells whether a file holds just these bytes."""
-    try:
-        with open(path, "rb") as file:
-            return file.read(len(data) + 1) == data
-    except OSError:
-        return False
-
-
-def add_mask(context: Context, checked: Checked, data: bytes, target: str) -> None:
-    """Adds a mask to the inputs, and writes it beside the output, which a dry run only foresees."""
-    if not checked.settings.get("dry-run"):
-        if not same_file(target, data):
-            with context.temp_files.create(os.path.dirname(target) or ".") as file:
-                write_all(file, data)
-            target = context.temp_files.place(file.name, target, bool(checked.settings.get("overwrite")))
-        context.console.tell(f"the mask is {target}")
-    context.result.mask = target
-    picture = identify_file(io.BytesIO(data))
-    checked.inputs.append(InputPicture("mask", "--mask-box", "file", target, target, len(data), picture))
-
-
-def shown_settings(settings: Settings) -> Json:
-    """Returns the settings in force with their sources, secrets masked."""
-    rows = {}
-    for name, (value, source, _) in settings.rows.items():
-        if isinstance(value, (list, Secret)):
-            value = [str(item) for item in value] if isinstance(value, list) else str(value)
-        rows[name] = {"value": value, "source": source.label}
-    return rows
-
-
-def make_call(context: Context, checked: Checked, names: OutputNames, request: Request) -> None:
-    """Sends a call that has passed all checks and saves what comes of it."""
-    settings, result = checked.settings, context.result
-    made = Call(context, settings, names)
-    failure = made.send(request)
-    if result.route == "responses":
-        failure = made.settle(failure)
-    free = result.route == "responses" and settings.get("tool-choice") in ("auto", "none")  # to answer in words
-    made.conclude(failure, 0 if free and result.text else names.expected)
-
-
-def show_request(context: Context, checked: Checked, request: Request, outputs: list[str]) -> None:
-    """Prints what would be sent: the dry run, or a curl command."""
-    settings = checked.settings
-    if settings.get("curl"):
-        for given in checked.inputs:
-            if given.text in context.temp_files.files:
-                words = f"--curl: {given.shown} is converted for a call, and what is made of it is gone afterwards"
-                raise Failure(USAGE, words, "convert it to png, and name that file", rule="curl-converted")
-        context.console.print(curl_command(settings, request))
-        return
-    context.console.print_json({
-        "dry_run": True, "route": checked.command, "method": request.method, "url": request.url,
-        "headers": {name: str(value) for name, value in request.headers},
-        "body": request.tree, "form": request.form, "outputs": outputs,
-        "settings": shown_settings(settings), "estimate": estimate(checked),
-        "warnings": context.console.warnings,
-    })  # fmt: skip
+def show_curl(context: Context, call: Prepared) -> None:
+    """Prints a call as a curl command."""
+    for given in call.checked.inputs:
+        if given.text in context.temp_files.files:
+            words = f"--curl: {given.shown} is converted for a call, and what is made of it is gone afterwards"
+            raise Failure(USAGE, words, "convert it to png, and name that file", rule="curl-converted")
+    write_beside(context, call)
+    context.console.print(curl_command(call.checked.settings, call.request))
 
 
 def call(context: Context, settings: Settings, positional: str | None) -> None:
     """Makes a call of one of the three routes: check everything, plan the names, send once, save as it comes."""
-    result = context.result
-    result.model = settings.get("model")
-    checked = gather_checked(settings, positional, context.stdin, context.now())
-    checked.inputs = [convert_input(context, given, checked.command) for given in checked.inputs]
-    settings = checked.settings
-    broken = (found for check in CHECKS for found in check(checked))
-    enforce([*settings.problems, *broken], bool(settings.get("no-validate")), context.console)
-    check_pair(settings, context)
-    names = output_names(settings, expected_pictures(checked))
-    dry = bool(settings.get("dry-run") or settings.get("curl"))
-    outputs = names.planned(settings.get("partial-images") or 0 if settings.get("stream") else 0)
-    mask, mask_path = boxed_mask(checked), names.beside("-mask.png")
-    new_mask = mask_path if mask and not same_file(mask_path, mask) else None  # the same mask again may stay
-    written = [*outputs, *saved_reply_name(settings), *filter(None, [new_mask])]
-    check_names(written, names.overwrite)
-    if not dry:
-        check_key(settings)
-    if not settings.get("dry-run"):
-        make_folders(written, context.temp_files)
-    if mask:
-        add_mask(context, checked, mask, mask_path)
-    request = build_request(checked)
-    if dry:
-        result.reported = True
-        show_request(context, checked, request, outputs[: names.expected])
+    prepared = prepare(context, settings, positional)
+    check_names(prepared.written, prepared.names.overwrite, context.temp_files)
+    context.result.reported = bool(settings.get("dry-run") or settings.get("curl"))
+    if settings.get("dry-run"):
+        context.console.print_json(shown_call(context, prepared))
+    elif settings.get("curl"):
+        show_curl(context, prepared)
     else:
-        make_call(context, checked, names, request)
+        check_key(settings)
+        make_call(context, prepared)
 
 
 def read_session(target: str, settings: Settings) -> Json:
@@ -5758,6 +5916,7 @@ def resume(context: Context, settings: Settings, target: str | None) -> None:
     enforce(settings_problems(settings), False, context.console)
     check_pair(settings, context)
     session, result = read_session(target or "", settings), context.result
+    context.temp_files.reads([target or ""])
     if session.get("output") and not settings.get("output"):
         settings = settings.changed("output", session["output"], "session file")
     settings = follow_suffix(settings).changed("background-mode", True, "resume")
@@ -5774,7 +5933,7 @@ def resume(context: Context, settings: Settings, target: str | None) -> None:
         made.forget_session()
         return
     written = [names.final(1), *saved_reply_name(settings)]
-    check_names(written, names.overwrite)
+    check_names(written, names.overwrite, context.temp_files)
     make_folders(written, context.temp_files)
     failure = made.settle(made.read_again())
     made.conclude(failure, 0 if result.text else 1)
@@ -5792,7 +5951,7 @@ def name_extracted(context: Context, names: OutputNames) -> None:
         if count == 1 and true_name == names.final(1) and exists(true_name) and not names.overwrite:
             os.unlink(row["path"])
             result.images.clear()
-            check_names([true_name], False)
+            check_names([true_name], False, context.temp_files)
         row["path"] = context.temp_files.place(row["path"], true_name, names.overwrite and true_name == name)
 
 
@@ -5809,7 +5968,8 @@ def extract(context: Context, settings: Settings, target: str | None) -> None:
         names = output_names(settings, 1)
         # A picture by this name may be one of the reply, which is then there already.
         there = os.path.isfile(names.final(1)) and identify(names.final(1))
-        check_names([names.final(1)], names.overwrite or bool(there))
+        context.temp_files.reads([file.name])
+        check_names([names.final(1)], names.overwrite or bool(there), context.temp_files)
         make_folders([names.final(1)], context.temp_files)
         # How many pictures there are is known at the end only.
         made = Call(context, settings, names._replace(stem=f"{names.stem}-extracted", several=True, overwrite=False))
@@ -5917,14 +6077,13 @@ def example_dotenv() -> str:
     return "\n".join(lines).replace("# OPENAI_API_KEY=", "OPENAI_API_KEY=") + "\n"
 
 
-def init_env(console: Console) -> None:
-    """Writes a commented .env into the current folder, for its owner only, never over an existing one."""
-    try:
-        with open(".env", "x", encoding="utf-8") as file:
-            os.chmod(".env", 0o600)  # there is no key in it yet
-            file.write(example_dotenv())
-    except OSError as error:
-        raise Failure(OUTPUT, f".env: {error.strerror}", "edit it, or remove it first", rule="env-exists") from error
+def init_env(console: Console, temp_files: TempFiles) -> None:
+    """Writes a commented .env into the current folder, for its owner only, whole and never over an existing one."""
+    with temp_files.create(os.curdir) as file:
+        os.chmod(file.name, 0o600)  # there is no key in it yet
+        write_all(file, example_dotenv().encode())
+    if not rename_free(file.name, ".env"):
+        raise Failure(OUTPUT, ".env exists already", "edit it, or remove it first", rule="env-exists")
     console.tell("wrote .env; put the key behind OPENAI_API_KEY= and keep it out of version control")
     console.print(".env")
 
@@ -5972,7 +6131,7 @@ def config(context: Context, settings: Settings, _: str | None) -> None:
     context.result.reported = True
     enforce(settings_problems(settings), False, console)
     if settings.get("init"):
-        init_env(console)
+        init_env(console, context.temp_files)
     elif shell:
         console.print(completion_script(shell))
     else:
@@ -6159,6 +6318,8 @@ def run_command(context: Context, argv: list[str]) -> None:
     command, typed, argument = parse(argv)
     console.quiet = bool(typed.get("quiet"))
     settings, dotenv = settings_in_force(command, typed, context)
+    texts = [typed.get(name) or "" for name, row in options_of(command).items() if row.kind.reads]
+    context.temp_files.reads([__file__, dotenv.path, *texts, *(text.lstrip("@") for text in texts)])
     with Progress(console, settings.get("progress", "none"), context.progress.clock) as progress:
         context = context._replace(dotenv=dotenv, progress=progress)
         COMMANDS[command].run(context, settings, argument)

@@ -233,10 +233,10 @@ class Polling(BackgroundTest):
         self.assertNotEqual(ran.json["session_file"], "p.session.json")
         self.assertTrue(Path(ran.json["session_file"]).exists())
 
-    def test_background_with_no_store_is_refused_before_sending(self) -> None:
-        gateway = self.gateway()
-        ran = self.run_main(*QUEUED, "--no-store", "--output", "p.png", gateway=gateway)
-        self.assertEqual((ran.code, gateway.connections), (2, 0))
+    def test_background_with_no_store_is_sent_with_a_warning(self) -> None:
+        ran = self.run_main(*QUEUED, "--no-store", "--output", "p.png", "--dry-run")
+        self.assertEqual((ran.code, ran.json["body"]["background"], ran.json["body"]["store"]), (0, True, False))
+        self.assertRegex(ran.json["warnings"][0], "ten minutes")
 
 
 class Interrupting(BackgroundTest):

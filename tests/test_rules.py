@@ -194,7 +194,6 @@ WRONG: Tuple[Tuple[str, str], ...] = (
     ("generations x --base-url http://0x08080808/v1", "base-url-http"),
     ("generations x --base-url 'http://[2001:4860:4860::8888]/v1'", "base-url-http"),
     # a response's own
-    ("responses x --background-mode --no-store", "store-background"),
     ("responses x --metadata-json '[1]'", "metadata-json-unreadable-value"),
     ("responses x --metadata-json '{\"a\": 1}'", "metadata"),
     # JSON that is none
