@@ -1066,6 +1066,22 @@ def little(data: bytes) -> int:
     return int.from_bytes(data, "little")
 
 
+MOST_READS = 1 << 18  # of a file that is looked at: no real picture consists of so many chunks, segments or blocks
+
+
+class PictureFile(io.BufferedReader):
+    """An open picture that counts as damaged once it was read too often, so that none takes more than a moment."""
+
+    left = MOST_READS
+
+    def read(self, size: int | None = -1) -> bytes:
+        """Reads as any file does."""
+        self.left -= 1
+        if self.left < 0:
+            raise ValueError("more parts than a picture has")
+        return super().read(size)
+
+
 def length_of(file: BinaryFile) -> int:
     """Returns the length of a file, which then stands at its end."""
     return file.seek(0, os.SEEK_END)
@@ -1086,11 +1102,19 @@ def png_chunks(file: BinaryFile) -> Iterator[tuple[bytes, int]]:
             yield kind, length
 
 
+# The chunk that comes first: two sides above zero, a depth that the colour type allows, and whether it is interlaced.
+PNG_HEADER = (
+    rb"(?s).{8}\0\0\0\rIHDR(?!\0{4}).{4}(?!\0{4}).{4}"
+    rb"([\x01\x02\x04\x08\x10]\0|[\x08\x10][\x02\x04\x06]|[\x01\x02\x04\x08]\x03)\0\0[\0\x01]"
+)
+
+
 def identify_png(file: BinaryFile, head: bytes) -> Picture:
     """Reads size, alpha (an alpha channel or tRNS) and completeness of a PNG."""
     kinds = {kind for kind, _ in png_chunks(file)}
     width, height, colour = struct.unpack_from(">IIxB", head, 16)
-    return Picture("png", width, height, colour in (4, 6) or b"tRNS" in kinds, whole=b"IEND" in kinds)
+    whole = b"IEND" in kinds and bool(re.match(PNG_HEADER, head))
+    return Picture("png", width, height, colour in (4, 6) or b"tRNS" in kinds, whole=whole)
 
 
 JPEG_FRAMES = b"\xc0\xc1\xc2\xc3\xc5\xc6\xc7\xc9\xca\xcb\xcd\xce\xcf"  # the markers of segments that hold the size
@@ -1102,9 +1126,9 @@ ORIENTATION = (
 
 
 def identify_jpeg(file: BinaryFile, head: bytes) -> Picture:
-    """Reads frame and orientation of a JPEG; whole if an end marker stands in the last kilobytes of its scan."""
+    """Reads frame and orientation of a JPEG; whole if an end marker follows its scan, whatever is behind that."""
     # https://www.w3.org/Graphics/JPEG/itu-t81.pdf, annex B
-    width, height, turned, marker = 0, 0, False, b""
+    width, height, exif, marker = 0, 0, b"", b""
     file.seek(2)
     while marker != b"\xda":  # there the scan begins
         marker = file.read(1)
@@ -1112,13 +1136,17 @@ def identify_jpeg(file: BinaryFile, head: bytes) -> Picture:
             continue
         (length,) = struct.unpack(">H", file.read(2))
         segment = file.read(max(length - 2, 0))
-        if exif := re.match(ORIENTATION, segment):
-            turned = exif[1] in b"\5\6\7\x08"
+        if segment.startswith(b"Exif"):
+            exif = exif or segment
         if marker in JPEG_FRAMES:
             height, width = struct.unpack_from(">xHH", segment)
-    scan = file.tell()
-    file.seek(max(length_of(file) - 4096, scan))
-    return Picture("jpeg", width, height, whole=width > 0 and b"\xff\xd9" in file.read(), turned=turned)
+    # No data of a scan looks like an end marker, but cameras put films and other pictures behind it.
+    orientation = re.match(ORIENTATION, exif)
+    turned = orientation is not None and orientation[1] in b"\5\6\7\x08"
+    scan, end = b"", b"\xff\xd9"
+    while end not in scan and (more := file.read(BLOCK)):
+        scan = scan[-1:] + more
+    return Picture("jpeg", width, height, whole=width > 0 and end in scan, turned=turned)
 
 
 def identify_webp(file: BinaryFile, head: bytes) -> Picture:
@@ -1230,31 +1258,36 @@ def begins_picture(head: bytes) -> bool:
     return any(re.match(row.pattern, head, re.DOTALL) for row in SIGNATURES)
 
 
-def identify_file(file: BinaryFile) -> Picture | None:
-    """Returns what the bytes of an open file say, or None if it is no picture."""
-    head = file.read(65536)
-    for row in SIGNATURES:
-        if re.match(row.pattern, head, re.DOTALL):
-            try:
-                return row.identify(file, head) if row.identify else Picture(row.format)
-            except (IndexError, ValueError, struct.error):
-                return Picture(row.format, whole=False)
+def identify_file(raw: Any) -> Picture | None:
+    """Returns what the bytes of a file say that is open without a buffer, and closes it; None if it is no picture."""
+    with PictureFile(raw) as file:
+        head = file.read(BLOCK)
+        for row in SIGNATURES:
+            if re.match(row.pattern, head, re.DOTALL):
+                try:
+                    return row.identify(file, head) if row.identify else Picture(row.format)
+                except (IndexError, ValueError, struct.error):
+                    return Picture(row.format, whole=False)
     return None
 
 
 def identify(path: str) -> Picture | None:
     """Returns what the bytes of a file say, or None if it is no picture; OSError if it cannot be read."""
-    with open(path, "rb") as file:
-        return identify_file(file)
+    return identify_file(open(path, "rb", buffering=0))
+
+
+LOOK_SECONDS = 0.5  # that pixels are looked at
 
 
 def png_data(file: BinaryFile) -> Blocks:
-    """Yields the inflated data of a PNG, at most a megabyte at a time; zlib.error if it is damaged."""
-    inflate = zlib.decompressobj()
+    """Yields the inflated data of a PNG, at most a megabyte at a time; zlib.error if damaged, ValueError if slow."""
+    inflate, end = zlib.decompressobj(), time.monotonic() + LOOK_SECONDS
     for kind, length in png_chunks(file):
         for at in range(0, length if kind == b"IDAT" else 0, BLOCK):
             data = file.read(min(BLOCK, length - at))
             while data:
+                if time.monotonic() > end:
+                    raise ValueError("it takes too long")
                 yield inflate.decompress(data, MIB)
                 data = inflate.unconsumed_tail
     yield inflate.flush()
@@ -1265,7 +1298,7 @@ def png_data(file: BinaryFile) -> Blocks:
 # depth: the first byte, then the same byte over and over. The first row that deviates proves a pixel not opaque.
 OPAQUE_FIRST_ROW = (b"\xff\xff", b"\xff\0", b"\xff\xff", b"\xff\x80", b"\xff\0")
 OPAQUE_NEXT_ROWS = (b"\xff\xff", b"\xff\0", b"\0\0", b"\x80\0", b"\0\0")
-MASK_SIDE = 16_384  # pixels; what claims to be larger is not looked into
+MASK_SIDE = 12_000  # pixels; what claims to be larger is not looked into, and gets no mask made
 
 
 def png_rows(file: BinaryFile, size: int) -> Blocks:
@@ -1278,23 +1311,26 @@ def png_rows(file: BinaryFile, size: int) -> Blocks:
             del data[:size]
 
 
-def png_opaque(path: str) -> bool:
-    """Tells whether every pixel of a PNG with an alpha channel is opaque, as far as it can be read."""
+def png_fault(path: str) -> str:
+    """Returns `damaged` or `opaque` if the pixels of a PNG with an alpha channel are that, as far as can be told."""
     with open(path, "rb") as file:
         width, height, depth, colour, interlaced = struct.unpack(">16xIIBBxxB", file.read(29))
         if colour not in (4, 6) or interlaced or max(width, height) > MASK_SIDE:
-            return False
+            return ""
         step = depth // 8 * (colour - 2)  # bytes a pixel: grey and alpha, or three colours and alpha
-        patterns = OPAQUE_FIRST_ROW
+        rows, patterns, fault = png_rows(file, 1 + width * step), OPAQUE_FIRST_ROW, "opaque"
         try:
-            for row in itertools.islice(png_rows(file, 1 + width * step), height):  # the filter type comes first
-                pattern, patterns = patterns[row[0]], OPAQUE_NEXT_ROWS
+            for _ in range(height):
+                row = next(rows)
+                pattern, patterns = patterns[row[0]], OPAQUE_NEXT_ROWS  # the filter type comes first
                 alpha = pattern[:1] + pattern[1:] * (width - 1)
-                if any(row[place::step] != alpha for place in range(step - depth // 8 + 1, step + 1)):
-                    return False
-        except (IndexError, zlib.error):
-            return False
-    return True
+                if fault and any(row[place::step] != alpha for place in range(step - depth // 8 + 1, step + 1)):
+                    fault = ""
+        except ValueError:
+            return ""
+        except (IndexError, StopIteration, zlib.error):
+            return "damaged"
+    return fault
 
 
 def png_chunk(kind: bytes, data: bytes | bytearray) -> bytes:
@@ -1691,19 +1727,26 @@ class InputPicture(NamedTuple):
         """Returns a problem of this picture."""
         return Problem(rule, f"{self.label}: {words}", hint, **grade)
 
+    def damaged(self) -> Problem:
+        """Returns the problem of a picture that is not whole."""
+        return self.problem("image-truncated", "the picture is cut short or damaged", "export or download it again")
+
 
 def examine_file(given: InputPicture) -> InputPicture:
     """Looks at an input file by its bytes."""
     state = os.stat(given.text)
     if not stat.S_ISREG(state.st_mode):
         raise ValueError("not a regular file")
-    return given._replace(size=state.st_size, picture=identify(given.text))
+    with open(given.text, "rb", buffering=0) as file:
+        # Of one that is too large anyway, the beginning will do.
+        raw = file if state.st_size < MAX_INPUT else io.BytesIO(file.read(BLOCK))
+        return given._replace(size=state.st_size, picture=identify_file(raw))
 
 
 def examine_data(given: InputPicture) -> InputPicture:
     """Looks at an input given as a data: URL."""
     start, _, data = given.text.partition(",")
-    plain = re.fullmatch(r"[A-Za-z0-9+/\s]*=*\s*", data)
+    plain = re.fullmatch(r"[A-Za-z0-9+/\s]*", data.rstrip().rstrip("="))
     if not plain or not re.fullmatch(r"data:image/[\w.+-]+;base64", start, re.IGNORECASE):
         raise ValueError("expected data:image/…;base64,… with nothing but base64 behind the comma")
     raw = binascii.a2b_base64(data)
@@ -2122,10 +2165,10 @@ def check_input(checked: Checked, given: InputPicture) -> Problems:
         yield given.problem(
             "image-type", f"{'animated ' * picture.animated}{picture.format} is not taken here", NO_CONVERTER
         )
-    elif picture.whole is False:
-        yield given.problem("image-truncated", f"the {picture.format} is cut short", "export or download it again")
-    if given.size >= MAX_INPUT:
+    elif given.size >= MAX_INPUT:
         yield given.problem("image-size", f"{amount(given.size)}; less than 50 MB is allowed", "make it smaller")
+    elif picture.whole is False:
+        yield given.damaged()
 
 
 def check_images(checked: Checked) -> Problems:
@@ -2169,10 +2212,14 @@ def check_mask_file(given: InputPicture, first: Picture | None) -> Problems:
             f"{mask.width}x{mask.height}, but the first picture is {wanted}",
             f"make the mask {wanted}",
         )
+        return  # what is of the wrong size is not looked into
     hint = "make transparent what is to be edited"
-    if given.kind == "file" and not mask.alpha:
+    fault = png_fault(given.text) if given.kind == "file" else ""
+    if not mask.alpha:
         yield given.problem("mask-alpha", "the mask has no alpha channel", f"{hint}: only alpha counts, no colour does")
-    elif given.kind == "file" and size < MAX_INPUT and png_opaque(given.text):
+    elif fault == "damaged":
+        yield given.damaged()
+    elif fault:
         yield given.problem("mask-opaque", "the mask is opaque everywhere", hint)
 
 
