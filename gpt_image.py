@@ -1359,7 +1359,7 @@ def box_fits(box: str, width: int, height: int) -> bool:
 
 def mask_png(width: int, height: int, boxes: list[tuple[int, int, int, int]]) -> bytes:
     """Returns a grey PNG of the given size, opaque except within the boxes (x, y, width, height)."""
-    deflate, data = zlib.compressobj(), bytearray()
+    deflate, data = zlib.compressobj(1), bytearray()  # the fastest, since the whole picture must not take a second
     for line in range(height):
         row = bytearray(b"\xff\xff" * width)
         for x, y, w, h in boxes:
@@ -2226,12 +2226,14 @@ def check_mask_file(given: InputPicture, first: Picture | None) -> Problems:
 def check_boxes(checked: Checked, first: InputPicture) -> Problems:
     """Checks that each mask box lies within the first picture, whose size must be known."""
     width, height = first.picture.shown if first.picture else (0, 0)
-    if not width and not first.trouble:
-        yield Problem("mask-box", "--mask-box needs a first picture that is a local file", "add it", fatal=True)
-    for box in checked.get("mask-box") if width else ():
+    fits = 0 < max(width, height) <= MASK_SIDE
+    if not fits and not first.trouble:
+        words = f"--mask-box needs a first picture that is a local file, of at most {MASK_SIDE} pixels a side"
+        yield Problem("mask-box", words, "add it, or make it smaller", fatal=True)
+    for box in checked.get("mask-box") if fits else ():
         if not box_fits(box, width, height):
-            hint = "X,Y,WIDTH,HEIGHT within the first picture"
-            yield Problem("mask-box", f"--mask-box {box}: not within {width}x{height}", hint, fatal=True)
+            words = f"--mask-box {box}: not within {width}x{height}, or less than a pixel"
+            yield Problem("mask-box", words, "X,Y,WIDTH,HEIGHT within the first picture", fatal=True)
 
 
 def check_mask(checked: Checked) -> Problems:

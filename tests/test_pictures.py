@@ -1031,6 +1031,31 @@ class MaskBoxTest(InputTest):
             with self.subTest(box):
                 self.assertEqual(self.edit("--image", image, f"--mask-box={box}").code, 2)
 
+    def test_no_mask_is_made_for_a_picture_that_claims_to_be_absurdly_large(self) -> None:
+        for width, height in ((60_000, 60_000), (2**31 - 1, 1), (1, 2**31 - 1), (12_001, 9)):
+            self.write("in.png", header_png(width, height))
+            for box in ("0%,0%,100%,100%", "0,0,1,1"):
+                with self.subTest(f"{width}x{height}", box=box):
+                    ran = self.edit("--image", "in.png", "--mask-box", box)
+                    self.assert_broken(ran, "mask-box")
+                    self.assertIn("12000", ran.error["message"])
+
+    def test_boxes_in_per_cent_that_share_an_edge_touch(self) -> None:
+        for cuts in ((0, 50, 100), (0, 33.3, 66.6, 100), (0, 12.5, 37.5, 99.9, 100), tuple(range(0, 101, 10))):
+            for width in (*range(1, 40), 640, 1023, 1024, 1536, 3840, 3999):
+                at = 0
+                for left, right in zip(cuts, cuts[1:]):
+                    x, _, w, _ = gpt_image.box_pixels(f"{left}%,0%,{round(right - left, 3)}%,100%", width, 9)
+                    self.assertEqual(x, at, (width, cuts))
+                    at = x + w
+                self.assertEqual(at, width, cuts)
+
+    def test_a_box_of_less_than_a_pixel_is_said_to_be_that(self) -> None:
+        image = self.write("in.png", rgb_png(40, 20))
+        ran = self.edit("--image", image, "--mask-box", "10%,10%,0.1%,50%")
+        self.assert_broken(ran, "mask-box")
+        self.assertIn("less than a pixel", ran.error["message"])
+
     def test_boxes_need_a_local_first_picture(self) -> None:
         self.assert_broken(self.edit("--image", "https://h.example/x.png", "--mask-box", "0,0,1,1"), "mask-box")
         self.assertEqual(self.edit("--mask-box", "0,0,1,1", route="responses").code, 2)
