@@ -1378,11 +1378,32 @@ def is_taken(picture: Picture, route: str) -> bool:
     return picture.format in INPUT_TYPES
 
 
-# Pillow is not taken from the current folder: a cloned one could hold a PIL of its own.
-PILLOW = (
-    "import sys; sys.path[:] = filter(None, sys.path); from PIL import Image; "
-    "Image.open(sys.argv[1]).save(sys.argv[2], 'PNG')"
-)
+NO_PILLOW = 77  # how the program below ends where Pillow is not installed
+# Pillow is not taken from the current folder: a cloned one could hold a PIL of its own. A PNG has no CMYK, no floats
+# and no long integers, and a colour profile of the mode before must not stay.
+PILLOW = """
+import sys
+sys.path[:] = filter(None, sys.path)
+try:
+    from PIL import Image, ImageOps
+except ImportError:
+    sys.exit(77)
+try:
+    import pillow_heif
+    pillow_heif.register_heif_opener()
+except Exception:
+    pass
+image = ImageOps.exif_transpose(Image.open(sys.argv[1]))
+if image.mode.startswith(("F", "I")) and image.mode != "I;16":
+    image = image.convert("F")
+    highest = image.getextrema()[1]
+    scale = 255 if highest <= 1 else min(1, 255 / highest)
+    image = image.point(lambda value: value * scale + 0).convert("L")
+elif image.mode not in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16"):
+    image.info.pop("icc_profile", None)
+    image = image.convert("RGBA" if image.mode in ("PA", "La", "RGBa") else "RGB")
+image.save(sys.argv[2], "PNG")
+"""
 # What turns other formats into PNG, best first: a name, the program, and its arguments.
 CONVERTERS = (
     ("sips", "sips", "-s", "format", "png", "{source}", "--out", "{target}"),
@@ -1391,30 +1412,30 @@ CONVERTERS = (
     ("ffmpeg", "ffmpeg", "-v", "error", "-y", "-i", "{source}", "-frames:v", "1", "{target}"),
     ("Pillow", sys.executable, "-c", PILLOW, "{source}", "{target}"),
 )
-NO_CONVERTER = (
-    f"save it as png, jpeg or webp, or install one of {one_of(tuple(row[0] for row in CONVERTERS))}, "
-    "which this program then uses"
-)
 
 
-def convert_to_png(path: str, target: str, environ: Environ) -> str:
-    """Turns a picture into a PNG with the first program that can; returns its name, or nothing if none could."""
+def convert_to_png(path: str, target: str, environ: Environ) -> tuple[str, list[str]]:
+    """Turns a picture into a PNG; returns the name of the first program that could, and of those that could not."""
     import shutil
     import subprocess
 
     safe = {name: value for name, value in environ.items() if name not in KEY_NAMES}
+    failed: list[str] = []
     for name, program, *arguments in CONVERTERS:
         found = shutil.which(program, path=environ.get("PATH")) or ""
         if not os.path.isabs(found):  # Windows looks into the current folder first
             continue
         command = [found, *(word.format(source=path, target=target) for word in arguments)]
         try:
-            subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=120, check=True, env=safe)
-            if identify(target):
-                return name
+            ran = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=120, env=safe)
+            if ran.returncode == NO_PILLOW:
+                continue
+            if not ran.returncode and identify(target):
+                return name, failed
         except (OSError, subprocess.SubprocessError):
-            continue
-    return ""
+            pass
+        failed.append(name)
+    return "", failed
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -1722,6 +1743,7 @@ class InputPicture(NamedTuple):
     size: int = 0
     picture: Picture | None = None
     trouble: str = ""  # why it cannot be used
+    failed: Words = ()  # the converters that could not turn it into a PNG
 
     def problem(self, rule: str, words: str, hint: str = "", **grade: bool) -> Problem:
         """Returns a problem of this picture."""
@@ -2144,6 +2166,14 @@ def check_needs(checked: Checked) -> Problems:
         )
 
 
+def conversion_hint(given: InputPicture) -> str:
+    """Returns what to do about a picture that is not taken here, and that no program on this machine converted."""
+    words = f"{' and '.join(given.failed)} could not convert it; " if given.failed else ""
+    others = tuple(row[0] for row in CONVERTERS if row[0] not in given.failed and given.kind == "file")
+    more = f", or install one of {one_of(others)}, which this program then uses" if others else ""
+    return f"{words}save it as png, jpeg or webp{more}"
+
+
 def check_input(checked: Checked, given: InputPicture) -> Problems:
     """Checks one input picture: readable, not too large, a picture, of a type this route takes, and whole."""
     picture, local = given.picture, given.kind in ("file", "data")
@@ -2163,7 +2193,9 @@ def check_input(checked: Checked, given: InputPicture) -> Problems:
         )
     elif not is_taken(picture, checked.command):
         yield given.problem(
-            "image-type", f"{'animated ' * picture.animated}{picture.format} is not taken here", NO_CONVERTER
+            "image-type",
+            f"{'animated ' * picture.animated}{picture.format} is not taken here",
+            conversion_hint(given),
         )
     elif given.size >= MAX_INPUT:
         yield given.problem("image-size", f"{amount(given.size)}; less than 50 MB is allowed", "make it smaller")
@@ -4734,9 +4766,9 @@ def convert_input(context: Context, given: InputPicture, route: str) -> InputPic
     with context.temp_files.create(spare_folder(), ".png") as file:
         target = file.name
     context.progress.phase("converting", path=given.shown)
-    converter = convert_to_png(os.path.abspath(given.text), target, context.environ)
+    converter, failed = convert_to_png(os.path.abspath(given.text), target, context.environ)
     if not converter:
-        return given
+        return given._replace(failed=tuple(failed))
     context.console.warn(f"{given.shown}: converted from {given.picture.format} to png with {converter}")
     return given._replace(text=target, size=os.path.getsize(target), picture=identify(target))
 

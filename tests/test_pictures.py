@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import importlib.util
 import json
 import os
 import random
@@ -188,6 +189,18 @@ def gif(width: int, height: int, frames: int, comment: bytes = b"", local: bool 
         out += bytes(12) if local else b""
         out += b"\x02\x02\x44\x01\x00"
     return out + end
+
+
+def tiff(photo: int, samples: int, bits: int, kind: int, pixel: bytes, orientation: int = 1) -> bytes:
+    """Returns a TIFF of 8x6 equal pixels without compression."""
+    rows = ((256, 8), (257, 6), (258, bits), (259, 1), (262, photo), (273, 200), (274, orientation), (277, samples),
+            (278, 6), (279, 48 * len(pixel)), (339, kind))  # fmt: skip
+    tags = b"".join(struct.pack("<HHIHH", tag, 3, 1, value, 0) for tag, value in rows)
+    if samples > 1:  # one number of bits for each, which stand elsewhere
+        tags = tags.replace(struct.pack("<HHIHH", 258, 3, 1, bits, 0), struct.pack("<HHII", 258, 3, samples, 180))
+        tags = tags.replace(struct.pack("<HHIHH", 339, 3, 1, kind, 0), struct.pack("<HHII", 339, 3, samples, 188))
+    head = (b"II*\0\x08\0\0\0" + struct.pack("<H", len(rows)) + tags + bytes(4)).ljust(180, b"\0")
+    return head + struct.pack("<4H", *[bits] * 4) + struct.pack("<4H", *[kind] * 4) + bytes(4) + pixel * 48
 
 
 class LookTest(ProgramTest):
@@ -1081,6 +1094,11 @@ class ConversionTest(InputTest):
         self.addCleanup(patch.stop)
         Path("good.png").write_bytes(transparent_png(8, 6))
 
+    def edit(self, *argv: str, route: str = "edits") -> Ran:
+        """Makes a dry run in which Pillow is the one of this test."""
+        env = {"PYTHONPATH": os.environ["PYTHONPATH"]}
+        return self.run_main(route, "x", *argv, "--output", "out/o.png", "--dry-run", env=env)
+
     def converter(self, name: str, code: str) -> None:
         """Puts a program on the PATH: Python code that sees its arguments as `args`."""
         path = Path("bin", name)
@@ -1152,6 +1170,44 @@ class ConversionTest(InputTest):
                 args = Path("ran-magick").read_text()
                 self.assertIn(str(self.folder), args.split(",")[0])
                 self.assertFalse(Path("evil").exists())
+
+    @unittest.skipUnless(os.name == "posix", "a script is a program only there")
+    def test_the_hint_names_no_converter_that_is_there_and_could_not(self) -> None:
+        self.write("in", BMP)
+        for names in (["magick"], ["sips", "magick"], ["sips", "magick", "convert", "ffmpeg"]):
+            for name in names:
+                self.converter(name, "sys.exit(1)")
+            with self.subTest(names):
+                ran = self.edit("--image", "in")
+                self.assert_broken(ran, "image-type")
+                failed, _, others = ran.error["hint"].partition(";")
+                self.assertEqual(failed, f"{' and '.join(names)} could not convert it")
+                self.assertIn("Pillow", others)  # the one of this test is none
+                for name in names:
+                    self.assertNotIn(name, others.replace("converts", ""))
+        Path("PIL/__init__.py").write_text("Image = ImageOps = None")
+        hint = self.edit("--image", "in").error["hint"]
+        self.assertEqual(hint.partition(";")[2], " save it as png, jpeg or webp")
+
+    def test_no_converter_is_named_for_a_data_url(self) -> None:
+        text = "data:image/bmp;base64," + base64.b64encode(BMP).decode()
+        ran = self.edit("--input-image-data-url", text, route="responses")
+        self.assert_broken(ran, "image-type")
+        self.assertEqual(ran.error["hint"], "save it as png, jpeg or webp")
+
+    @unittest.skipUnless(importlib.util.find_spec("PIL"), "needs Pillow")
+    def test_pillow_converts_what_a_png_cannot_hold(self) -> None:
+        with mock.patch.dict(os.environ, {"PYTHONPATH": ""}):
+            for name, data in (
+                ("cmyk", tiff(5, 4, 8, 1, b"\0\xff\0\0")), ("float", tiff(1, 1, 32, 3, struct.pack("<f", 0.5))),
+                ("long integers", tiff(1, 1, 32, 2, struct.pack("<i", 70_000))),
+                ("16 bits", tiff(1, 1, 16, 1, b"\1\x80")), ("turned", tiff(2, 3, 8, 1, b"\x80\0\xff", 6)),
+            ):  # fmt: skip
+                with self.subTest(name):
+                    ran = self.edit("--image", self.write("in.tif", data))
+                    self.assert_broken(ran, warns="Pillow")
+                    mask = self.write("m.png", transparent_png(*((6, 8) if name == "turned" else (8, 6))))
+                    self.assert_broken(self.edit("--image", "in.tif", "--mask", mask))
 
     def test_with_none_of_them_the_error_names_them(self) -> None:
         for name, data in OTHERS.items():
