@@ -1203,6 +1203,22 @@ def little(data: bytes) -> int:
     return int.from_bytes(data, "little")
 
 
+MOST_READS = 1 << 18  # of a file that is looked at: no real picture consists of so many chunks, segments or blocks
+
+
+class PictureFile(io.BufferedReader):
+    """An open picture that counts as damaged once it was read too often, so that none takes more than a moment."""
+
+    left = MOST_READS
+
+    def read(self, size: int | None = -1) -> bytes:
+        """Reads as any file does."""
+        self.left -= 1
+        if self.left < 0:
+            raise ValueError("more parts than a picture has")
+        return super().read(size)
+
+
 def length_of(file: BinaryFile) -> int:
     """Returns the length of a file, which then stands at its end."""
     return file.seek(0, os.SEEK_END)
@@ -1223,11 +1239,19 @@ def png_chunks(file: BinaryFile) -> Iterator[tuple[bytes, int]]:
             yield kind, length
 
 
+# The chunk that comes first: two sides above zero, a depth that the colour type allows, and whether it is interlaced.
+PNG_HEADER = (
+    rb"(?s).{8}\0\0\0\rIHDR(?!\0{4}).{4}(?!\0{4}).{4}"
+    rb"([\x01\x02\x04\x08\x10]\0|[\x08\x10][\x02\x04\x06]|[\x01\x02\x04\x08]\x03)\0\0[\0\x01]"
+)
+
+
 def identify_png(file: BinaryFile, head: bytes) -> Picture:
     """Reads size, alpha (an alpha channel or tRNS) and completeness of a PNG."""
     kinds = {kind for kind, _ in png_chunks(file)}
     width, height, colour = struct.unpack_from(">IIxB", head, 16)
-    return Picture("png", width, height, colour in (4, 6) or b"tRNS" in kinds, whole=b"IEND" in kinds)
+    whole = b"IEND" in kinds and bool(re.match(PNG_HEADER, head))
+    return Picture("png", width, height, colour in (4, 6) or b"tRNS" in kinds, whole=whole)
 
 
 JPEG_FRAMES = b"\xc0\xc1\xc2\xc3\xc5\xc6\xc7\xc9\xca\xcb\xcd\xce\xcf"  # the markers of segments that hold the size
@@ -1239,9 +1263,9 @@ ORIENTATION = (
 
 
 def identify_jpeg(file: BinaryFile, head: bytes) -> Picture:
-    """Reads frame and orientation of a JPEG; whole if an end marker stands in the last kilobytes of its scan."""
+    """Reads frame and orientation of a JPEG; whole if an end marker follows its scan, whatever is behind that."""
     # https://www.w3.org/Graphics/JPEG/itu-t81.pdf, annex B
-    width, height, turned, marker = 0, 0, False, b""
+    width, height, exif, marker = 0, 0, b"", b""
     file.seek(2)
     while marker != b"\xda":  # there the scan begins
         marker = file.read(1)
@@ -1249,13 +1273,17 @@ def identify_jpeg(file: BinaryFile, head: bytes) -> Picture:
             continue
         (length,) = struct.unpack(">H", file.read(2))
         segment = file.read(max(length - 2, 0))
-        if exif := re.match(ORIENTATION, segment):
-            turned = exif[1] in b"\5\6\7\x08"
+        if segment.startswith(b"Exif"):
+            exif = exif or segment
         if marker in JPEG_FRAMES:
             height, width = struct.unpack_from(">xHH", segment)
-    scan = file.tell()
-    file.seek(max(length_of(file) - 4096, scan))
-    return Picture("jpeg", width, height, whole=width > 0 and b"\xff\xd9" in file.read(), turned=turned)
+    # No data of a scan looks like an end marker, but cameras put films and other pictures behind it.
+    orientation = re.match(ORIENTATION, exif)
+    turned = orientation is not None and orientation[1] in b"\5\6\7\x08"
+    scan, end = b"", b"\xff\xd9"
+    while end not in scan and (more := file.read(BLOCK)):
+        scan = scan[-1:] + more
+    return Picture("jpeg", width, height, whole=width > 0 and end in scan, turned=turned)
 
 
 def identify_webp(file: BinaryFile, head: bytes) -> Picture:
@@ -1367,22 +1395,25 @@ def begins_picture(head: bytes) -> bool:
     return any(re.match(row.pattern, head, re.DOTALL) for row in SIGNATURES)
 
 
-def identify_file(file: BinaryFile) -> Picture | None:
-    """Returns what the bytes of an open file say, or None if it is no picture."""
-    head = file.read(65536)
-    for row in SIGNATURES:
-        if re.match(row.pattern, head, re.DOTALL):
-            try:
-                return row.identify(file, head) if row.identify else Picture(row.format)
-            except (IndexError, ValueError, struct.error):
-                return Picture(row.format, whole=False)
+def identify_file(raw: Any) -> Picture | None:
+    """Returns what the bytes of a file say that is open without a buffer, and closes it; None if it is no picture."""
+    with PictureFile(raw) as file:
+        head = file.read(BLOCK)
+        for row in SIGNATURES:
+            if re.match(row.pattern, head, re.DOTALL):
+                try:
+                    return row.identify(file, head) if row.identify else Picture(row.format)
+                except (IndexError, ValueError, struct.error):
+                    return Picture(row.format, whole=False)
     return None
 
 
 def identify(path: str) -> Picture | None:
     """Returns what the bytes of a file say, or None if it is no picture; OSError if it cannot be read."""
-    with open(path, "rb") as file:
-        return identify_file(file)
+    return identify_file(open(path, "rb", buffering=0))
+
+
+LOOK_SECONDS = 0.5  # that pixels are looked at
 
 
 def is_whole(path: str) -> bool:
@@ -1392,12 +1423,14 @@ def is_whole(path: str) -> bool:
 
 
 def png_data(file: BinaryFile) -> Blocks:
-    """Yields the inflated data of a PNG, at most a megabyte at a time; zlib.error if it is damaged."""
-    inflate = zlib.decompressobj()
+    """Yields the inflated data of a PNG, at most a megabyte at a time; zlib.error if damaged, ValueError if slow."""
+    inflate, end = zlib.decompressobj(), time.monotonic() + LOOK_SECONDS
     for kind, length in png_chunks(file):
         for at in range(0, length if kind == b"IDAT" else 0, BLOCK):
             data = file.read(min(BLOCK, length - at))
             while data:
+                if time.monotonic() > end:
+                    raise ValueError("it takes too long")
                 yield inflate.decompress(data, MIB)
                 data = inflate.unconsumed_tail
     yield inflate.flush()
@@ -1408,7 +1441,7 @@ def png_data(file: BinaryFile) -> Blocks:
 # depth: the first byte, then the same byte over and over. The first row that deviates proves a pixel not opaque.
 OPAQUE_FIRST_ROW = (b"\xff\xff", b"\xff\0", b"\xff\xff", b"\xff\x80", b"\xff\0")
 OPAQUE_NEXT_ROWS = (b"\xff\xff", b"\xff\0", b"\0\0", b"\x80\0", b"\0\0")
-MASK_SIDE = 16_384  # pixels; what claims to be larger is not looked into
+MASK_SIDE = 12_000  # pixels; what claims to be larger is not looked into, and gets no mask made
 
 
 def png_rows(file: BinaryFile, size: int) -> Blocks:
@@ -1421,23 +1454,26 @@ def png_rows(file: BinaryFile, size: int) -> Blocks:
             del data[:size]
 
 
-def png_opaque(path: str) -> bool:
-    """Tells whether every pixel of a PNG with an alpha channel is opaque, as far as it can be read."""
+def png_fault(path: str) -> str:
+    """Returns `damaged` or `opaque` if the pixels of a PNG with an alpha channel are that, as far as can be told."""
     with open(path, "rb") as file:
         width, height, depth, colour, interlaced = struct.unpack(">16xIIBBxxB", file.read(29))
         if colour not in (4, 6) or interlaced or max(width, height) > MASK_SIDE:
-            return False
+            return ""
         step = depth // 8 * (colour - 2)  # bytes a pixel: grey and alpha, or three colours and alpha
-        patterns = OPAQUE_FIRST_ROW
+        rows, patterns, fault = png_rows(file, 1 + width * step), OPAQUE_FIRST_ROW, "opaque"
         try:
-            for row in itertools.islice(png_rows(file, 1 + width * step), height):  # the filter type comes first
-                pattern, patterns = patterns[row[0]], OPAQUE_NEXT_ROWS
+            for _ in range(height):
+                row = next(rows)
+                pattern, patterns = patterns[row[0]], OPAQUE_NEXT_ROWS  # the filter type comes first
                 alpha = pattern[:1] + pattern[1:] * (width - 1)
-                if any(row[place::step] != alpha for place in range(step - depth // 8 + 1, step + 1)):
-                    return False
-        except (IndexError, zlib.error):
-            return False
-    return True
+                if fault and any(row[place::step] != alpha for place in range(step - depth // 8 + 1, step + 1)):
+                    fault = ""
+        except ValueError:
+            return ""
+        except (IndexError, StopIteration, zlib.error):
+            return "damaged"
+    return fault
 
 
 def png_chunk(kind: bytes, data: bytes | bytearray) -> bytes:
@@ -1466,7 +1502,7 @@ def box_fits(box: str, width: int, height: int) -> bool:
 
 def mask_png(width: int, height: int, boxes: list[tuple[int, int, int, int]]) -> bytes:
     """Returns a grey PNG of the given size, opaque except within the boxes (x, y, width, height)."""
-    deflate, data = zlib.compressobj(), bytearray()
+    deflate, data = zlib.compressobj(1), bytearray()  # the fastest, since the whole picture must not take a second
     for line in range(height):
         row = bytearray(b"\xff\xff" * width)
         for x, y, w, h in boxes:
@@ -1485,11 +1521,32 @@ def is_taken(picture: Picture, route: str) -> bool:
     return picture.format in INPUT_TYPES
 
 
-# Pillow is not taken from the current folder: a cloned one could hold a PIL of its own.
-PILLOW = (
-    "import sys; sys.path[:] = filter(None, sys.path); from PIL import Image; "
-    "Image.open(sys.argv[1]).save(sys.argv[2], 'PNG')"
-)
+NO_PILLOW = 77  # how the program below ends where Pillow is not installed
+# Pillow is not taken from the current folder: a cloned one could hold a PIL of its own. A PNG has no CMYK, no floats
+# and no long integers, and a colour profile of the mode before must not stay.
+PILLOW = """
+import sys
+sys.path[:] = filter(None, sys.path)
+try:
+    from PIL import Image, ImageOps
+except ImportError:
+    sys.exit(77)
+try:
+    import pillow_heif
+    pillow_heif.register_heif_opener()
+except Exception:
+    pass
+image = ImageOps.exif_transpose(Image.open(sys.argv[1]))
+if image.mode.startswith(("F", "I")) and image.mode != "I;16":
+    image = image.convert("F")
+    highest = image.getextrema()[1]
+    scale = 255 if highest <= 1 else min(1, 255 / highest)
+    image = image.point(lambda value: value * scale + 0).convert("L")
+elif image.mode not in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16"):
+    image.info.pop("icc_profile", None)
+    image = image.convert("RGBA" if image.mode in ("PA", "La", "RGBa") else "RGB")
+image.save(sys.argv[2], "PNG")
+"""
 # What turns other formats into PNG, best first: a name, the program, and its arguments.
 CONVERTERS = (
     ("sips", "sips", "-s", "format", "png", "{source}", "--out", "{target}"),
@@ -1498,32 +1555,32 @@ CONVERTERS = (
     ("ffmpeg", "ffmpeg", "-v", "error", "-y", "-i", "{source}", "-frames:v", "1", "{target}"),
     ("Pillow", sys.executable, "-c", PILLOW, "{source}", "{target}"),
 )
-NO_CONVERTER = (
-    f"save it as png, jpeg or webp, or install one of {one_of(tuple(row[0] for row in CONVERTERS))}, "
-    "which this program then uses"
-)
 
 
-def convert_to_png(path: str, target: str, environ: Environ) -> str:
-    """Turns a picture into a PNG with the first program that can; returns its name, or nothing if none could.
+def convert_to_png(path: str, target: str, environ: Environ) -> tuple[str, list[str]]:
+    """Turns a picture into a PNG; returns the name of the first program that could, and of those that could not.
 
     The programs get the environment given, which must hold no key.
     """
     import shutil
     import subprocess
 
+    failed: list[str] = []
     for name, program, *arguments in CONVERTERS:
         found = shutil.which(program, path=environ.get("PATH")) or ""
         if not os.path.isabs(found):  # Windows looks into the current folder first
             continue
         command = [found, *(word.format(source=path, target=target) for word in arguments)]
         try:
-            subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=120, check=True, env=environ)
-            if identify(target):
-                return name
+            ran = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=120, env=environ)
+            if ran.returncode == NO_PILLOW:
+                continue
+            if not ran.returncode and identify(target):
+                return name, failed
         except (OSError, subprocess.SubprocessError):
-            continue
-    return ""
+            pass
+        failed.append(name)
+    return "", failed
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -1881,10 +1938,15 @@ class InputPicture(NamedTuple):
     size: int = 0
     picture: Picture | None = None
     trouble: str = ""  # why it cannot be used
+    failed: Words = ()  # the converters that could not turn it into a PNG
 
     def problem(self, rule: str, words: str, hint: str = "", **grade: bool) -> Problem:
         """Returns a problem of this picture."""
         return Problem(rule, f"{self.label}: {words}", hint, **grade)
+
+    def damaged(self) -> Problem:
+        """Returns the problem of a picture that is not whole."""
+        return self.problem("image-truncated", "the picture is cut short or damaged", "export or download it again")
 
 
 def examine_file(given: InputPicture) -> InputPicture:
@@ -1892,13 +1954,16 @@ def examine_file(given: InputPicture) -> InputPicture:
     state = os.stat(given.text)
     if not stat.S_ISREG(state.st_mode):
         raise ValueError("not a regular file")
-    return given._replace(size=state.st_size, picture=identify(given.text))
+    with open(given.text, "rb", buffering=0) as file:
+        # Of one that is too large anyway, the beginning will do.
+        raw = file if state.st_size < MAX_INPUT else io.BytesIO(file.read(BLOCK))
+        return given._replace(size=state.st_size, picture=identify_file(raw))
 
 
 def examine_data(given: InputPicture) -> InputPicture:
     """Looks at an input given as a data: URL."""
     start, _, data = given.text.partition(",")
-    plain = re.fullmatch(r"[A-Za-z0-9+/\s]*=*\s*", data)
+    plain = re.fullmatch(r"[A-Za-z0-9+/\s]*", data.rstrip().rstrip("="))
     if not plain or not re.fullmatch(r"data:image/[\w.+-]+;base64", start, re.IGNORECASE):
         raise ValueError("expected data:image/…;base64,… with nothing but base64 behind the comma")
     raw = binascii.a2b_base64(data)
@@ -2363,6 +2428,14 @@ def check_response(checked: Checked) -> Problems:
             )
 
 
+def conversion_hint(given: InputPicture) -> str:
+    """Returns what to do about a picture that is not taken here, and that no program on this machine converted."""
+    words = f"{' and '.join(given.failed)} could not convert it; " if given.failed else ""
+    others = tuple(row[0] for row in CONVERTERS if row[0] not in given.failed and given.kind == "file")
+    more = f", or install one of {one_of(others)}, which this program then uses" if others else ""
+    return f"{words}save it as png, jpeg or webp{more}"
+
+
 def check_input(checked: Checked, given: InputPicture) -> Problems:
     """Checks one input picture: readable, not too large, a picture, of a type this route takes, and whole."""
     picture, local = given.picture, given.kind in ("file", "data")
@@ -2382,12 +2455,14 @@ def check_input(checked: Checked, given: InputPicture) -> Problems:
         )
     elif not is_taken(picture, checked.command):
         yield given.problem(
-            "image-type", f"{'animated ' * picture.animated}{picture.format} is not taken here", NO_CONVERTER
+            "image-type",
+            f"{'animated ' * picture.animated}{picture.format} is not taken here",
+            conversion_hint(given),
         )
-    elif picture.whole is False:
-        yield given.problem("image-truncated", f"the {picture.format} is cut short", "export or download it again")
-    if given.size >= MAX_INPUT:
+    elif given.size >= MAX_INPUT:
         yield given.problem("image-size", f"{amount(given.size)}; less than 50 MB is allowed", "make it smaller")
+    elif picture.whole is False:
+        yield given.damaged()
 
 
 def check_images(checked: Checked) -> Problems:
@@ -2432,22 +2507,28 @@ def check_mask_file(given: InputPicture, first: Picture | None) -> Problems:
             f"{mask.width}x{mask.height}, but the first picture is {wanted}",
             f"make the mask {wanted}",
         )
+        return  # what is of the wrong size is not looked into
     hint = "make transparent what is to be edited"
-    if given.kind == "file" and not mask.alpha:
+    fault = png_fault(given.text) if given.kind == "file" else ""
+    if not mask.alpha:
         yield given.problem("mask-alpha", "the mask has no alpha channel", f"{hint}: only alpha counts, no colour does")
-    elif given.kind == "file" and size < MAX_INPUT and png_opaque(given.text):
+    elif fault == "damaged":
+        yield given.damaged()
+    elif fault:
         yield given.problem("mask-opaque", "the mask is opaque everywhere", hint)
 
 
 def check_boxes(checked: Checked, first: InputPicture) -> Problems:
     """Checks that each mask box lies within the first picture, whose size must be known."""
     width, height = first.picture.shown if first.picture else (0, 0)
-    if not width and not first.trouble:
-        yield Problem("mask-box", "--mask-box needs a first picture that is a local file", "add it", fatal=True)
-    for box in checked.get("mask-box") if width else ():
+    fits = 0 < max(width, height) <= MASK_SIDE
+    if not fits and not first.trouble:
+        words = f"--mask-box needs a first picture that is a local file, of at most {MASK_SIDE} pixels a side"
+        yield Problem("mask-box", words, "add it, or make it smaller", fatal=True)
+    for box in checked.get("mask-box") if fits else ():
         if not box_fits(box, width, height):
-            hint = "X,Y,WIDTH,HEIGHT within the first picture"
-            yield Problem("mask-box", f"--mask-box {box}: not within {width}x{height}", hint, fatal=True)
+            words = f"--mask-box {box}: not within {width}x{height}, or less than a pixel"
+            yield Problem("mask-box", words, "X,Y,WIDTH,HEIGHT within the first picture", fatal=True)
 
 
 def check_mask(checked: Checked) -> Problems:
@@ -5047,9 +5128,9 @@ def convert_input(context: Context, given: InputPicture, route: str) -> InputPic
         target = file.name
     context.progress.phase("converting", path=given.shown)
     environ = {name: value for name, value in context.environ.items() if context.console.clean(value) == value}
-    converter = convert_to_png(os.path.join(os.getcwd(), given.text), target, environ)
+    converter, failed = convert_to_png(os.path.join(os.getcwd(), given.text), target, environ)
     if not converter:
-        return given
+        return given._replace(failed=tuple(failed))
     context.console.warn(f"{given.shown}: converted from {given.picture.format} to png with {converter}")
     return given._replace(text=target, size=os.path.getsize(target), picture=identify(target))
 

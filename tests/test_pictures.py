@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import importlib.util
 import json
 import os
 import random
@@ -109,6 +110,12 @@ def opaque_png(width: int, height: int) -> bytes:
     return png(solid(width, height, 9, 9, 9, 255))
 
 
+def header_png(width: int, height: int, depth: int = 8, colour: int = 6, data: bytes = b"") -> bytes:
+    """Returns a PNG that claims a size and a kind of pixels, with data that may not be what it claims."""
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(data)) + chunk(b"IEND", b"")
+
+
 def rgb_png(width: int, height: int) -> bytes:
     """Returns a PNG without an alpha channel, in many colours."""
     return png([[(x % 256, y % 256, (x * y) % 256) for x in range(width)] for y in range(height)], colour=2)
@@ -184,6 +191,18 @@ def gif(width: int, height: int, frames: int, comment: bytes = b"", local: bool 
     return out + end
 
 
+def tiff(photo: int, samples: int, bits: int, kind: int, pixel: bytes, orientation: int = 1) -> bytes:
+    """Returns a TIFF of 8x6 equal pixels without compression."""
+    rows = ((256, 8), (257, 6), (258, bits), (259, 1), (262, photo), (273, 200), (274, orientation), (277, samples),
+            (278, 6), (279, 48 * len(pixel)), (339, kind))  # fmt: skip
+    tags = b"".join(struct.pack("<HHIHH", tag, 3, 1, value, 0) for tag, value in rows)
+    if samples > 1:  # one number of bits for each, which stand elsewhere
+        tags = tags.replace(struct.pack("<HHIHH", 258, 3, 1, bits, 0), struct.pack("<HHII", 258, 3, samples, 180))
+        tags = tags.replace(struct.pack("<HHIHH", 339, 3, 1, kind, 0), struct.pack("<HHII", 339, 3, samples, 188))
+    head = (b"II*\0\x08\0\0\0" + struct.pack("<H", len(rows)) + tags + bytes(4)).ljust(180, b"\0")
+    return head + struct.pack("<4H", *[bits] * 4) + struct.pack("<4H", *[kind] * 4) + bytes(4) + pixel * 48
+
+
 class LookTest(ProgramTest):
     """`look` tells format, size, alpha, animation, orientation and completeness by the bytes."""
 
@@ -227,6 +246,12 @@ class LookTest(ProgramTest):
                         self.assert_looks(data, "jpeg", 40, 30, turned=orientation in (5, 6, 7, 8))
                         shown = (30, 40) if orientation in (5, 6, 7, 8) else (40, 30)
                         self.assertEqual(self.look(data).shown, shown)
+
+    def test_the_first_orientation_counts_and_not_that_of_the_thumbnail(self) -> None:
+        first, second = exif(1, "big"), exif(6, "big")
+        self.assertFalse(self.look(jpeg(40, 30, segment(0xE1, first[4:] + second[14:]))).turned)
+        self.assertFalse(self.look(jpeg(40, 30, first, second)).turned)
+        self.assertTrue(self.look(jpeg(40, 30, second, first)).turned)
 
     def test_jpeg_of_every_frame_kind(self) -> None:
         for frame in (0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC9, 0xCA, 0xCF):
@@ -311,6 +336,43 @@ class LookTest(ProgramTest):
                 found = self.look(data[:end])
                 self.assertTrue(found is None or not found.whole or end >= 12, (end, found))
 
+    def test_what_is_behind_the_end_of_a_jpeg_does_not_matter(self) -> None:
+        chance, plain = random.Random(7), jpeg(40, 30, JFIF, scan=bytes(9000))
+        film = b"\0\0\0\x18ftypmp42" + bytes(chance.randrange(255) for _ in range(200_000))
+        for name, tail in (("padding", bytes(9000)), ("film", film), ("another picture", plain), ("one byte", b"\n")):
+            with self.subTest(name):
+                self.assert_looks(plain + tail, "jpeg", 40, 30)
+                self.assertFalse(self.look(plain[:-2] + tail.replace(b"\xff\xd9", b"")).whole)
+        # The end marker stands on the edge of the blocks that are read.
+        for more in range(-3, 4):
+            scan = bytes(gpt_image.BLOCK - len(jpeg(40, 30, JFIF, scan=b"")) + more)
+            self.assert_looks(jpeg(40, 30, JFIF, scan=scan) + bytes(5000), "jpeg", 40, 30)
+
+    def test_a_file_of_very_many_parts_is_damaged_and_soon_told(self) -> None:
+        head = gif(40, 30, 1)[:-5]
+        for name, start, part, end in (
+            ("png chunks", rgb_png(4, 3)[:33], chunk(b"teXt", b""), rgb_png(4, 3)[33:]),
+            ("jpeg segments", b"\xff\xd8", segment(0xFE, b""), jpeg(4, 3)[2:]),
+            ("jpeg fill bytes", b"\xff\xd8", b"\xff" * 4, jpeg(4, 3)[2:]),
+            ("gif data", head, b"\1\0", b"\0;"), ("gif extensions", gif(4, 3, 0, end=b""), b"!\xfe\0", gif(4, 3, 1)[19:]),
+            ("avif boxes", (ISO % b"avif")[:24], b"\0\0\0\x08free", (ISO % b"avif")[24:]),
+        ):  # fmt: skip
+            with self.subTest(name), mock.patch.object(gpt_image.PictureFile, "left", 1500):
+                self.assertTrue(self.look(start + part * 200 + end).whole)
+                self.assertFalse(self.look(start + part * 2000 + end).whole)
+
+    def test_large_pictures_of_parts_as_large_as_encoders_make_them_are_whole(self) -> None:
+        chunks = 200 * (1 << 20) // 8192
+        self.assertLess(chunks * 4, gpt_image.MOST_READS)
+        Path("x").write_bytes(rgb_png(4, 3)[:33])
+        with open("x", "r+b") as file:
+            for at in range(2000):
+                file.seek(33 + 8204 * at)
+                file.write((8192).to_bytes(4, "big") + b"IDAT")
+            file.seek(33 + 8204 * 2000)
+            file.write(chunk(b"IEND", b""))
+        self.assertTrue(gpt_image.identify("x").whole)  # type: ignore[union-attr]
+
     def test_random_damage_is_looked_at_without_a_bug(self) -> None:
         chance = random.Random(3)
         originals = (transparent_png(9, 9), jpeg(40, 30, exif(6, "big")), riff(vp8x(40, 30, 16), vp8(40, 30)),
@@ -323,7 +385,7 @@ class LookTest(ProgramTest):
             with self.subTest(turn=turn, data=data.hex()):
                 found = self.look(bytes(data))
                 if found and found.format == "png":
-                    self.assertIsInstance(gpt_image.png_opaque("x"), bool)
+                    self.assertIn(gpt_image.png_fault("x"), ("", "opaque", "damaged"))
 
     def test_what_is_no_picture_is_none(self) -> None:
         for data in (b"", b"\0", b"text", b"<html><svg></svg></html>", b"{}", b"%PDF-1.7", b"PK\3\4", b"\x89PNG",
@@ -421,12 +483,12 @@ class SignaturesInBase64(unittest.TestCase):
 
 
 class OpaqueTest(ProgramTest):
-    """`png_opaque` reads the alpha of every pixel, with every filter and depth."""
+    """`png_fault` reads the alpha of every pixel, with every filter and depth."""
 
     def opaque(self, *args: Any, **more: Any) -> bool:
         """Tells whether a PNG is opaque."""
         Path("x.png").write_bytes(png(*args, **more))
-        return gpt_image.png_opaque("x.png")
+        return gpt_image.png_fault("x.png") == "opaque"
 
     def spots(self, width: int, height: int, chance: random.Random) -> Iterator[Tuple[int, int]]:
         """Yields the corners and some other place."""
@@ -477,12 +539,17 @@ class OpaqueTest(ProgramTest):
         self.assertFalse(self.opaque(solid(3, 3, 7, 255), 4, 8, True))
 
     def test_what_claims_to_be_absurdly_large_is_not_inflated(self) -> None:
-        for width, height in ((1 << 31, 1), (1, 1 << 31), (16_385, 1)):
+        for width, height in ((1 << 31, 1), (1, 1 << 31), (12_001, 1)):
             head = struct.pack(">IIBBBBB", width, height, 8, 6, 0, 0, 0)
             body = chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(bytes(1 << 16)))
             Path("x.png").write_bytes(b"\x89PNG\r\n\x1a\n" + body + chunk(b"IEND", b""))
             with mock.patch.object(gpt_image, "png_data", side_effect=AssertionError("inflated")):
-                self.assertFalse(gpt_image.png_opaque("x.png"))
+                self.assertEqual(gpt_image.png_fault("x.png"), "")
+
+    def test_pixels_are_looked_at_for_a_moment_only(self) -> None:
+        with mock.patch.object(gpt_image, "LOOK_SECONDS", -1):
+            self.assertFalse(self.opaque(solid(9, 9, 7, 255), 4))
+        self.assertTrue(self.opaque(solid(9, 9, 7, 255), 4))
 
     def test_data_in_many_small_chunks_is_read_to_its_end(self) -> None:
         pixels = canvas(20, 20, 6, 8, random.Random(8))
@@ -491,8 +558,21 @@ class OpaqueTest(ProgramTest):
             self.assertFalse(self.opaque(pixels, 6, 8, False, (4,), None, cuts))
             self.assertTrue(self.opaque(pixels[:19], 6, 8, False, (4,), None, cuts))
 
+    def test_damage_is_told_wherever_it_is(self) -> None:
+        clear, good = solid(9, 9, 1, 2, 3, 0), zlib.compress(b"\0" * 37 * 9)
+        for name, body in (
+            ("no data", b""), ("no zlib data", b"hello"), ("a changed byte", good[:3] + b"\x55" + good[4:]),
+            ("a wrong sum", good[:-1] + b"\0"), ("a row too few", zlib.compress(b"\0" * 37 * 8)),
+            ("an unknown filter", zlib.compress(b"\0" * 37 * 8 + b"\5" + bytes(36))),
+        ):  # fmt: skip
+            with self.subTest(name):
+                Path("x.png").write_bytes(png(clear)[:33] + chunk(b"IDAT", body) + chunk(b"IEND", b""))
+                self.assertEqual(gpt_image.png_fault("x.png"), "damaged")
+        Path("x.png").write_bytes(png(clear)[:33] + chunk(b"IDAT", good) + chunk(b"IEND", b""))
+        self.assertEqual(gpt_image.png_fault("x.png"), "")
+
     def test_the_last_pixel_of_a_large_picture(self) -> None:
-        for width, height in ((2048, 1024), (3840, 273), (4, 16_384)):
+        for width, height in ((2048, 1024), (3840, 273), (4, 12_000)):
             row = b"\0" + b"\x05\xff" * width
             for alpha, opaque in ((255, True), (254, False)):
                 rows = row * (height - 1) + row[:-1] + bytes([alpha])
@@ -504,14 +584,8 @@ class OpaqueTest(ProgramTest):
                         + chunk(b"IDAT", zlib.compress(rows, level))
                         + chunk(b"IEND", b"")
                     )
-                    self.assertEqual(gpt_image.png_opaque("x.png"), opaque, (width, height, alpha, level))
-
-    def test_a_damaged_picture_is_not_called_opaque_where_that_would_refuse_it_wrongly(self) -> None:
-        data = opaque_png(9, 9)
-        start = data.index(b"IDAT") + 4
-        for bad in (data[:start] + b"\xff" + data[start + 1 :], data[: start + 6] + data[start + 20 :]):
-            Path("x.png").write_bytes(bad)
-            self.assertIsInstance(gpt_image.png_opaque("x.png"), bool)
+                    fault = gpt_image.png_fault("x.png")
+                    self.assertEqual(fault, "opaque" if opaque else "", (width, height, alpha, level))
 
 
 class MaskPngTest(unittest.TestCase):
@@ -618,7 +692,8 @@ class ImageRulesTest(InputTest):
     def setUp(self) -> None:
         super().setUp()
         # No program of this machine shall convert anything, nor Pillow.
-        for patch in (mock.patch.dict(os.environ, {"PATH": ""}), mock.patch.object(sys, "executable", "no-python")):
+        none = mock.patch.object(gpt_image, "CONVERTERS", gpt_image.CONVERTERS[:-1])
+        for patch in (mock.patch.dict(os.environ, {"PATH": ""}), none):
             patch.start()
             self.addCleanup(patch.stop)
 
@@ -674,6 +749,20 @@ class ImageRulesTest(InputTest):
             for route, option in (("edits", "--image"), ("responses", "--input-image")):
                 with self.subTest(size, route=route):
                     self.assert_broken(self.edit(option, "in.png", route=route), *rules)
+
+    def test_what_is_too_large_is_not_read_to_its_end(self) -> None:
+        for kind, start, *rules in (
+            ("image/jpeg", b"\xff\xd8\xff", "image-size"), ("image/gif", gif(8, 6, 1)[:-5], "image-type"),
+            ("image/png", rgb_png(8, 8)[:33], "image-size"),
+            ("application/octet-stream", b"hello", "image-unknown"),
+        ):  # fmt: skip
+            with open("in", "wb") as file:
+                file.write(start)
+                file.truncate(51 << 20)
+            with self.subTest(kind):
+                self.assert_broken(self.edit("--image", "in"), *rules)
+                ran = self.edit("--image", "in", "--no-validate")
+                self.assertEqual(ran.json["form"][-1]["content_type"], kind)
 
     def test_the_images_routes_allow_sixteen_pictures_and_others_more(self) -> None:
         self.write("in.png", rgb_png(8, 8))
@@ -752,7 +841,11 @@ class MaskRulesTest(InputTest):
         Case("opaque palette", IMAGE, ("m.png", png(solid(8, 6, 0), 3, 2, alphas=b"\xff\x00"))),
         Case("other dimensions", IMAGE, ("m.png", transparent_png(6, 8)), ("mask-dimensions",)),
         Case("one pixel off", IMAGE, ("m.png", transparent_png(8, 7)), ("mask-dimensions",)),
-        Case("opaque and other dimensions", IMAGE, ("m.png", opaque_png(9, 9)), ("mask-opaque", "mask-dimensions")),
+        Case("opaque and other dimensions", IMAGE, ("m.png", opaque_png(9, 9)), ("mask-dimensions",)),
+        Case("no side", IMAGE, ("m.png", header_png(0, 6)), ("image-truncated",)),
+        Case("a depth without bytes", IMAGE, ("m.png", header_png(8, 6, 1)), ("image-truncated",)),
+        Case("no such colour type", IMAGE, ("m.png", header_png(8, 6, 8, 5)), ("image-truncated",)),
+        Case("data that ends early", IMAGE, ("m.png", header_png(8, 6)), ("image-truncated",)),
         Case("jpeg", IMAGE, ("m.png", jpeg(8, 6, JFIF)), ("mask-png",)),
         Case("webp", IMAGE, ("m.webp", riff(vp8l(8, 6, True))), ("mask-png",)),
         Case("text", IMAGE, ("m.png", b"hello"), ("image-unknown",)),
@@ -841,10 +934,22 @@ class MaskRulesTest(InputTest):
         self.assert_broken(ran, "image-unreadable")
 
     def test_no_validate_turns_refusals_into_warnings(self) -> None:
+        for mask, words in ((opaque_png(9, 9), "9x9"), (opaque_png(8, 6), "opaque"), (header_png(8, 6), "damaged")):
+            image, name = self.write("in.png", rgb_png(8, 6)), self.write("m.png", mask)
+            with self.subTest(words):
+                ran = self.edit("--image", image, "--mask", name, "--no-validate")
+                self.assert_broken(ran, warns=words)
+                self.assertEqual(len(ran.json["warnings"]), 1)
+
+    def test_a_mask_of_the_wrong_size_is_not_looked_into(self) -> None:
         image, mask = self.write("in.png", rgb_png(8, 6)), self.write("m.png", opaque_png(9, 9))
-        ran = self.edit("--image", image, "--mask", mask, "--no-validate")
-        self.assert_broken(ran)
-        self.assertEqual(len(ran.json["warnings"]), 2)
+        with mock.patch.object(gpt_image, "png_data", side_effect=AssertionError("inflated")):
+            self.assert_broken(self.edit("--image", image, "--mask", mask), "mask-dimensions")
+
+    def test_a_mask_in_a_data_url_needs_alpha_too(self) -> None:
+        image, text = self.write("in.png", rgb_png(8, 6)), base64.b64encode(rgb_png(8, 6)).decode()
+        ran = self.edit("--input-image", image, "--mask", f"data:image/png;base64,{text}", route="responses")
+        self.assert_broken(ran, "mask-alpha")
 
 
 class MaskBoxTest(InputTest):
@@ -941,6 +1046,31 @@ class MaskBoxTest(InputTest):
             with self.subTest(box):
                 self.assertEqual(self.edit("--image", image, f"--mask-box={box}").code, 2)
 
+    def test_no_mask_is_made_for_a_picture_that_claims_to_be_absurdly_large(self) -> None:
+        for width, height in ((60_000, 60_000), (2**31 - 1, 1), (1, 2**31 - 1), (12_001, 9)):
+            self.write("in.png", header_png(width, height))
+            for box in ("0%,0%,100%,100%", "0,0,1,1"):
+                with self.subTest(f"{width}x{height}", box=box):
+                    ran = self.edit("--image", "in.png", "--mask-box", box)
+                    self.assert_broken(ran, "mask-box")
+                    self.assertIn("12000", ran.error["message"])
+
+    def test_boxes_in_per_cent_that_share_an_edge_touch(self) -> None:
+        for cuts in ((0, 50, 100), (0, 33.3, 66.6, 100), (0, 12.5, 37.5, 99.9, 100), tuple(range(0, 101, 10))):
+            for width in (*range(1, 40), 640, 1023, 1024, 1536, 3840, 3999):
+                at = 0
+                for left, right in zip(cuts, cuts[1:]):
+                    x, _, w, _ = gpt_image.box_pixels(f"{left}%,0%,{round(right - left, 3)}%,100%", width, 9)
+                    self.assertEqual(x, at, (width, cuts))
+                    at = x + w
+                self.assertEqual(at, width, cuts)
+
+    def test_a_box_of_less_than_a_pixel_is_said_to_be_that(self) -> None:
+        image = self.write("in.png", rgb_png(40, 20))
+        ran = self.edit("--image", image, "--mask-box", "10%,10%,0.1%,50%")
+        self.assert_broken(ran, "mask-box")
+        self.assertIn("less than a pixel", ran.error["message"])
+
     def test_boxes_need_a_local_first_picture(self) -> None:
         self.assert_broken(self.edit("--image", "https://h.example/x.png", "--mask-box", "0,0,1,1"), "mask-box")
         self.assertEqual(self.edit("--mask-box", "0,0,1,1", route="responses").code, 2)
@@ -965,6 +1095,11 @@ class ConversionTest(InputTest):
         patch.start()
         self.addCleanup(patch.stop)
         Path("good.png").write_bytes(transparent_png(8, 6))
+
+    def edit(self, *argv: str, route: str = "edits") -> Ran:
+        """Makes a dry run in which Pillow is the one of this test."""
+        env = {"PYTHONPATH": os.environ["PYTHONPATH"]}
+        return self.run_main(route, "x", *argv, "--output", "out/o.png", "--dry-run", env=env)
 
     def converter(self, name: str, code: str) -> None:
         """Puts a program on the PATH: Python code that sees its arguments as `args`."""
@@ -1037,6 +1172,44 @@ class ConversionTest(InputTest):
                 args = Path("ran-magick").read_text()
                 self.assertIn(str(self.folder), args.split(",")[0])
                 self.assertFalse(Path("evil").exists())
+
+    @unittest.skipUnless(os.name == "posix", "a script is a program only there")
+    def test_the_hint_names_no_converter_that_is_there_and_could_not(self) -> None:
+        self.write("in", BMP)
+        for names in (["magick"], ["sips", "magick"], ["sips", "magick", "convert", "ffmpeg"]):
+            for name in names:
+                self.converter(name, "sys.exit(1)")
+            with self.subTest(names):
+                ran = self.edit("--image", "in")
+                self.assert_broken(ran, "image-type")
+                failed, _, others = ran.error["hint"].partition(";")
+                self.assertEqual(failed, f"{' and '.join(names)} could not convert it")
+                self.assertIn("Pillow", others)  # the one of this test is none
+                for name in names:
+                    self.assertNotIn(name, others.replace("converts", ""))
+        Path("PIL/__init__.py").write_text("Image = ImageOps = None")
+        hint = self.edit("--image", "in").error["hint"]
+        self.assertEqual(hint.partition(";")[2], " save it as png, jpeg or webp")
+
+    def test_no_converter_is_named_for_a_data_url(self) -> None:
+        text = "data:image/bmp;base64," + base64.b64encode(BMP).decode()
+        ran = self.edit("--input-image-data-url", text, route="responses")
+        self.assert_broken(ran, "image-type")
+        self.assertEqual(ran.error["hint"], "save it as png, jpeg or webp")
+
+    @unittest.skipUnless(importlib.util.find_spec("PIL"), "needs Pillow")
+    def test_pillow_converts_what_a_png_cannot_hold(self) -> None:
+        with mock.patch.dict(os.environ, {"PYTHONPATH": ""}):
+            for name, data in (
+                ("cmyk", tiff(5, 4, 8, 1, b"\0\xff\0\0")), ("float", tiff(1, 1, 32, 3, struct.pack("<f", 0.5))),
+                ("long integers", tiff(1, 1, 32, 2, struct.pack("<i", 70_000))),
+                ("16 bits", tiff(1, 1, 16, 1, b"\1\x80")), ("turned", tiff(2, 3, 8, 1, b"\x80\0\xff", 6)),
+            ):  # fmt: skip
+                with self.subTest(name):
+                    ran = self.edit("--image", self.write("in.tif", data))
+                    self.assert_broken(ran, warns="Pillow")
+                    mask = self.write("m.png", transparent_png(*((6, 8) if name == "turned" else (8, 6))))
+                    self.assert_broken(self.edit("--image", "in.tif", "--mask", mask))
 
     def test_with_none_of_them_the_error_names_them(self) -> None:
         for name, data in OTHERS.items():
