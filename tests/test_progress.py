@@ -80,7 +80,7 @@ class JsonProgressTest(ProgramTest):
         def transport(request: gpt_image.Request, timeout: float, progress: gpt_image.Progress) -> gpt_image.Reply:
             for _ in range(10):
                 now[0] += 0.25
-                progress.phase("receiving", size="5 kB")
+                progress.phase("receiving", bytes=5000)
             return reply(BODY)
 
         code = gpt_image.main(
