@@ -169,20 +169,19 @@ def pasted(word: str) -> str:
 
 
 def called() -> str:
-    """Returns the name that the program was called by: of its file, of a link to it, or of the installed command."""
-    name = os.path.basename(sys.argv[0])
-    own = __name__ == "__main__" or re.match("gpt[-_]image", name)  # else a program of somebody else has imported it
-    return name if own else "gpt_image.py"
+    """Returns what the program was called by: its file, a link to it, or the installed command."""
+    path = sys.argv[0]
+    own = __name__ == "__main__" or re.match("gpt[-_]image", os.path.basename(path))
+    return path if own else "gpt_image.py"  # else another program has imported it
 
 
 def program(*words: str) -> str:
     """Returns a command of this program, called as it was called here, that can be pasted."""
-    start, path = [called()], sys.argv[0]
-    if os.path.basename(path) == start[0]:
-        import shutil
+    import shutil
 
-        python = ["python" if os.name == "nt" else "python3"] if path.endswith(".py") else []
-        start = start if str(shutil.which(start[0])).startswith(path) else [*python, path]
+    path, name = called(), os.path.basename(called())
+    python = ["python" if os.name == "nt" else "python3"] if name.endswith(".py") else []
+    start = [name] if str(shutil.which(name)).startswith(path) else [*python, path]
     return " ".join(map(pasted, (*start, *words)))
 
 
@@ -240,6 +239,7 @@ class Console:
         self.hidden: list[str] = []  # every form of every secret, the longest first, since one may hold another
         self.warnings: list[str] = []
         self.quiet, self.lost = False, ""
+        self.as_json = not is_terminal(stdout)  # what the result is written as
         self.tells = True  # False where stderr holds a JSON object a line
         self.line = ""  # the live line, as it stands on the screen
         self.live = is_terminal(stderr) and environ.get("TERM") != "dumb"
@@ -330,7 +330,7 @@ class Console:
     def say(self, text: str, style: str = "") -> None:
         """Prints one line to stderr, with its first word coloured if the terminal wants that."""
         word = f"{style}:"
-        start = {"": "", "hint": f"  {word} "}.get(style, f"{called()}: {word} ")
+        start = {"": "", "hint": f"  {word} "}.get(style, f"{os.path.basename(called())}: {word} ")
         text = start + text.translate(CONTROL)
         if self.live:
             text = fitted(text, columns(self.stderr))
@@ -378,16 +378,15 @@ class Phase(NamedTuple):
     words: str
     first: str = ""
     lasting: bool = False  # it is told at once, and stays on the screen as a line of its own
-    polled: bool = False  # a look at a background response has it as well, and does not tell it
-    result: bool = False  # standard output says it, if that is a terminal
+    result: bool = False  # the result says it to a person as well
 
 
 PHASES = {
-    "connecting": Phase("connecting to {host}", polled=True),
-    "uploading": Phase("uploading {percent} % of {size}", "uploading {size}", polled=True),
-    "waiting": Phase("waiting for the reply", polled=True),
+    "connecting": Phase("connecting to {host}"),
+    "uploading": Phase("uploading {percent} % of {size}", "uploading {size}"),
+    "waiting": Phase("waiting for the reply"),
     "polling": Phase("{status} in the background"),
-    "receiving": Phase("receiving, {size}", "receiving the reply", polled=True),
+    "receiving": Phase("receiving, {size}", "receiving the reply"),
     "converting": Phase("converting {path}", lasting=True),
     "fetching": Phase("fetching picture {index}"),
     "preview": Phase("preview {partial} of {asked} for picture {index}: {path}", lasting=True),
@@ -429,8 +428,8 @@ class Progress:
     def phase(self, name: str, **facts: Any) -> None:
         """Tells that a phase has begun or moved on; the facts fill its row of PHASES."""
         row, now, as_json = PHASES[name], self.clock(), self.mode == "json"
-        known = row.polled and self.name == "polling" or row.result and not as_json and is_terminal(self.console.stdout)
-        if self.mode == "none" or known:
+        looks = self.name == "polling" != name and not row.lasting  # each look at a response has these phases
+        if self.mode == "none" or looks or row.result and not as_json and not self.console.as_json:
             return
         words = {**facts, "size": amount(facts.get("bytes", 0))}
         text, first, begins = row.words.format(**words), row.first.format(**words), name != self.name
@@ -752,10 +751,10 @@ ROUTES = (
     Route("generations", "/images/generations", "make pictures from words",
           ('generations "A lighthouse at dusk" -o out/lighthouse.png',
            'generations "A sketch of a chair" --n 4 -o out/chair.webp',
-           'generations --prompt-file poster.txt --size 1024x1536 --dry-run')),
+           'generations --prompt-file poster.txt --n 2 --dry-run')),
     Route("edits", "/images/edits", "edit or combine pictures, with a mask if you like",
           ('edits "Make it snow" --image photo.jpg -o out/snow.png',
-           'edits "A cup on a table" --image cup.png --image table.png',
+           'edits "Blend the two" --image cup.png --image table.png',
            'edits "A door" --image photo.jpg --mask-box 0,0,50%,50%')),
     Route("responses", "/responses", "let a text model make pictures, with previews and further turns",
           ('responses "A poster" --stream --partial-images 2 -o p.png',
@@ -5904,9 +5903,9 @@ def in_words(value: Any) -> str:
     return "none" if value is None else json.dumps(value)
 
 
-def present(console: Console, settings: Settings, found: Json, rows: Iterable[tuple[str, Any]] = ()) -> None:
+def present(console: Console, found: Json, rows: Iterable[tuple[str, Any]] = ()) -> None:
     """Prints what a command has found: one JSON object, or named rows for a person at a terminal."""
-    if settings.get("json") or not is_terminal(console.stdout):
+    if console.as_json:
         console.print_json(found)
         return
     lines = [f"{name:<20} {shortened(in_words(value), 300)}" for name, value in rows or found.items()]
@@ -5939,7 +5938,7 @@ def call(context: Context, settings: Settings, positional: str | None) -> None:
     context.result.reported = bool(settings.get("dry-run") or settings.get("curl"))
     if settings.get("dry-run"):
         shown = shown_call(context, prepared)
-        present(context.console, settings, shown, call_rows(shown))
+        present(context.console, shown, call_rows(shown))
     elif settings.get("curl"):
         show_curl(context, prepared)
     else:
@@ -6156,7 +6155,7 @@ def batch(context: Context, settings: Settings, target: str | None) -> None:
         made.check()
         if dry:
             context.result.reported = True
-            present(context.console, settings, made.shown())
+            present(context.console, made.shown())
             return
         made.run()
     finally:
@@ -6171,7 +6170,7 @@ def completion_script(shell: str) -> str:
     values = [case % (either.join(spellings(row)), " ".join(row.kind.choices)) for row in takes if row.kind.choices]
     files = [row for row in takes if row.kind.writes or re.search("PATH|FILE", row.kind.metavar)]
     return script % {
-        "name": called(), "commands": " ".join(EVERY), "values": "\n".join(values),
+        "name": os.path.basename(called()), "commands": " ".join(EVERY), "values": "\n".join(values),
         "options": "\n".join(case % (name, " ".join(words_of(name))) for name in EVERY),
         "files": either.join(itertools.chain(*map(spellings, files))),
         "texts": either.join(itertools.chain(*map(spellings, takes))),
@@ -6214,7 +6213,7 @@ def check_endpoint(context: Context, settings: Settings) -> None:
         raise Failure(UNREADABLE, f"{url} answers, but not as this API does", hint)
     names = [name for name in (str(row.get("id")) for row in objects_in(listed)) if "image" in name]
     found = {"ok": True, "url": url, "key_accepted": True, "image_models": names}
-    present(context.console, settings, found)
+    present(context.console, found)
 
 
 def settings_rows(commands: Mapping[str, Json]) -> Iterator[tuple[str, str]]:
@@ -6224,7 +6223,7 @@ def settings_rows(commands: Mapping[str, Json]) -> Iterator[tuple[str, str]]:
         for name, row in settings.items():
             found.setdefault((f"--{name}", f"{in_words(row['value']):<28} {row['source']}"), []).append(command)
     for (name, line), where in sorted(found.items()):
-        yield name, line if "config" in where or len(where) == len(ALL) else f"{line}  ({', '.join(where)})"
+        yield name, line if len(where) >= len(ALL) else f"{line}  ({', '.join(where)})"
 
 
 def show_settings(context: Context, settings: Settings) -> None:
@@ -6236,7 +6235,7 @@ def show_settings(context: Context, settings: Settings) -> None:
         commands["config"]["api-key"] = {"value": None, "source": f"missing: {key_advice(settings)}"}
     found = {"ok": True, "env_file": dotenv.path or None, "settings": commands}
     rows = [(".env in force", dotenv.path or "none"), *settings_rows(commands)]
-    present(context.console, settings, found, rows)
+    present(context.console, found, rows)
 
 
 def config(context: Context, settings: Settings, _: str | None) -> None:
@@ -6459,6 +6458,7 @@ def run(context: Context, argv: list[str]) -> int:
     """Runs a command and says how it ended: the result to stdout, the words to stderr."""
     console, clock, result = context.console, context.progress.clock, context.result
     started = clock()
+    console.as_json = console.as_json or "--json" in argv
     failure = ended(context, lambda: run_command(context, argv))
     context.stop.armed, context.stop.jobs = True, False  # everything is on disk
     try:
@@ -6466,7 +6466,7 @@ def run(context: Context, argv: list[str]) -> int:
             found = result_of(result, failure, console.warnings, clock() - started)
             if failure:
                 say_failure(found["error"], console)
-            if "--json" in argv or not is_terminal(console.stdout):
+            if console.as_json:
                 console.print_json(found)
             else:
                 say_result(found, console)
@@ -6483,7 +6483,7 @@ def help_text(argv: list[str]) -> str:
     """Returns what --version and --help print, or nothing for a command that is to run."""
     first, options = argv[:1], argv[: [*argv, "--"].index("--")]
     if first in (["--version"], ["-V"]):
-        return f"{called()} {__version__}"
+        return f"{os.path.basename(called())} {__version__}"
     if first != ["help"] and "--help" not in options and "-h" not in options:
         return ""
     import shutil

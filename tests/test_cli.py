@@ -121,7 +121,7 @@ class HelpIsWhatAPersonNeeds(CommandTest):
         for name in gpt_image.COMMANDS:
             self.assertRegex(text, rf"(?m)^  {name} +\S")
         for row in gpt_image.ROUTES:
-            self.assertIn(f"\n  gpt_image.py {row.examples[0]}\n", text)
+            self.assertIn(f"\n  python3 gpt_image.py {row.examples[0]}\n", text)
 
     def test_the_overview_says_what_this_is_without_docstrings_too(self) -> None:
         title = (gpt_image.__doc__ or "").partition("\n")[0]
@@ -152,16 +152,16 @@ class HelpIsWhatAPersonNeeds(CommandTest):
         for columns in (40, 20, 1):
             for argv in ((), ("edits",), ("config",)):
                 with self.subTest(argv=argv, columns=columns):
-                    self.assertRegex(self.help(*argv, columns=columns), r"^usage:\s+gpt_image\.py")
+                    self.assertRegex(self.help(*argv, columns=columns), r"^usage:\s+python3 gpt_image\.py")
 
     def test_help_shows_groups_and_three_examples_and_where_the_exit_codes_are(self) -> None:
         for name, command in gpt_image.COMMANDS.items():
             text = self.help(name)
             with self.subTest(name):
-                self.assertTrue(text.endswith("\nExit codes: gpt_image.py help exit-codes\n"), text)
+                self.assertTrue(text.endswith("\nExit codes: python3 gpt_image.py help exit-codes\n"), text)
                 self.assertEqual(len(command.examples), 3)
                 for example in command.examples:
-                    self.assertIn(f"\n  gpt_image.py {example}\n", text)
+                    self.assertIn(f"\n  python3 gpt_image.py {example}\n", text)
                 most_used = gpt_image.MOST_USED
                 groups = {row.group.lower() for row in gpt_image.rows_typed(name) if row.name not in most_used}
                 for group in groups:

@@ -207,7 +207,7 @@ class PhasesAreTold(unittest.TestCase):
 
     def test_the_live_line_counts_the_seconds(self) -> None:
         where = console(terminal=True)
-        where.stdout = io.StringIO()
+        where.as_json = True
         progress = self.progress(where, "auto")
         progress.phase("uploading", percent=50, bytes=2_000_000)
         for _ in range(2):
