@@ -6128,7 +6128,7 @@ FISH = Shell(
       end
     end
   end
-  string join \\n -- $fitting
+  string match -- "$word*" $fitting
 end
 for name in gpt-image gpt_image.py %(name)s
   complete -c $name -f -a '(_gpt_image)'
