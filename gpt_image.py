@@ -188,7 +188,7 @@ def program(*words: str) -> str:
 # A server's words go to a terminal: escape sequences in them must not.
 CONTROL = dict.fromkeys([*range(9), *range(11, 32), *range(127, 160)])
 UNPRINTABLE = "[\x7f-\x9f\ud800-\udfff]"  # what JSON leaves as it is, and a stream may not take
-STYLES = {"": "", "error": "1;31", "warning": "33", "hint": "36"}  # the colours of the words that lines begin with
+STYLES = {"error": "1;31", "warning": "33", "hint": "36"}  # the colours of the words that lines begin with
 
 
 def is_terminal(stream: TextFile) -> bool:
@@ -464,12 +464,12 @@ class Progress:
     def beat(self) -> None:
         """Redraws the live line; else tells now and then that the call still goes on."""
         now = self.clock()
-        seconds = f"{now - self.started:.0f} s"
+        left = f", {self.until - now:.0f} s left" if self.until > now else ""
+        line = f"{self.text}{left} · {now - self.started:.0f} s"
         if self.mode == "live":
-            left = f", {self.until - now:.0f} s left" if self.until > now else ""
-            self.console.redraw(f"{self.text}{left} · {seconds}")
+            self.console.redraw(line)
         elif now - self.shown >= self.HEARTBEAT:
-            self._say(f"{self.text}, {seconds} so far", self.name, {**self.facts, "heartbeat": True})
+            self._say(line, self.name, {**self.facts, "heartbeat": True})
 
 
 def base64_blocks(path: str) -> Iterator[str]:
@@ -967,9 +967,13 @@ OPTION_GROUPS = {
                env=("OPENAI_IMAGE_STYLE",)),
     ),
 }  # fmt: skip
-# What everyone uses first, and the help shows first.
+FIRST = "Most used"  # the group that help and reference begin with
 MOST_USED = ("prompt", "image", "input-image", "model", "n", "size", "quality", "format", "output")
-OPTIONS = tuple(row._replace(group=group) for group, rows in OPTION_GROUPS.items() for row in rows)
+OPTIONS = tuple(
+    row._replace(group=FIRST if row.name in MOST_USED else group)
+    for group, rows in OPTION_GROUPS.items()
+    for row in rows
+)
 KEY_NAMES = [name for row in OPTIONS if row.secret for name in row.env]
 # The name of a base URL, and that of the key it belongs with.
 KEY_BESIDE = {"OPENAI_BASE_URL": "OPENAI_API_KEY", "GPT_IMAGE2_BASE_URL": "GPT_IMAGE2_API_KEY"}
@@ -6218,11 +6222,12 @@ def check_endpoint(context: Context, settings: Settings) -> None:
 
 def settings_rows(commands: Mapping[str, Json]) -> Iterator[tuple[str, str]]:
     """Yields the settings in force for a person, each once, with the commands it is for if not for all."""
-    found: dict[tuple[str, str], list[str]] = {}
-    for command, settings in commands.items():
-        for name, row in settings.items():
-            found.setdefault((f"--{name}", f"{in_words(row['value']):<28} {row['source']}"), []).append(command)
-    for (name, line), where in sorted(found.items()):
+    rows = sorted(
+        (f"--{name}", f"{in_words(row['value']):<28} {row['source']}", command)
+        for command, settings in commands.items() for name, row in settings.items()
+    )  # fmt: skip
+    for (name, line), group in itertools.groupby(rows, lambda row: row[:2]):
+        where = [command for *_, command in group]
         yield name, line if len(where) >= len(ALL) else f"{line}  ({', '.join(where)})"
 
 
@@ -6313,18 +6318,13 @@ def add_option(group: Any, row: Option) -> None:
         group.add_argument(no, dest=row.name, help="the opposite", action="store_const", const="false")
 
 
-def topic(row: Option) -> str:
-    """Returns where the help shows an option."""
-    return "most used" if row.name in MOST_USED else row.group.lower()
-
-
 @functools.lru_cache(maxsize=None)
 def build_parser(command: str, table: tuple[Option, ...]) -> Parser:
     """Returns the parser of a subcommand's options, from their rows of the table; every value stays text."""
     parser = Parser(usage=argparse.SUPPRESS, add_help=False, allow_abbrev=False)
-    rows = sorted(rows_typed(command), key=lambda row: row.name not in MOST_USED)
-    for title, options in itertools.groupby(rows, topic):
-        group = parser.add_argument_group(title)
+    rows = sorted(rows_typed(command), key=lambda row: row.group != FIRST)
+    for title, options in itertools.groupby(rows, lambda row: row.group):
+        group = parser.add_argument_group(title.lower())
         for option in options:
             add_option(group, option)
     return parser
@@ -6333,9 +6333,7 @@ def build_parser(command: str, table: tuple[Option, ...]) -> Parser:
 def help_page(command: str) -> str:
     """Returns the help of a subcommand, or of the program as a whole."""
     row = COMMANDS.get(command, OVERVIEW)
-    body = "\n".join(f"  {name:<12} {row.summary}" for name, row in COMMANDS.items()) + "\n"
-    if command:
-        body = build_parser(command, OPTIONS).format_help()
+    commands = "".join(f"  {name:<12} {row.summary}\n" for name, row in COMMANDS.items())
     examples = "\n".join(f"  {program()} {example}" for example in row.examples)
     return f"""usage: {program()} {command or "COMMAND"} {row.argument and f"[{row.argument}] "}[options]
 
@@ -6343,7 +6341,7 @@ def help_page(command: str) -> str:
 
 {row.meaning}
 
-{body}
+{build_parser(command, OPTIONS).format_help() if command else commands}
 examples:
 {examples}
 

@@ -177,7 +177,7 @@ class PhasesAreTold(unittest.TestCase):
             self.now += 10
             progress.beat()
             told.append(said(where).splitlines()[1:])
-        lines = [f"waiting for the reply, {seconds} s so far" for seconds in (30, 60, 90)]
+        lines = [f"waiting for the reply · {seconds} s" for seconds in (30, 60, 90)]
         self.assertEqual(told, [lines[: count // 3] for count in range(1, 10)])
 
     def test_a_new_phase_puts_the_heartbeat_off(self) -> None:
@@ -191,7 +191,7 @@ class PhasesAreTold(unittest.TestCase):
         progress.phase("receiving", bytes=1_000_000)
         self.now += 1
         progress.beat()
-        self.assertEqual(said(where).splitlines()[2:], ["receiving, 1.0 MB, 59 s so far"])
+        self.assertEqual(said(where).splitlines()[2:], ["receiving, 1.0 MB · 59 s"])
 
     def test_a_thread_gives_the_heartbeat_while_the_call_waits(self) -> None:
         where = console()
@@ -200,10 +200,10 @@ class PhasesAreTold(unittest.TestCase):
             with mock.patch.object(gpt_image.Progress, "TICK", 0.001), progress:
                 progress.phase("waiting")
                 for _ in range(2000):
-                    if "reply, 0 s so far" in said(where):
+                    if "reply · 0 s" in said(where):
                         break
                     time.sleep(0.005)
-        self.assertIn("waiting for the reply, 0 s so far", said(where))
+        self.assertIn("waiting for the reply · 0 s", said(where))
 
     def test_the_live_line_counts_the_seconds(self) -> None:
         where = console(terminal=True)

@@ -18,7 +18,7 @@ from unittest import mock
 
 import gpt_image
 from tests import pictures
-from tests.support import KEY, ROOT, FakeTransport, ProgramTest, Terminal, reply
+from tests.support import ROOT, FakeTransport, ProgramTest, Terminal, reply
 
 PICTURE = pictures.picture(b"first minute", "png", 48, 32)
 IMAGES = {"data": [{"b64_json": base64.b64encode(PICTURE).decode()}]}
@@ -212,7 +212,7 @@ class WhatIsTold(ProgramTest):
             for name, facts in (("connecting", {"host": "h"}), ("waiting", {}), ("receiving", {"bytes": 5})):
                 progress.phase(name, **facts)
             progress.beat()
-        lines = ["queued in the background", *(f"working in the background, {s} s so far" for s in (30, 60))]
+        lines = ["queued in the background", *(f"working in the background · {s} s" for s in (30, 60))]
         self.assertEqual(told.getvalue().splitlines(), lines)
 
     def test_a_saved_file_appears_once_on_a_terminal(self) -> None:
