@@ -94,6 +94,13 @@ class Failure(Exception):
     def __init__(self, exit_code: int, message: str, hint: str | None = None, **details: Any) -> None:
         self.exit, self.message, self.hint, self.details = exit_code, message, hint, details
 
+    @property
+    def problems(self) -> Rows:
+        """Returns all that is wrong, if only one thing."""
+        own = {"rule": self.details.get("rule"), "message": self.message, "hint": self.hint}
+        problems: Rows = self.details.get("problems", [own])
+        return problems
+
 
 Outcome = Optional[Failure]  # how something ended: None if it went well
 
@@ -140,16 +147,48 @@ class Secret:
         return bool(re.fullmatch(r"[\x21\x23-\x26\x28-\x7e]+", self._value))
 
 
+def shell_quoted(text: str) -> str:
+    """Returns a word quoted for a POSIX shell; a byte that is not UTF-8 as an escape, since no terminal takes it."""
+    from shlex import quote
+
+    def octal(byte: re.Match[str]) -> str:
+        return f"\\0{ord(byte[0]) & 0xFF:03o}"
+
+    escaped, found = re.subn("[\udc80-\udcff]", octal, text.replace("\\", "\\\\"))
+    return f'"$(printf %b {quote(escaped)})"' if found else quote(text)
+
+
+def pasted(word: str) -> str:
+    """Returns a word as it can be pasted into the shell of the system: a POSIX one, or both cmd.exe and PowerShell."""
+    if os.name != "nt":
+        return shell_quoted(word)
+    if re.fullmatch(r"(--)?\w[\w.:\\/-]*", word):
+        return word
+    # No file name holds a straight quote. PowerShell, not cmd.exe, expands $ and `, and takes “ for a quote as well.
+    return '"' + re.sub("[$`“”„]", r"`\g<0>", word.replace('"', "")) + '"'
+
+
+def called() -> str:
+    """Returns what the program was called by: its file, a link to it, or the installed command."""
+    path = sys.argv[0]
+    own = __name__ == "__main__" or re.match("gpt[-_]image", os.path.basename(path))
+    return path if own else "gpt_image.py"  # else another program has imported it
+
+
+def program(*words: str) -> str:
+    """Returns a command of this program, called as it was called here, that can be pasted."""
+    import shutil
+
+    path, name = called(), os.path.basename(called())
+    python = ["python" if os.name == "nt" else "python3"] if name.endswith(".py") else []
+    start = [name] if str(shutil.which(name)).startswith(path) else [*python, path]
+    return " ".join(map(pasted, (*start, *words)))
+
+
 # A server's words go to a terminal: escape sequences in them must not.
 CONTROL = dict.fromkeys([*range(9), *range(11, 32), *range(127, 160)])
 UNPRINTABLE = "[\x7f-\x9f\ud800-\udfff]"  # what JSON leaves as it is, and a stream may not take
-COLOUR = r"\x1b\[[0-9;]*m"
-STYLES = {
-    "": "",
-    "error": "gpt_image.py: \x1b[1;31merror:\x1b[0m ",
-    "warning": "gpt_image.py: \x1b[33mwarning:\x1b[0m ",
-    "hint": "  \x1b[36mhint:\x1b[0m ",
-}
+STYLES = {"error": "1;31", "warning": "33", "hint": "36"}  # the colours of the words that lines begin with
 
 
 def is_terminal(stream: TextFile) -> bool:
@@ -169,12 +208,13 @@ def fitted(text: str, width: int) -> str:
     """Returns lines broken between words where they are wider than a window; commands stay whole, to be pasted."""
     import textwrap
 
-    lines = []
+    lines, command = [], re.escape(program()) + " .*"
     for line in text.split("\n"):
-        if len(line) > width >= 12 and not re.search(r": (python3?|gpt-image|gpt_image\.py) ", line):
+        line = re.sub(command, lambda found: found[0].replace(" ", "\0"), line)
+        if len(line) > width >= 12 and " " in line.strip():
             indent = " " * (len(line) - len(line.lstrip()) + 2)
             line = textwrap.fill(line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
-        lines.append(line)
+        lines.append(line.replace("\0", " "))
     return "\n".join(lines)
 
 
@@ -199,6 +239,7 @@ class Console:
         self.hidden: list[str] = []  # every form of every secret, the longest first, since one may hold another
         self.warnings: list[str] = []
         self.quiet, self.lost = False, ""
+        self.as_json = not is_terminal(stdout)  # what the result is written as
         self.tells = True  # False where stderr holds a JSON object a line
         self.line = ""  # the live line, as it stands on the screen
         self.live = is_terminal(stderr) and environ.get("TERM") != "dumb"
@@ -288,10 +329,13 @@ class Console:
 
     def say(self, text: str, style: str = "") -> None:
         """Prints one line to stderr, with its first word coloured if the terminal wants that."""
-        start = STYLES[style] if self.colour else re.sub(COLOUR, "", STYLES[style])
+        word = f"{style}:"
+        start = {"": "", "hint": f"  {word} "}.get(style, f"{os.path.basename(called())}: {word} ")
         text = start + text.translate(CONTROL)
         if self.live:
             text = fitted(text, columns(self.stderr))
+        if self.colour and style:
+            text = text.replace(word, f"\x1b[{STYLES[style]}m{word}\x1b[0m", 1)
         self.draw([text + "\n"])
 
     def tell(self, text: str) -> None:
@@ -333,7 +377,8 @@ class Phase(NamedTuple):
 
     words: str
     first: str = ""
-    lasting: bool = False  # it is over when it is told, and stays on the screen as a line of its own
+    lasting: bool = False  # it is told at once, and stays on the screen as a line of its own
+    result: bool = False  # the result says it to a person as well
 
 
 PHASES = {
@@ -345,10 +390,11 @@ PHASES = {
     "converting": Phase("converting {path}", lasting=True),
     "fetching": Phase("fetching picture {index}"),
     "preview": Phase("preview {partial} of {asked} for picture {index}: {path}", lasting=True),
-    "saved": Phase("saved {path} ({kind}, {size})", lasting=True),
-    "retrying": Phase("{reason}; try {attempt} in {wait} s", lasting=True),
+    "saved": Phase("saved {path} ({kind}, {size})", lasting=True, result=True),
+    "retrying": Phase("waiting for try {attempt} of {tries}", "{reason}; try {attempt} of {tries} in {wait} s",
+                      lasting=True),
     "batch": Phase("{done} of {total} · {running} running · {failed} failed · {usd} USD · {left}", "{total} to run"),
-}
+}  # fmt: skip
 
 
 class Progress:
@@ -366,7 +412,8 @@ class Progress:
             self.mode = "none"
         console.tells = self.mode != "json"
         self.started = self.shown = clock()
-        self.name, self.text = "", "working"
+        self.name, self.text, self.until = "", "working", 0.0
+        self.facts: Json = {}
         self.thread: Any = None
 
     def __enter__(self) -> Progress:
@@ -380,23 +427,27 @@ class Progress:
 
     def phase(self, name: str, **facts: Any) -> None:
         """Tells that a phase has begun or moved on; the facts fill its row of PHASES."""
-        if self.mode == "none":
+        row, now, as_json = PHASES[name], self.clock(), self.mode == "json"
+        looks = self.name == "polling" != name and not row.lasting  # each look at a response has these phases
+        if self.mode == "none" or looks or row.result and not as_json and not self.console.as_json:
             return
-        row, now = PHASES[name], self.clock()
-        text, begins = row.words.format(**facts), name != self.name
-        if not row.lasting:
-            self.name, self.text = name, text
-        if self.mode == "json":
-            # A 200 MB reply has thousands of chunks: what only moves on is told once a second.
-            if begins or not row.first or now - self.shown >= 1:
-                self.shown = now
-                told = {"phase": name, "seconds": round(now - self.started, 1), **facts}
-                self.console.draw([json.dumps(told) + "\n"])
-        elif row.lasting or (begins and self.mode == "plain"):
-            self.shown = now
-            self.console.say(row.first.format(**facts) or text)
+        words = {**facts, "size": amount(facts.get("bytes", 0))}
+        text, first, begins = row.words.format(**words), row.first.format(**words), name != self.name
+        if first or not row.lasting:
+            self.name, self.text, self.facts, self.until = name, text, facts, now + facts.get("wait", 0)
+        # A 200 MB reply has thousands of chunks: what only moves on is told once a second.
+        if row.lasting or begins and self.mode != "live" or as_json and (not first or now - self.shown >= 1):
+            self._say(first or text, name, facts)
         if not self.thread:
             self._start()
+
+    def _say(self, text: str, name: str, facts: Json) -> None:
+        self.shown = self.clock()
+        if self.mode == "json":
+            told = {"phase": name, "seconds": round(self.shown - self.started, 1), **facts}
+            self.console.draw([json.dumps(told) + "\n"])
+        else:
+            self.console.say(text)
 
     def _start(self) -> None:
         """Starts the thread with the first phase: checks alone need none."""
@@ -411,14 +462,14 @@ class Progress:
             self.beat()
 
     def beat(self) -> None:
-        """Redraws the live line; in plain progress, says now and then that the call still goes on."""
+        """Redraws the live line; else tells now and then that the call still goes on."""
         now = self.clock()
-        seconds = f"{now - self.started:.0f} s"
+        left = f", {self.until - now:.0f} s left" if self.until > now else ""
+        line = f"{self.text}{left} · {now - self.started:.0f} s"
         if self.mode == "live":
-            self.console.redraw(f"{self.text} · {seconds}")
-        elif self.mode == "plain" and now - self.shown >= self.HEARTBEAT:
-            self.shown = now
-            self.console.say(f"{self.text}, {seconds} so far")
+            self.console.redraw(line)
+        elif now - self.shown >= self.HEARTBEAT:
+            self._say(line, self.name, {**self.facts, "heartbeat": True})
 
 
 def base64_blocks(path: str) -> Iterator[str]:
@@ -692,17 +743,23 @@ class Route(NamedTuple):
     name: str
     path: str
     summary: str
-    example: str
+    examples: Words
     longest_user: int = 64  # characters of the id of an end user
 
 
 ROUTES = (
     Route("generations", "/images/generations", "make pictures from words",
-          'generations "A lighthouse at dusk" --output out/lighthouse.png'),
+          ('generations "A lighthouse at dusk" -o out/lighthouse.png',
+           'generations "A sketch of a chair" --n 4 -o out/chair.webp',
+           'generations --prompt-file poster.txt --n 2 --dry-run')),
     Route("edits", "/images/edits", "edit or combine pictures, with a mask if you like",
-          'edits "Make it snow" --image photo.jpg --output out/snow.png'),
+          ('edits "Make it snow" --image photo.jpg -o out/snow.png',
+           'edits "Blend the two" --image cup.png --image table.png',
+           'edits "A door" --image photo.jpg --mask-box 0,0,50%,50%')),
     Route("responses", "/responses", "let a text model make pictures, with previews and further turns",
-          'responses "A poster" --stream --partial-images 2 -o poster.png', 128),
+          ('responses "A poster" --stream --partial-images 2 -o p.png',
+           'responses "Make it blue" --previous-response-id resp_123',
+           'responses "A map" --background-mode --output out/map.png'), 128),
 )  # fmt: skip
 ROUTE = {row.name: row for row in ROUTES}
 CHAT_PATH = "/chat/completions"
@@ -787,10 +844,6 @@ OPTION_GROUPS = {
         Option("svg-model", NAME, "text model that writes an svg", sends="image", field="svg.model"),
         Option("svg-effort", EFFORT, "reasoning effort of the svg's author", sends="image",
                field="svg.reasoning.effort"),
-        Option("response-format", choice("b64_json", "url"), "how retired models and some gateways return pictures",
-               IMAGES, sends="image", env=("OPENAI_IMAGE_RESPONSE_FORMAT",)),
-        Option("style", choice("vivid", "natural"), "style, for retired models on gateways", IMAGES, sends="image",
-               env=("OPENAI_IMAGE_STYLE",)),
     ),
     "Input pictures": (
         Option("image", PICTURES, "picture to edit (repeatable, up to 16)", ("edits",), also=("input",), input="image",
@@ -812,8 +865,6 @@ OPTION_GROUPS = {
         Option("mask-box", BOXES, "make the mask: where to edit, in pixels or per cent (repeatable)",
                ("edits", "responses")),
         Option("markup", PATH, "transparent PNG with marks that guide the edit", ("edits",), input="markup file"),
-        Option("input-fidelity", choice("high", "low"), "how closely to keep to the input pictures",
-               ("edits", "responses"), sends="image", env=("OPENAI_IMAGE_INPUT_FIDELITY",)),
         Option("image-field-style", choice("brackets", "simple", "indexed", strict=True),
                "form field of the pictures: image[], image or image[0]", ("edits",), default="brackets"),
     ),
@@ -907,8 +958,22 @@ OPTION_GROUPS = {
         Option("completion", choice("bash", "zsh", "fish", strict=True), "print a completion script for this shell",
                ("config",)),
     ),
+    "Retired models": (
+        Option("input-fidelity", choice("high", "low"), "how closely models before gpt-image-2 keep to the pictures",
+               ("edits", "responses"), sends="image", env=("OPENAI_IMAGE_INPUT_FIDELITY",)),
+        Option("response-format", choice("b64_json", "url"), "how retired models and some gateways return pictures",
+               IMAGES, sends="image", env=("OPENAI_IMAGE_RESPONSE_FORMAT",)),
+        Option("style", choice("vivid", "natural"), "style, for retired models on gateways", IMAGES, sends="image",
+               env=("OPENAI_IMAGE_STYLE",)),
+    ),
 }  # fmt: skip
-OPTIONS = tuple(row._replace(group=group) for group, rows in OPTION_GROUPS.items() for row in rows)
+FIRST = "Most used"  # the group that help and reference begin with
+MOST_USED = ("prompt", "image", "input-image", "model", "n", "size", "quality", "format", "output")
+OPTIONS = tuple(
+    row._replace(group=FIRST if row.name in MOST_USED else group)
+    for group, rows in OPTION_GROUPS.items()
+    for row in rows
+)
 KEY_NAMES = [name for row in OPTIONS if row.secret for name in row.env]
 # The name of a base URL, and that of the key it belongs with.
 KEY_BESIDE = {"OPENAI_BASE_URL": "OPENAI_API_KEY", "GPT_IMAGE2_BASE_URL": "GPT_IMAGE2_API_KEY"}
@@ -1082,7 +1147,7 @@ LISTS = ("data", "output", "choices")
 PICTURE_KEYS = ("b64_json", "result", "partial_image_b64", "image_base64", "url")
 SETTLED = ("size", "quality", "background", "output_format")  # what a reply says of them is what `auto` became
 ENDED = ("completed", "failed", "incomplete", "cancelled")
-WORKING = ("queued", "in_progress")
+WORKING = {"queued": "queued", "in_progress": "working"}  # in words
 
 
 class Status(NamedTuple):
@@ -1876,18 +1941,18 @@ def check_pair(settings: Settings, context: Context) -> None:
         context.console.warn(words)
 
 
+def key_advice(settings: Settings) -> str:
+    """Returns where to get a key, and where to put it."""
+    name = settings.get("api-key-env") or KEY_NAMES[0]
+    place = f"get one from your provider (OpenAI: https://platform.openai.com/api-keys) and set {name}"
+    return f"{place}, or put it into the .env that this writes: {program('config', '--init')}"
+
+
 def check_key(settings: Settings) -> None:
     """Stops before a call without a key, or with one that cannot stand in a header."""
     key = settings.get("api-key")
     if not key and not brings_key(settings):
-        name = settings.get("api-key-env") or "OPENAI_API_KEY"
-        raise Failure(
-            SETTINGS,
-            "there is no API key",
-            f"set {name} in the environment, or run `gpt_image.py config --init` and put it into .env; "
-            "--dry-run needs none",
-            rule="key-missing",
-        )
+        raise Failure(SETTINGS, "there is no API key", key_advice(settings), rule="key-missing")
     if key and not key.fits_header():
         words = f"the API key from {settings.rows['api-key'].source.label} holds characters that no key has"
         raise Failure(SETTINGS, words, "copy it again, on one line", rule="key-form")
@@ -2923,17 +2988,6 @@ def build_request(checked: Checked) -> Request:
     return Request("POST", api_url(settings, path), headers, body, None if form else body.shown(), rows)
 
 
-def shell_quoted(text: str) -> str:
-    """Returns a word quoted for a POSIX shell; a byte that is not UTF-8 as an escape, since no terminal takes it."""
-    from shlex import quote
-
-    def octal(byte: re.Match[str]) -> str:
-        return f"\\0{ord(byte[0]) & 0xFF:03o}"
-
-    escaped, found = re.subn("[\udc80-\udcff]", octal, text.replace("\\", "\\\\"))
-    return f'"$(printf %b {quote(escaped)})"' if found else quote(text)
-
-
 def curl_header(settings: Settings, name: str, value: str | Secret) -> str:
     """Returns a header for a shell; a secret comes from the variable that holds it, or from one to be set first."""
     if not isinstance(value, Secret):
@@ -3166,7 +3220,7 @@ class Attempt:
                 return
             yield block
             done += len(block)
-            self.progress.phase("uploading", percent=100 * done // max(self.total, 1), size=amount(self.total))
+            self.progress.phase("uploading", percent=100 * done // max(self.total, 1), bytes=self.total)
         self.sent = not self.broken  # from here on the request may run, and be billed
         self.progress.phase("waiting")
 
@@ -3280,7 +3334,7 @@ def reply_chunks(response: Any, attempt: Attempt) -> Blocks:
         block = b"".join(pieces)
         received += len(block)
         if block:
-            attempt.progress.phase("receiving", size=amount(received))
+            attempt.progress.phase("receiving", bytes=received)
             yield block
         if cut:
             raise ConnectionError(f"{cut} after {amount(received)}")
@@ -3573,7 +3627,7 @@ def exchange(context: Context, settings: Settings, request: Request, tries: Trie
             failure.hint = f"the server asks to wait longer than {LONGEST_WAIT:.0f} s: try again later"
         if not allowed or wait is None or tries.count == most:
             raise failure
-        shown = {"reason": failure.message, "attempt": f"{tries.count + 1} of {most}", "wait": f"{wait:.1f}"}
+        shown = {"reason": failure.message, "attempt": tries.count + 1, "tries": most, "wait": round(wait, 1)}
         context.progress.phase("retrying", **shown)
         context.sleep(wait)
     raise KeyboardInterrupt
@@ -4516,25 +4570,6 @@ class Result(Tries):
         return "\n".join(self.texts.values()) or "".join(self.deltas) or "\n".join(self.said.values()) or None
 
 
-def pasted(word: str) -> str:
-    """Returns a word as it can be pasted into the shell of the system: a POSIX one, or both cmd.exe and PowerShell."""
-    if os.name != "nt":
-        return shell_quoted(word)
-    if re.fullmatch(r"(--)?\w[\w.:\\/-]*", word):
-        return word
-    # No file name holds a straight quote. PowerShell, not cmd.exe, expands $ and `, and takes “ for a quote as well.
-    return '"' + re.sub("[$`“”„]", r"`\g<0>", word.replace('"', "")) + '"'
-
-
-def program(*words: str) -> str:
-    """Returns a command of this program, called as it was called here, that can be pasted."""
-    name = os.path.basename(sys.argv[0])
-    start = ["gpt-image" if name.startswith("gpt-image") else "gpt_image.py"]
-    if name == "gpt_image.py":
-        start = ["python" if os.name == "nt" else "python3", sys.argv[0]]
-    return " ".join(map(pasted, (*start, *words)))
-
-
 def bug_failure(console: Console) -> Failure:
     """Returns the failure of a bug, with the redacted traceback."""
     import traceback
@@ -4871,7 +4906,7 @@ class Call:
         if size and size != "auto" and row["width"] and got != size:  # some gateways ignore the size
             self.console.warn(f"{row['path']}: {size} was asked for, {got} came")
         kind = f"{row['format']} {got}" if row["width"] else row["format"]
-        self.context.progress.phase("saved", **{**row, "kind": kind, "size": amount(row["bytes"])})
+        self.context.progress.phase("saved", **row, kind=kind)
         self.show(row["path"])
 
     def partial(self, event: Event) -> None:
@@ -5019,7 +5054,7 @@ class Call:
                 if waited > limit:
                     raise Failure(RUNNING, f"no end after {waited:.0f} s")
                 if facts.get("status") in WORKING:
-                    self.context.progress.phase("polling", status=facts["status"])
+                    self.context.progress.phase("polling", status=WORKING[facts["status"]])
                 self.context.sleep(wait)
                 waited, wait = waited + wait, min(max(wait * POLL_GROWTH, POLL_FIRST), most)
                 failure = self.read_again()
@@ -5093,9 +5128,7 @@ class Call:
         if first.exit == NETWORK and enough and wanted:
             first.hint = "every picture asked for is on disk: do not call again"
         if len(troubles) > 1:
-            first.details["problems"] = [
-                {"rule": found.details.get("rule"), "message": found.message, "hint": found.hint} for found in troubles
-            ]
+            first.details["problems"] = [row for found in troubles for row in found.problems]
         return first
 
     def _lacking(self) -> Failure:
@@ -5272,7 +5305,8 @@ def result_of(result: Result, failure: Outcome, warnings: list[str], seconds: fl
     if failure:
         error = {
             "exit": failure.exit, "rule": None, "status": None, "type": None, "code": None, "message": failure.message,
-            "hint": failure.hint, "may_be_billed": False, "problems": [], "recovery": None, **failure.details,
+            "hint": failure.hint, "may_be_billed": False, "problems": failure.problems,
+            "recovery": None, **failure.details,
         }  # fmt: skip
     response_id = facts.get("id") if result.route == "responses" else None
     found = {
@@ -5706,10 +5740,7 @@ class Batch:
                 except Failure as failure:
                     code = code or failure.exit
                     place = f"{self.maker.place(job)} ({job.id})"
-                    own = failure.details.get("problems") or [
-                        {"rule": failure.details.get("rule"), "message": failure.message, "hint": failure.hint}
-                    ]
-                    problems += [{**row, "message": f"{place}: {row['message']}"} for row in own]
+                    problems += [{**row, "message": f"{place}: {row['message']}"} for row in failure.problems]
             for words in context.console.warnings:
                 warnings[words] = warnings.get(words, 0) + 1
         for words, count in itertools.islice(warnings.items(), MOST_SHOWN):
@@ -5946,6 +5977,35 @@ class Batch:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+def in_words(value: Any) -> str:
+    """Returns a value of JSON as words."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {in_words(inner)}" for name, inner in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(in_words, value))
+    if isinstance(value, str):
+        return value.replace("\n", " ")
+    return "none" if value is None else json.dumps(value)
+
+
+def present(console: Console, found: Json, rows: Iterable[tuple[str, Any]] = ()) -> None:
+    """Prints what a command has found: one JSON object, or named rows for a person at a terminal."""
+    if console.as_json:
+        console.print_json(found)
+        return
+    lines = [f"{name:<20} {shortened(in_words(value), 300)}" for name, value in rows or found.items()]
+    console.print(fitted("\n".join(lines).translate(CONTROL), columns(console.stdout)))
+
+
+def call_rows(shown: Json) -> Iterator[tuple[str, Any]]:
+    """Yields what a dry run of a call shows to a person."""
+    yield shown["method"], shown["url"]
+    yield from (shown["body"] or {}).items()
+    yield from ((row["name"], row.get("value") or row["path"]) for row in shown["form"] or ())
+    yield from ((name, shown[name]) for name in ("outputs", "estimate"))
+    yield "sent", "nothing; --json shows all of the request"
+
+
 def show_curl(context: Context, call: Prepared) -> None:
     """Prints a call as a curl command."""
     for given in call.checked.inputs:
@@ -5962,7 +6022,8 @@ def call(context: Context, settings: Settings, positional: str | None) -> None:
     check_names(prepared.written, prepared.names.overwrite, context.temp_files)
     context.result.reported = bool(settings.get("dry-run") or settings.get("curl"))
     if settings.get("dry-run"):
-        context.console.print_json(shown_call(context, prepared))
+        shown = shown_call(context, prepared)
+        present(context.console, shown, call_rows(shown))
     elif settings.get("curl"):
         show_curl(context, prepared)
     else:
@@ -6073,44 +6134,94 @@ class Shell(NamedTuple):
 
     script: str
     case: str
-    either: str  # stands between the words of a case
+    either: str = "|"  # stands between the words of a case
 
 
 BASH = Shell(
     """_gpt_image() {
-  local fitting=
-  case ${COMP_WORDS[1]} in
-%(options)s
-  esac
-  [ "$COMP_CWORD" -eq 1 ] && fitting='%(commands)s'
-  case ${COMP_WORDS[COMP_CWORD-1]} in
+  local word=${COMP_WORDS[COMP_CWORD]} before=${COMP_WORDS[COMP_CWORD-1]} fitting=
+  COMPREPLY=()
+  [ "$before" = = ] && before=${COMP_WORDS[COMP_CWORD-2]}
+  [ "$word" = = ] && word=
+  if [ "$COMP_CWORD" -eq 1 ]; then
+    fitting='%(commands)s help'
+  else
+    case $before in
 %(values)s
-  esac
-  COMPREPLY=($(compgen -W "$fitting" -- "${COMP_WORDS[COMP_CWORD]}"))
+    %(files)s) return ;; # to the file names of "complete -o default"
+    %(texts)s) ;;
+    *)
+      case ${COMP_WORDS[1]} in
+    %(readers)s) [[ $word == -* ]] || return ;;
+      esac
+      case ${COMP_WORDS[1]} in
+%(options)s
+      esac ;;
+    esac
+  fi
+  COMPREPLY=($(compgen -W "$fitting" -- "$word"))
+  [ ${#COMPREPLY[@]} -gt 0 ] || compopt +o default 2>/dev/null
 }
-[ -n "$ZSH_VERSION" ] && autoload -U +X bashcompinit && bashcompinit
-complete -o default -F _gpt_image gpt-image gpt_image.py""",
+complete -o default -F _gpt_image gpt-image gpt_image.py %(name)s""",
     "    %s) fitting='%s' ;;",
-    "|",
+)
+ZSH = Shell(
+    """_gpt_image() {
+  local before=${words[CURRENT-1]} fitting=
+  [[ $PREFIX == --*=* ]] && before=${PREFIX%%%%=*} && compset -P '*='
+  if (( CURRENT == 2 )); then
+    fitting='%(commands)s help'
+  else
+    case $before in
+%(values)s
+    %(files)s) _files; return ;;
+    %(texts)s) return ;;
+    *)
+      case ${words[2]} in
+    %(readers)s) [[ $PREFIX == -* ]] || { _files; return } ;;
+      esac
+      case ${words[2]} in
+%(options)s
+      esac ;;
+    esac
+  fi
+  compadd -- ${=fitting}
+}
+(( $+functions[compdef] )) || { autoload -Uz compinit && compinit -i }
+compdef _gpt_image gpt-image gpt_image.py %(name)s""",
+    BASH.case,
 )
 FISH = Shell(
     """function _gpt_image
   set -l typed (commandline -opc)
-  set -l fitting %(commands)s
-  switch "$typed[2]"
-%(options)s
-  end
-  switch "$typed[-1]"
+  set -l word (commandline -ct)
+  set -l fitting %(commands)s help
+  if test (count $typed) -gt 1
+    set fitting
+    switch "$typed[-1]"
 %(values)s
+    case %(files)s
+      __fish_complete_path "$word"
+    case %(texts)s
+    case '*'
+      if contains -- "$typed[2]" %(readers)s; and not string match -q -- '-*' "$word"
+        __fish_complete_path "$word"
+        return
+      end
+      switch "$typed[2]"
+%(options)s
+      end
+    end
   end
-  string join \\n -- $fitting
+  string match -- "$word*" $fitting
 end
-complete -c gpt-image -a '(_gpt_image)'
-complete -c gpt_image.py -a '(_gpt_image)'""",
+for name in gpt-image gpt_image.py %(name)s
+  complete -c $name -f -a '(_gpt_image)'
+end""",
     "    case %s; set fitting %s",
     " ",
 )
-SHELLS = {"bash": BASH, "zsh": BASH, "fish": FISH}
+SHELLS = {"bash": BASH, "zsh": ZSH, "fish": FISH}
 
 
 def batch(context: Context, settings: Settings, target: str | None) -> None:
@@ -6129,7 +6240,7 @@ def batch(context: Context, settings: Settings, target: str | None) -> None:
         made.check()
         if dry:
             context.result.reported = True
-            context.console.print_json(made.shown())
+            present(context.console, made.shown())
             return
         made.run()
     finally:
@@ -6138,11 +6249,18 @@ def batch(context: Context, settings: Settings, target: str | None) -> None:
 
 
 def completion_script(shell: str) -> str:
-    """Returns a completion script: subcommands, the options of each, and the values of those that have a choice."""
+    """Returns a completion script: subcommands, the options of each, and what can stand behind an option."""
     script, case, either = SHELLS[shell]
-    options = [case % (name, " ".join(words_of(name))) for name in EVERY]
-    values = [case % (either.join(spellings(row)), " ".join(row.kind.choices)) for row in OPTIONS if row.kind.choices]
-    return script % {"commands": " ".join(EVERY), "options": "\n".join(options), "values": "\n".join(values)}
+    takes = [row for row in OPTIONS if row.kind.metavar]
+    values = [case % (either.join(spellings(row)), " ".join(row.kind.choices)) for row in takes if row.kind.choices]
+    files = [row for row in takes if row.kind.writes or re.search("PATH|FILE", row.kind.metavar)]
+    return script % {
+        "name": os.path.basename(called()), "commands": " ".join(EVERY), "values": "\n".join(values),
+        "options": "\n".join(case % (name, " ".join(words_of(name))) for name in EVERY),
+        "files": either.join(itertools.chain(*map(spellings, files))),
+        "texts": either.join(itertools.chain(*map(spellings, takes))),
+        "readers": either.join(name for name, row in COMMANDS.items() if row.argument not in ("", "PROMPT")),
+    }  # fmt: skip
 
 
 def example_dotenv() -> str:
@@ -6178,32 +6296,32 @@ def check_endpoint(context: Context, settings: Settings) -> None:
     if not isinstance(listed, list):
         hint = "is the base URL right? It usually ends in /v1"
         raise Failure(UNREADABLE, f"{url} answers, but not as this API does", hint)
-    names = [str(row.get("id")) for row in objects_in(listed)]
-    context.console.tell(f"the key is accepted by {origin_of(url)}")
-    found = {"ok": True, "url": url, "key_accepted": True, "image_models": [name for name in names if "image" in name]}
-    context.console.print_json(found)
+    names = [name for name in (str(row.get("id")) for row in objects_in(listed)) if "image" in name]
+    found = {"ok": True, "url": url, "key_accepted": True, "image_models": names}
+    present(context.console, found)
 
 
-def settings_lines(commands: Mapping[str, Json]) -> Iterator[str]:
-    """Yields the settings in force as lines for a terminal, each once, with the commands it is for if not for all."""
-    found: dict[str, list[str]] = {}
-    for command, settings in commands.items():
-        for name, row in settings.items():
-            value = row["value"] if isinstance(row["value"], str) else json.dumps(row["value"])
-            found.setdefault(f"--{name:<18} {value:<28} {row['source']}", []).append(command)
-    for line, where in sorted(found.items()):
-        yield line if "config" in where or len(where) == len(ALL) else f"{line}  ({', '.join(where)})"
+def settings_rows(commands: Mapping[str, Json]) -> Iterator[tuple[str, str]]:
+    """Yields the settings in force for a person, each once, with the commands it is for if not for all."""
+    rows = sorted(
+        (f"--{name}", f"{in_words(row['value']):<28} {row['source']}", command)
+        for command, settings in commands.items() for name, row in settings.items()
+    )  # fmt: skip
+    for (name, line), group in itertools.groupby(rows, lambda row: row[:2]):
+        where = [command for *_, command in group]
+        yield name, line if len(where) >= len(ALL) else f"{line}  ({', '.join(where)})"
 
 
 def show_settings(context: Context, settings: Settings) -> None:
-    """Shows the settings in force of each command, with their sources."""
-    console, dotenv = context.console, context.dotenv
+    """Shows the settings in force of each command, with their sources, and what to do about a missing key."""
+    dotenv = context.dotenv
     commands = {name: shown_settings(resolve(name, {}, context.environ, dotenv)) for name in ALL}
     commands["config"] = shown_settings(settings)
-    if is_terminal(console.stdout) and not settings.get("json"):
-        console.print("\n".join([f".env in force: {dotenv.path or 'none'}", *settings_lines(commands)]))
-    else:
-        console.print_json({"ok": True, "env_file": dotenv.path or None, "settings": commands})
+    if not settings.get("api-key") and not brings_key(settings):
+        commands["config"]["api-key"] = {"value": None, "source": f"missing: {key_advice(settings)}"}
+    found = {"ok": True, "env_file": dotenv.path or None, "settings": commands}
+    rows = [(".env in force", dotenv.path or "none"), *settings_rows(commands)]
+    present(context.console, found, rows)
 
 
 def config(context: Context, settings: Settings, _: str | None) -> None:
@@ -6222,27 +6340,38 @@ def config(context: Context, settings: Settings, _: str | None) -> None:
 
 
 class Command(NamedTuple):
-    """A row of COMMANDS: what runs a subcommand, its line in the help, its argument, what that is, and an example."""
+    """A row of COMMANDS: what runs a subcommand, its line in the help, its argument, what that is, and examples."""
 
     run: Callable[[Context, Settings, str | None], object]
     summary: str
     argument: str
     meaning: str
-    example: str
+    examples: Words
 
 
 COMMANDS = {
-    **{row.name: Command(call, row.summary, "PROMPT", "PROMPT says what to make", row.example) for row in ROUTES},
+    **{row.name: Command(call, row.summary, "PROMPT", "PROMPT says what to make", row.examples) for row in ROUTES},
     "resume": Command(resume, "collect a background response", "TARGET",
-                      "TARGET is a session file, or the id of a response", "resume out/poster.session.json"),
+                      "TARGET is a session file, or the id of a response",
+                      ("resume out/map.session.json", "resume resp_0123456789 --output out/map.png",
+                       "resume out/map.session.json --cancel")),
     "extract": Command(extract, "take the pictures out of a saved reply, offline", "FILE",
                        "FILE is a reply that was kept or saved: JSON or events, whole or cut short",
-                       "extract out/poster.reply --output out/poster.png"),
+                       ("extract out/poster.reply", "extract out/poster.reply --output out/poster.png",
+                        "extract out/poster.reply --output found/ --preview")),
     "batch": Command(batch, "make many pictures, and go on where it was", "JOBS",
                      "JOBS is a .jsonl, .csv or .txt file of jobs, or - for standard input",
-                     'batch animals.csv --prompt "A {animal}, watercolour" --output "out/{animal}.png"'),
-    "config": Command(config, "show the settings in force; write a .env; check the key", "", "", "config --check"),
+                     ("batch prompts.txt --quality low --output out/",
+                      'batch animals.csv --prompt "A {animal}" -o "{animal}.png"',
+                      "batch jobs.jsonl --dry-run")),
+    "config": Command(config, "show the settings in force; write a .env; check the key", "",
+                      "without an option, it shows each setting and where it comes from",
+                      ("config --init", "config --check", "config --completion bash")),
 }  # fmt: skip
+# What the help shows of the program as a whole.
+OVERVIEW = Command(call, "Make and edit pictures with the GPT Image models of OpenAI or of any gateway.", "",
+                   "COMMAND --help lists options; --dry-run shows what would be sent, without a key.",
+                   tuple(row.examples[0] for row in ROUTES))  # fmt: skip
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -6254,7 +6383,7 @@ class Parser(argparse.ArgumentParser):
     """argparse for the spelling only: its errors become a Failure, without the dump of the usage."""
 
     def error(self, message: str) -> Any:
-        hint = "see --help; a value that begins with a dash is given as --option=-value"
+        hint = f"a value that begins with a dash is given as --option=-value; see {program('--help')}"
         raise Failure(USAGE, message, hint, rule="usage")
 
 
@@ -6273,38 +6402,31 @@ def add_option(group: Any, row: Option) -> None:
 @functools.lru_cache(maxsize=None)
 def build_parser(command: str, table: tuple[Option, ...]) -> Parser:
     """Returns the parser of a subcommand's options, from their rows of the table; every value stays text."""
-    row = COMMANDS[command]
-    argument = f" [{row.argument}]" if row.argument else ""
-    parser = Parser(
-        usage=f"gpt_image.py {command}{argument} [options]",
-        description=f"{row.summary}\n{row.meaning}",
-        epilog=f"example:\n  gpt_image.py {row.example}",
-        add_help=False,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    for name, rows in itertools.groupby(rows_typed(command), lambda option: option.group):
-        group = parser.add_argument_group(name.lower())
-        for option in rows:
+    parser = Parser(usage=argparse.SUPPRESS, add_help=False, allow_abbrev=False)
+    rows = sorted(rows_typed(command), key=lambda row: row.group != FIRST)
+    for title, options in itertools.groupby(rows, lambda row: row.group):
+        group = parser.add_argument_group(title.lower())
+        for option in options:
             add_option(group, option)
     return parser
 
 
-def overview() -> str:
-    """Returns the help of the program as a whole."""
-    commands = "\n".join(f"  {name:<12} {row.summary}" for name, row in COMMANDS.items())
-    examples = "\n".join(f"  gpt_image.py {row.example}" for row in COMMANDS.values())
-    return f"""usage: gpt_image.py COMMAND [options]
+def help_page(command: str) -> str:
+    """Returns the help of a subcommand, or of the program as a whole."""
+    row = COMMANDS.get(command, OVERVIEW)
+    commands = "".join(f"  {name:<12} {row.summary}\n" for name, row in COMMANDS.items())
+    examples = "\n".join(f"  {program()} {example}" for example in row.examples)
+    return f"""usage: {program()} {command or "COMMAND"} {row.argument and f"[{row.argument}] "}[options]
 
-Make and edit pictures with the GPT Image models of OpenAI or of any gateway.
+{row.summary}
 
-{commands}
+{row.meaning}
 
+{build_parser(command, OPTIONS).format_help() if command else commands}
 examples:
 {examples}
 
-Add --dry-run to see what would be sent: it needs no key.
-COMMAND --help lists the options."""
+Exit codes: {program("help", "exit-codes")}"""
 
 
 # What other programs call things.
@@ -6325,7 +6447,7 @@ def refuse_argument(command: str, word: str) -> None:
     elif COMMANDS[command].argument == "PROMPT":
         hint = "put the prompt into quotes"
     else:
-        hint = f"see {command} --help"
+        hint = f"see {program(command, '--help')}"
     raise Failure(USAGE, f"{word!r} is one word too many", hint, rule="usage")
 
 
@@ -6338,7 +6460,7 @@ def refuse_option(command: str, name: str) -> None:
     elif others:
         hint = f"it belongs to {', '.join(others)}"
     else:
-        hint = did_you_mean(name, known) or f"see {command} --help"
+        hint = did_you_mean(name, known) or f"see {program(command, '--help')}"
     shown = name if name.startswith("--") else name[:2]  # behind the letter of an option a key may stand
     raise Failure(USAGE, f"{shown} is no option of {command}", hint, rule="unknown-option")
 
@@ -6347,11 +6469,11 @@ def refuse_command(word: str, argv: list[str]) -> None:
     """Refuses a command line that does not begin with a command."""
     later = [word for word in argv if word in COMMANDS]
     if later:
-        hint = f"the command comes first: gpt_image.py {later[0]} …"
+        hint = f"the command comes first: {program(later[0])} …"
     elif " " in word:
-        hint = f'make a picture with: gpt_image.py generations "{word}"'
+        hint = f"make a picture with: {program('generations', word)}"
     else:
-        hint = did_you_mean(word, COMMANDS) or f"one of {', '.join(COMMANDS)}; see --help"
+        hint = did_you_mean(word, COMMANDS) or f"one of {', '.join(COMMANDS)}; see {program('--help')}"
     shown = word.partition("=")[0] if word.startswith("-") else word
     raise Failure(USAGE, f"{shown!r} is no command" if word else "no command is given", hint, rule="command")
 
@@ -6373,7 +6495,7 @@ def parse(argv: list[str]) -> tuple[str, dict[str, Any], str | None]:
 
 def say_failure(error: Json, console: Console) -> None:
     """Says what went wrong, and what to do."""
-    for row in error["problems"] or [error]:
+    for row in error["problems"]:
         console.say(row["message"], "error")
         if row["hint"]:
             console.say(row["hint"], "hint")
@@ -6389,6 +6511,9 @@ def say_result(found: Json, console: Console) -> None:
         console.tell("cost: {usd:.4f} USD at the prices of {prices_of}".format(**found["cost"]))
     if found["images"]:
         console.print("\n".join(row["path"] for row in found["images"]))
+    if found["ok"] and found["response_id"] and as_object(found["request"]).get("store") is not False:
+        next_turn = program("responses", "--previous-response-id", found["response_id"])
+        console.tell(f"for the next turn, put a prompt behind this: {next_turn}")
 
 
 def run_command(context: Context, argv: list[str]) -> None:
@@ -6396,6 +6521,8 @@ def run_command(context: Context, argv: list[str]) -> None:
     console, environ = context.console, context.environ
     typed_keys = re.findall(KEY_FORM, "\n".join(argv))
     console.hide(*map(Secret, typed_keys), *(Secret(environ.get(name, "")) for name in KEY_NAMES))  # before any error
+    if not argv:
+        console.say(help_page(""))
     command, typed, argument = parse(argv)
     console.quiet = bool(typed.get("quiet"))
     settings, dotenv = settings_in_force(command, typed, context)
@@ -6410,6 +6537,7 @@ def run(context: Context, argv: list[str]) -> int:
     """Runs a command and says how it ended: the result to stdout, the words to stderr."""
     console, clock, result = context.console, context.progress.clock, context.result
     started = clock()
+    console.as_json = console.as_json or "--json" in argv
     failure = ended(context, lambda: run_command(context, argv))
     context.stop.armed, context.stop.jobs = True, False  # everything is on disk
     try:
@@ -6417,7 +6545,7 @@ def run(context: Context, argv: list[str]) -> int:
             found = result_of(result, failure, console.warnings, clock() - started)
             if failure:
                 say_failure(found["error"], console)
-            if "--json" in argv or not is_terminal(console.stdout):
+            if console.as_json:
                 console.print_json(found)
             else:
                 say_result(found, console)
@@ -6434,14 +6562,16 @@ def help_text(argv: list[str]) -> str:
     """Returns what --version and --help print, or nothing for a command that is to run."""
     first, options = argv[:1], argv[: [*argv, "--"].index("--")]
     if first in (["--version"], ["-V"]):
-        return f"gpt_image.py {__version__}"
+        return f"{os.path.basename(called())} {__version__}"
     if first != ["help"] and "--help" not in options and "-h" not in options:
         return ""
     import shutil
 
-    text = build_parser(argv[0], OPTIONS).format_help() if argv[0] in COMMANDS else overview()
-    exits = "\n".join(f"  {code:>3}  {meaning}" for code, meaning in EXITS.items())
-    return fitted(f"{text.rstrip()}\n\nexit codes:\n{exits}", shutil.get_terminal_size().columns)
+    asked = "".join(argv[1:2] if first == ["help"] else first)
+    text = "\n".join(f"{code:>3}  {meaning}" for code, meaning in EXITS.items())
+    if asked != "exit-codes":
+        text = help_page(asked if asked in COMMANDS else "")
+    return fitted(text, shutil.get_terminal_size().columns)
 
 
 def standard(stream: TextFile | None, errors: str = "backslashreplace") -> TextFile:

@@ -115,12 +115,13 @@ class HelpIsWhatAPersonNeeds(CommandTest):
             ran = self.run_main(*argv)
             self.assertEqual((ran.code, ran.out), (0, f"gpt_image.py {gpt_image.__version__}\n"))
 
-    def test_the_overview_names_each_command_with_an_example(self) -> None:
+    def test_the_overview_names_each_command_and_has_three_examples(self) -> None:
         text = self.help()
         self.assertEqual(text, self.run_main("-h").out)
-        for name, command in gpt_image.COMMANDS.items():
+        for name in gpt_image.COMMANDS:
             self.assertRegex(text, rf"(?m)^  {name} +\S")
-            self.assertIn(command.example.split(" --")[0], text)
+        for row in gpt_image.ROUTES:
+            self.assertIn(f"\n  python3 gpt_image.py {row.examples[0]}\n", text)
 
     def test_the_overview_says_what_this_is_without_docstrings_too(self) -> None:
         title = (gpt_image.__doc__ or "").partition("\n")[0]
@@ -151,19 +152,20 @@ class HelpIsWhatAPersonNeeds(CommandTest):
         for columns in (40, 20, 1):
             for argv in ((), ("edits",), ("config",)):
                 with self.subTest(argv=argv, columns=columns):
-                    self.assertIn("usage: gpt_image.py", self.help(*argv, columns=columns))
+                    self.assertRegex(self.help(*argv, columns=columns), r"^usage:\s+python3 gpt_image\.py")
 
-    def test_help_shows_groups_exit_codes_and_an_example(self) -> None:
+    def test_help_shows_groups_and_three_examples_and_where_the_exit_codes_are(self) -> None:
         for name, command in gpt_image.COMMANDS.items():
             text = self.help(name)
             with self.subTest(name):
-                self.assertIn("exit codes:", text)
-                for code in gpt_image.EXITS:
-                    self.assertRegex(text, rf"(?m)^ +{code}  \S")
-                self.assertIn("gpt_image.py " + command.example.split(" --")[0], text)
-                groups = {row.group.lower() for row in gpt_image.OPTIONS if name in row.commands}
-                for group in groups:
-                    self.assertRegex(text, rf"(?mi)^{group}:$")
+                self.assertTrue(text.endswith("\nExit codes: python3 gpt_image.py help exit-codes\n"), text)
+                self.assertEqual(len(command.examples), 3)
+                for example in command.examples:
+                    self.assertIn(f"\n  python3 gpt_image.py {example}\n", text)
+                for group in {row.group.lower() for row in gpt_image.rows_typed(name)}:
+                    self.assertRegex(text, rf"(?m)^{group}:$")
+        codes = self.run_main("help", "exit-codes").out.splitlines()
+        self.assertEqual(codes, [f"{code:>3}  {meaning}" for code, meaning in gpt_image.EXITS.items()])
 
     def test_help_shows_defaults(self) -> None:
         for option, default in (("--timeout", "600"), ("--max-retries", "2"), ("--model", "gpt-image-2")):
@@ -171,9 +173,13 @@ class HelpIsWhatAPersonNeeds(CommandTest):
 
     def test_the_examples_run(self) -> None:
         Path("photo.jpg").write_bytes(pictures.picture(b"a", "jpeg", 64, 48))
+        Path("poster.txt").write_text("A poster\n")
+        for name in ("cup.png", "table.png"):
+            Path(name).write_bytes(pictures.picture(b"b", "png", 64, 48))
         for row in gpt_image.ROUTES:
-            ran = self.run_main(*shlex.split(row.example), "--dry-run")
-            self.assertEqual(ran.code, 0, ran.err)
+            for example in row.examples:
+                ran = self.run_main(*shlex.split(example), "--dry-run")
+                self.assertEqual(ran.code, 0, ran.err)
 
     def test_help_after_two_dashes_is_a_prompt(self) -> None:
         ran = self.run_main("generations", "--dry-run", "--", "--help")
@@ -231,7 +237,7 @@ class MistakesAreAnswered(CommandTest):
             self.assertTrue(error["hint"])
 
     def test_a_mistake_dumps_no_usage_and_no_traceback(self) -> None:
-        for argv in ((), ("x",), ("generations", "x", "--nope"), ("generations", "x", "--n")):
+        for argv in (("x",), ("generations", "x", "--nope"), ("generations", "x", "--n")):
             ran = self.run_main(*argv)
             self.assertLessEqual(len(ran.err.splitlines()), 2, ran.err)
             self.assertNotIn("Traceback", ran.err)
@@ -632,7 +638,7 @@ class ProgressIsShown(CommandTest):
 
         screen = Screen()
         code = gpt_image.main(
-            ["generations", "x", "--output", "o.png"], transport=transport, stdout=Terminal(), stderr=screen,
+            ["generations", "x", "--output", "o.png"], transport=transport, stdout=io.StringIO(), stderr=screen,
             environ={"OPENAI_API_KEY": KEY, **environ},
         )  # fmt: skip
         self.assertEqual(code, 0, screen.getvalue())

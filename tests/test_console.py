@@ -177,21 +177,21 @@ class PhasesAreTold(unittest.TestCase):
             self.now += 10
             progress.beat()
             told.append(said(where).splitlines()[1:])
-        lines = [f"waiting for the reply, {seconds} s so far" for seconds in (30, 60, 90)]
+        lines = [f"waiting for the reply · {seconds} s" for seconds in (30, 60, 90)]
         self.assertEqual(told, [lines[: count // 3] for count in range(1, 10)])
 
     def test_a_new_phase_puts_the_heartbeat_off(self) -> None:
         where = console()
         progress = self.progress(where, "plain")
-        for name, facts in (("waiting", {}), ("receiving", {"size": "1 bytes"})):
+        for name, facts in (("waiting", {}), ("receiving", {"bytes": 1})):
             progress.phase(name, **facts)
             self.now += 29
             progress.beat()
         self.assertEqual(said(where).splitlines(), ["waiting for the reply", "receiving the reply"])
-        progress.phase("receiving", size="1.0 MB")
+        progress.phase("receiving", bytes=1_000_000)
         self.now += 1
         progress.beat()
-        self.assertEqual(said(where).splitlines()[2:], ["receiving, 1.0 MB, 59 s so far"])
+        self.assertEqual(said(where).splitlines()[2:], ["receiving, 1.0 MB · 59 s"])
 
     def test_a_thread_gives_the_heartbeat_while_the_call_waits(self) -> None:
         where = console()
@@ -200,19 +200,20 @@ class PhasesAreTold(unittest.TestCase):
             with mock.patch.object(gpt_image.Progress, "TICK", 0.001), progress:
                 progress.phase("waiting")
                 for _ in range(2000):
-                    if "reply, 0 s so far" in said(where):
+                    if "reply · 0 s" in said(where):
                         break
                     time.sleep(0.005)
-        self.assertIn("waiting for the reply, 0 s so far", said(where))
+        self.assertIn("waiting for the reply · 0 s", said(where))
 
     def test_the_live_line_counts_the_seconds(self) -> None:
         where = console(terminal=True)
+        where.as_json = True
         progress = self.progress(where, "auto")
-        progress.phase("uploading", percent=50, size="2.0 MB")
+        progress.phase("uploading", percent=50, bytes=2_000_000)
         for _ in range(2):
             self.now += 1.5
             progress.beat()
-        progress.phase("saved", path="o.png", kind="png", size="1 bytes")
+        progress.phase("saved", path="o.png", kind="png", bytes=1)
         progress.beat()
         start = "uploading 50 % of 2.0 MB"
         shown = f"\r{start} · 2 s\x1b[K\r{start} · 3 s\x1b[K\r\x1b[Ksaved o.png (png, 1 bytes)\n\r{start} · 3 s\x1b[K"
@@ -222,14 +223,14 @@ class PhasesAreTold(unittest.TestCase):
         where = console()
         progress = self.progress(where, "json")
         for _ in range(10):
-            progress.phase("receiving", size="1.0 MB")
+            progress.phase("receiving", bytes=1_000_000)
             self.now += 0.25
         for path in ("図\x9b.png", "b.png"):
-            progress.phase("saved", path=path, kind="png", size="1 bytes")
+            progress.phase("saved", path=path, kind="png", bytes=1)
         self.assertTrue(said(where).isascii(), said(where))
         rows = [json.loads(line) for line in said(where).splitlines()]
         self.assertEqual([row["seconds"] for row in rows], [0.0, 1.0, 2.0, 2.5, 2.5])
-        told = {"phase": "saved", "seconds": 2.5, "path": "図\x9b.png", "kind": "png", "size": "1 bytes"}
+        told = {"phase": "saved", "seconds": 2.5, "path": "図\x9b.png", "kind": "png", "bytes": 1}
         self.assertEqual(rows[-2], told)
 
     def test_quiet_silences_words_and_not_json(self) -> None:

@@ -243,8 +243,8 @@ class FaultMatrix(ProgramTest):
             self.assertIn(row.scenario, WITHOUT_PICTURE)
             return
         self.assertIn(ran.error["recovery"], ran.err)
-        program, *argv = shlex.split(ran.error["recovery"])
-        self.assertEqual(program, "gpt_image.py")
+        python, program, *argv = shlex.split(ran.error["recovery"])
+        self.assertEqual((python, program), ("python3", "gpt_image.py"))
         again = self.run_main(*argv, env={"OPENAI_API_KEY": ""})
         expected = [names[word] for word in names if word.isdigit()]
         if row.scenario not in ("url-file", "url-404", "url-not-picture"):
@@ -573,7 +573,7 @@ class WhenTheDiskIsAgainstUs(ProgramTest):
                     else:
                         self.assertEqual(ran.code, 5, ran.err)
                         self.assertEqual(Path(ran.json["saved_response"]).read_bytes(), body)
-                        again = self.run_main(*shlex.split(ran.error["recovery"])[1:])
+                        again = self.run_main(*shlex.split(ran.error["recovery"])[2:])
                         self.assertEqual((again.code, "File name too long" in again.err), (6, False), again.err)
                     for name in self.files():
                         Path(name).unlink()

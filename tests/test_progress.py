@@ -56,11 +56,11 @@ class HeartbeatTest(ProgramTest):
 
     def test_plain_progress_has_a_heartbeat(self) -> None:
         said = self.heartbeats(29.9, 30, 59.9, 60, 300)
-        line = "waiting for the reply, {} s so far"
+        line = "waiting for the reply · {} s"
         self.assertEqual(said, [[], [line.format(30)], [], [line.format(60)], [line.format(300)]])
 
     def test_a_new_phase_puts_it_off(self) -> None:
-        self.assertEqual(self.heartbeats(49.9, 50, began=20), [[], ["waiting for the reply, 50 s so far"]])
+        self.assertEqual(self.heartbeats(49.9, 50, began=20), [[], ["waiting for the reply · 50 s"]])
 
 
 class JsonProgressTest(ProgramTest):
@@ -80,7 +80,7 @@ class JsonProgressTest(ProgramTest):
         def transport(request: gpt_image.Request, timeout: float, progress: gpt_image.Progress) -> gpt_image.Reply:
             for _ in range(10):
                 now[0] += 0.25
-                progress.phase("receiving", size="5 kB")
+                progress.phase("receiving", bytes=5000)
             return reply(BODY)
 
         code = gpt_image.main(

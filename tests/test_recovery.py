@@ -49,7 +49,7 @@ class RecoveryTest(ProgramTest):
 
     def recovered(self, ran: Ran) -> Ran:
         """Runs the recovery command of a failed call."""
-        return self.run_main(*shlex.split(ran.error["recovery"])[1:])
+        return self.run_main(*shlex.split(ran.error["recovery"])[2:])
 
     def assert_on_disk(self, rows: List[Dict[str, Any]], *finals: bytes) -> None:
         """Asserts that rows of a result name these pictures, as they are on disk."""
@@ -190,7 +190,7 @@ class RecoveryTest(ProgramTest):
                 self.assertEqual(ran.code, 8 if number else 130)
                 self.assertTrue(ran.error["may_be_billed"])
                 self.assertIn("resume", ran.error["recovery"])
-                again = self.run_main(*shlex.split(ran.error["recovery"])[1:], transport=FakeTransport(reply(body)))
+                again = self.run_main(*shlex.split(ran.error["recovery"])[2:], transport=FakeTransport(reply(body)))
                 self.assertEqual(again.code, 0, again.err)
                 self.assert_on_disk(again.json["images"], A)
 

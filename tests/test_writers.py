@@ -601,8 +601,8 @@ class KeptReplyTest(WriterTest):
                 self.assertIn(line, ran.err)
                 words = shlex.split(line) if os.name == "posix" else []
                 if words:
-                    self.assertEqual(words[:2], ["gpt_image.py", "extract"])
-                    again = self.run_main(*words[1:])
+                    self.assertEqual(words[:3], ["python3", "gpt_image.py", "extract"])
+                    again = self.run_main(*words[2:])
                     self.assertEqual(again.code, 0, again.err)
                     self.assertEqual([Path(row["path"]).read_bytes() for row in again.json["images"]], recovered)
                 shutil.rmtree("out")
