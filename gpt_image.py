@@ -829,9 +829,13 @@ OPTION_GROUPS = {
         Option("background-mode", FLAG, "queue the response and collect it when it is ready", RESPONSES, sends="top",
                field="background"),
         Option("completion-window", choice(*POLL_MOST), "how long --background-mode may take; 2h and 8h cost less",
-               RESPONSES, sends="top", field="background_options.completion_window"),
+               RESPONSES, sends="top", field="background_options.completion_window", needs="background-mode"),
         Option("continuation-id", NAME, "an id of your own that lets related responses of --background-mode go first",
-               RESPONSES, sends="top", field="background_options.continuation_id"),
+               RESPONSES, sends="top", field="background_options.continuation_id", needs="background-mode"),
+        Option("wait", SECONDS, "most seconds to wait for the background response; then exit code 8, to be resumed",
+               ("responses", "resume"), needs="background-mode"),
+        Option("no-wait", FLAG, "do not wait for the background response: send it, or look at it once, and end",
+               ("responses", "resume"), needs="background-mode"),
         Option("store", FLAG, "let the server keep the response, for further turns", RESPONSES, sends="top",
                negative="no-store"),
         Option("metadata-json", OBJECT, "up to 16 names with values to keep with the response", RESPONSES,
@@ -2353,8 +2357,8 @@ def check_response(checked: Checked) -> Problems:
         yield checked.problem(
             "conversation-twice", "conversation", "not together with --previous-response-id", "keep one of them"
         )
-    for name in ("completion-window", "continuation-id"):
-        if checked.has(name) and checked.lacks("background-mode"):
+    for name, row in options_of(checked.command).items():
+        if row.needs == "background-mode" and checked.has(name) and checked.lacks(row.needs):
             yield checked.problem("window-background", name, "needs --background-mode", "add --background-mode")
     for name in ("stream", "service-tier") if window != SOONEST else ():
         if checked.get(name) not in (None, False, "auto", "default"):
@@ -2974,6 +2978,7 @@ class Reply:
         self.over, self.stop = False, Stop()  # whether nothing more is to be read, by the reply's word or the user's
         self.keep: Callable[[bytes], None] = lambda chunk: None
         self.close: Callable[[], None] = lambda: None
+        self.sock: Any = None
 
     def read(self) -> bytes:
         """Returns the next bytes as they came over the wire, kept first; b"" at the end, be it by a fault."""
@@ -3055,7 +3060,7 @@ def reason_of(error: BaseException) -> str:
 
     error = getattr(error, "reason", error)
     if isinstance(error, socket.timeout):
-        return "timed out: no byte came for as long as --timeout allows"
+        return "timed out: no byte came for as long as --timeout, or what was left of --wait, allows"
     return str(getattr(error, "strerror", None) or error) or type(error).__name__
 
 
@@ -3076,6 +3081,7 @@ class Attempt:
         self.timeout, self.total, self.progress, self.stop = timeout, total, progress, stop
         self.sent, self.broken = False, False
         self.readable: Callable[[], bool] = lambda: False
+        self.sock: Any = None
 
     def body(self, body: Body) -> Blocks:
         """Yields the body's bytes and notes when the last one is gone; stops early once the server hung up."""
@@ -3116,6 +3122,7 @@ class Attempt:
         import select
         import socket
 
+        self.sock = sock
         sock.settimeout(self.timeout)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         for name, value in (("TCP_KEEPIDLE", 60), ("TCP_KEEPALIVE", 60), ("TCP_KEEPINTVL", 30)):
@@ -3279,7 +3286,7 @@ def send(request: Request, timeout: float, progress: Progress, stop: Stop | None
         return Fault(reason_of(error), sent=attempt.sent)
     headers = {name.lower(): value for name, value in response.headers.items()}
     reply = Reply(response.status, headers, reply_chunks(response, attempt), response.reason)
-    reply.close = response.close
+    reply.close, reply.sock = response.close, attempt.sock
     return reply
 
 
@@ -3463,6 +3470,10 @@ class Context(NamedTuple):
     result: Result
     now: Callable[[], float]  # seconds since 1970, for what depends on the date
     hold: Callable[[float], None] = lambda seconds: None  # hears for how long a server asks to wait
+    left: Callable[[], float] = lambda: float("inf")  # seconds for an answer, and for further tries
+
+
+SHORTEST_LOOK = 10.0  # seconds that a server has for the next byte, however little is left of --wait
 
 
 def exchange(context: Context, settings: Settings, request: Request, tries: Tries | None = None) -> Reply:
@@ -3471,7 +3482,8 @@ def exchange(context: Context, settings: Settings, request: Request, tries: Trie
     while not context.stop.requested:  # after a signal, no new connection is opened
         tries.count, tries.under_way = tries.count + 1, request
         context.stop.armed = False
-        outcome = context.transport(request, settings.get("timeout"), context.progress)
+        patience = min(settings.get("timeout"), max(context.left(), SHORTEST_LOOK))
+        outcome = context.transport(request, patience, context.progress)
         found = (outcome.headers[name] for name in REQUEST_IDS if outcome.headers.get(name))
         tries.request_id, tries.headers = next(found, tries.request_id), outcome.headers
         if isinstance(outcome, Reply) and 200 <= outcome.status < 300:
@@ -3490,7 +3502,7 @@ def exchange(context: Context, settings: Settings, request: Request, tries: Trie
         allowed = verdict == "safe" or verdict == "billable" and (free or settings.get("retry-billable"))
         if allowed and wait is None:
             failure.hint = f"the server asks to wait longer than {LONGEST_WAIT:.0f} s: try again later"
-        if not allowed or wait is None or tries.count == most:
+        if not allowed or wait is None or tries.count == most or wait > context.left():
             raise failure
         shown = {"reason": failure.message, "attempt": f"{tries.count + 1} of {most}", "wait": f"{wait:.1f}"}
         context.progress.phase("retrying", **shown)
@@ -4512,6 +4524,8 @@ class Call:
         self.folders = [] if self.offline else [spare_folder(), names.folder]
         self.kept = KeptReply(self.folders)
         self.new_picture = functools.partial(Lifted, context.temp_files, names.folder)
+        wait = 0.0 if settings.get("no-wait") else settings.get("wait", float("inf"))
+        self.until = context.progress.started + wait
 
     def begin(self, reply: Reply) -> None:
         """Makes ready for the first reply, or for another one that goes on with the same pictures."""
@@ -4553,7 +4567,7 @@ class Call:
         self.begin(reply)
         kept = KeptReply(self.folders)
         reply.keep, reply.stop = kept.write, self.stop
-        failure = self._safely(documents_of(unpacked(reply), self.lifter))
+        failure = self._safely(documents_of(self.in_time(unpacked(reply)), self.lifter))
         while (failure or reply.fault) and reply.read():  # so that at least the reply is kept
             pass
         reply.close()
@@ -4571,6 +4585,16 @@ class Call:
             return Failure(UNREADABLE, words)
         words = reply.fault.message if reply.fault else "the reply ended in the middle"
         return Failure(NETWORK, words)
+
+    def in_time(self, blocks: Blocks) -> Blocks:
+        """Yields the bytes of a reply: of a background stream without a picture only until the wait is over."""
+        for block in blocks:
+            yield block
+            if self.stored and self.settings.get("stream") and not self.finished:
+                if self.left() <= 0:
+                    return
+                if self.reply.sock:
+                    self.reply.sock.settimeout(min(self.left(), self.settings.get("timeout")))
 
     def _safely(self, documents: Documents) -> Outcome:
         """Acts on documents; a full disk or a bug must not lose what was paid for, so that failure is returned."""
@@ -4867,15 +4891,26 @@ class Call:
 
     # Poll and resume: responses that run in the background, or whose reply was cut
 
+    @property
+    def stored(self) -> bool:
+        """Tells whether the response runs in the background, and has an id by which it can be collected."""
+        return bool(self.settings.get("background-mode")) and isinstance(self.result.facts.get("id"), str)
+
+    def left(self) -> float:
+        """Returns the seconds that are left to wait."""
+        return self.until - self.context.progress.clock()
+
     def resume_command(self) -> str:
-        """Returns the command that collects the response later."""
-        return program("resume", self.result.session_file or str(self.result.facts.get("id")))
+        """Returns the command that collects the response later, and waits as long as this one."""
+        wait = self.settings.get("wait")
+        words = [f"--wait={wait:g}"] if wait else []
+        return program("resume", self.result.session_file or str(self.result.facts.get("id")), *words)
 
     def write_session(self) -> None:
         """Writes the session file of a background response as soon as its id is known, before the first poll."""
         result, settings, console = self.result, self.settings, self.console
         response_id = result.facts.get("id")
-        if result.session_file or not isinstance(response_id, str) or not settings.get("background-mode"):
+        if result.session_file or not self.stored:
             return
         created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.context.now()))
         session = {
@@ -4911,7 +4946,7 @@ class Call:
         name = quote(str(self.result.facts["id"]), safe="", errors="replace").replace(".", "%2E")
         url = api_url(self.settings, f"/responses/{name}" + "/cancel" * cancel, query)
         request = Request("POST" if cancel else "GET", url, api_headers(self.settings, None))
-        return exchange(self.context, self.settings, request)
+        return exchange(self.context._replace(left=self.left), self.settings, request)
 
     def read_again(self) -> Outcome:
         """Reads the response anew: a background stream from where it was cut, any other whole."""
@@ -4931,20 +4966,21 @@ class Call:
         if not isinstance(facts.get("id"), str) or not stored:
             return failure
         most = POLL_MOST.get(self.settings.get("completion-window"), POLL_MOST[SOONEST])
-        first, limit = failure, LONGEST_POLL * most if background else LONGEST_LOOK
-        waited, wait = 0.0, 0.0 if cut else POLL_FIRST
+        limit = LONGEST_POLL * most if background else LONGEST_LOOK
+        self.until = min(self.until, self.context.progress.clock() + limit)
+        first, wait = failure, 0.0 if cut else POLL_FIRST
         try:
             while cut or not failure and facts.get("status") in (None, *WORKING):
-                if waited > limit:
-                    raise Failure(RUNNING, f"no end after {waited:.0f} s")
+                if self.left() <= 0:
+                    raise Failure(RUNNING, "not finished in time")
                 if facts.get("status") in WORKING:
                     self.context.progress.phase("polling", status=facts["status"])
-                self.context.sleep(wait)
-                waited, wait = waited + wait, min(max(wait * POLL_GROWTH, POLL_FIRST), most)
+                self.context.sleep(min(wait, self.left()))
+                wait = min(max(wait * POLL_GROWTH, POLL_FIRST), most)
                 failure = self.read_again()
                 cut = background and failure is not None and failure.exit == NETWORK
         except Failure as error:
-            failure = Failure(RUNNING, f"the response is still running: {error.message}")
+            failure = Failure(RUNNING, f"the response {facts['id']} is still running: {error.message}")
         except KeyboardInterrupt:
             failure = Failure(INTERRUPTED, "interrupted while waiting")
         if failure and self.resumable(failure):
@@ -4984,9 +5020,8 @@ class Call:
 
     def resumable(self, failure: Failure) -> bool:
         """Tells whether a background response can still be collected: it runs, or the download of its end was cut."""
-        facts, cut = self.result.facts, failure.exit in (RUNNING, INTERRUPTED)
-        stored = self.settings.get("background-mode") and isinstance(facts.get("id"), str)
-        return bool(stored and (cut or facts.get("status") not in ENDED))
+        cut = failure.exit in (RUNNING, INTERRUPTED)
+        return self.stored and (cut or self.result.facts.get("status") not in ENDED)
 
     def extractable(self, failure: Failure) -> bool:
         """Tells whether a kept reply may hold a picture: a page, an error or an answer in words does not."""
@@ -5246,7 +5281,7 @@ JobRows = Iterator[tuple[int, Json]]  # the line of each job, and its values as 
 # What holds for a whole batch, and is not for a file to choose that a stranger may have written.
 NOT_IN_JOBS = (
     "base-url", "api-key", "api-key-env", "header", "organization", "project", "allow-http", "env-file",
-    "no-env-file", "json", "progress", "quiet", "preview", "dry-run", "curl", "max-cost",
+    "no-env-file", "json", "progress", "quiet", "preview", "dry-run", "curl", "max-cost", "no-wait",
 )  # fmt: skip
 PROMPT_WAYS = ("prompt", "prompt-file", "input-text")
 DELIMITERS = ",;\t"  # of cells: Excel writes the semicolon where the comma is the decimal point
@@ -5380,7 +5415,8 @@ class JobMaker:
 
     def __init__(self, context: Context, typed: Json, jobs: JobFile) -> None:
         self.context, self.jobs = context, jobs
-        self.shared = {name: given for name, given in typed.items() if given is not None}
+        # Not to wait is for the whole batch.
+        self.shared = {name: given for name, given in typed.items() if given is not None and name != "no-wait"}
         self.words = {route: words_of(route) for route in ALL}
         stem = "batch" if jobs.path == "-" else os.path.splitext(jobs.path)[0]
         self.folder = os.path.join(stem, "")
