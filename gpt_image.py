@@ -183,7 +183,7 @@ def shortened(text: str, most: int) -> str:
     return text if len(text) <= most else text[:most] + "…"
 
 
-KEY_FORM = r"sk-[A-Za-z0-9_-]{8,}"  # of most keys, also where nobody expects one
+KEY_FORM = r"(?<![A-Za-z0-9])sk-[A-Za-z0-9_-]{8,}"  # of most keys, also where nobody expects one
 
 
 class Console:
@@ -862,6 +862,7 @@ OPTION_GROUPS = {
     "Output": (
         Option("output", PATTERN, "file, folder, or pattern with {index} and {partial}", SAVES, also=("o",)),
         Option("overwrite", FLAG, "replace files that exist", SAVES),
+        Option("sidecar", FLAG, "write a .json file beside each picture: its prompt and all else that is known", SAVES),
         Option("save-response", TARGET, "keep the bytes of the reply in this file", (*ALL, "resume")),
         Option("dry-run", FLAG, "check everything and show the request; needs no key and sends nothing", CALLS),
         Option("curl", FLAG, "print the request as a curl command and send nothing"),
@@ -3667,6 +3668,11 @@ class TempFiles:
         return path
 
 
+def sidecar_of(picture: str) -> str:
+    """Returns the name of the file beside a picture that says what is known of it."""
+    return os.path.splitext(picture)[0] + ".json"
+
+
 class OutputNames(NamedTuple):
     """Where the pictures of a call go: a stem that may hold {index} and {partial}, and a suffix."""
 
@@ -3675,6 +3681,7 @@ class OutputNames(NamedTuple):
     several: bool
     overwrite: bool
     expected: int = 1
+    sidecars: bool = False  # whether each picture gets a file beside it that says what is known of it
 
     @property
     def folder(self) -> str:
@@ -3706,7 +3713,8 @@ class OutputNames(NamedTuple):
         """Returns every name that a call will write to, previews included."""
         indices = range(1, self.expected + 1)
         previews = [self.partial(index, partial) for index in indices for partial in range(1, partials + 1)]
-        return [self.final(index) for index in indices] + previews
+        finals = [self.final(index) for index in indices]
+        return finals + previews + [sidecar_of(name) for name in finals if self.sidecars]
 
 
 def suffix_of(name: str) -> str:
@@ -3727,7 +3735,8 @@ def output_names(settings: Settings, expected: int) -> OutputNames:
     else:
         own = output_suffix(output)
         stem, suffix = (output[: -len(own)], output[-len(own) :]) if own else (output, suffix)
-    return OutputNames(tidied(stem), suffix, expected > 1, bool(settings.get("overwrite")), expected)
+    overwrite, sidecars = bool(settings.get("overwrite")), bool(settings.get("sidecar"))
+    return OutputNames(tidied(stem), suffix, expected > 1, overwrite, expected, sidecars)
 
 
 def exists(name: str) -> bool:
@@ -4446,6 +4455,23 @@ class Result(Tries):
         """Returns the text of the answer: its messages, or else the pieces or the parts that arrived of them."""
         return "\n".join(self.texts.values()) or "".join(self.deltas) or "\n".join(self.said.values()) or None
 
+    def shown(self) -> Json:
+        """Returns what is reported of the call itself."""
+        facts = self.facts
+        return {
+            "route": self.route, "model": self.model, "images": self.images,
+            "partial_images": self.partials, "unclaimed": self.unclaimed, "text": self.text,
+            "response_id": facts.get("id") if self.route == "responses" else None,
+            "request_id": self.request_id, "usage": facts.get("usage"),
+            "cost": cost_of(facts, self.route, self.model),
+            "request": self.request, **told_in({**facts, **as_object(facts.get("settled"))}),
+        }  # fmt: skip
+
+
+def utc(seconds: float) -> str:
+    """Returns a time, given in seconds since 1970, as text."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
+
 
 def pasted(word: str) -> str:
     """Returns a word as it can be pasted into the shell of the system: a POSIX one, or both cmd.exe and PowerShell."""
@@ -4838,6 +4864,25 @@ class Call:
         if self.settings.get("preview"):
             show_picture(path, self.console, self.context.environ)
 
+    def write_sidecars(self) -> None:
+        """Writes what is known of each picture beside it, unless it was there already."""
+        made = {"date": utc(self.context.now()), "version": __version__}
+        for image in self.result.images if self.names.sidecars else []:
+            if image.get("new", True):
+                known = {**self.result.shown(), "images": [image], **made}
+                self.write_json(sidecar_of(image["path"]), known, image["index"] <= self.names.expected)
+
+    def write_json(self, target: str, value: Json, foreseen: bool = False) -> str | None:
+        """Writes a file of JSON without the key, and returns the name it got; a picture is safe without such a file."""
+        text = self.console.clean(json.dumps(value, indent=2, ensure_ascii=False) + "\n", Secret.LONG)
+        try:
+            with self.context.temp_files.create(os.path.dirname(target) or ".") as file:
+                write_all(file, text.encode("utf-8", "backslashreplace"))  # which is how JSON escapes half a character
+            return self.context.temp_files.place(file.name, target, self.names.overwrite and foreseen)
+        except OSError as error:
+            self.console.warn(f"{target}: {error.strerror}")
+            return None
+
     def save_unclaimed(self) -> None:
         """Saves the pictures that came and that nothing named, but for those whose bytes are on disk already."""
         result = self.result
@@ -4912,21 +4957,15 @@ class Call:
         response_id = result.facts.get("id")
         if result.session_file or not self.stored:
             return
-        created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.context.now()))
         session = {
             "gpt_image_session": 1, "response_id": response_id, "origin": origin_of(settings.get("base-url")),
             "model": result.model, "output": os.path.basename(self.names.stem) + self.names.suffix,
-            "stream": bool(settings.get("stream")), "created": created, "window": settings.get("completion-window"),
+            "stream": bool(settings.get("stream")), "created": utc(self.context.now()),
+            "window": settings.get("completion-window"), "request": result.request,
         }  # fmt: skip
-        target = self.names.beside(SESSION_ENDING)
-        try:
-            with self.context.temp_files.create(os.path.dirname(target) or ".") as file:
-                write_all(file, console.clean(json.dumps(session, indent=2) + "\n").encode())
-            result.session_file = self.context.temp_files.place(file.name, target)
-        except OSError as error:
-            console.warn(f"{target}: {error.strerror}; the response is {response_id}")
-            return
-        console.tell(f"queued; if this is interrupted: {self.resume_command()}")
+        result.session_file = self.write_json(self.names.beside(SESSION_ENDING), session)
+        say = console.tell if result.session_file else console.warn
+        say(f"queued; if this is interrupted: {self.resume_command()}")
 
     def forget_session(self) -> None:
         """Removes the session file of a response that has ended with every picture saved."""
@@ -5003,6 +5042,7 @@ class Call:
     def conclude(self, failure: Outcome, wanted: int) -> None:
         """Ends the call: success, or the failure with what was received kept."""
         result, console = self.result, self.console
+        self.write_sidecars()
         failure = self.judged_reply(failure, wanted)
         resumable = bool(failure and self.resumable(failure))  # then the reply is of no use
         self.keep(always=bool(failure and not resumable))
@@ -5184,21 +5224,29 @@ def write_beside(context: Context, call: Prepared) -> None:
         write_mask(context, call.mask, call.mask_path)
 
 
-def asked_for(checked: Checked) -> Json:
+# In JSON: base64, be it over several lines (then \\ and n stand in it), and keys.
+NOT_TOLD = rf"(?i)(?<=;base64,)[a-z0-9+/=_\\-]+|[a-z0-9+/_-]{{500,}}=*|{KEY_FORM}"
+
+
+def asked_for(call: Prepared) -> Json:
     """Returns what a call asks for: the prompt, the options as they are sent, and the inputs with their hashes."""
-    inputs: Rows = []
-    for given in checked.inputs:
-        local = {"path": given.shown, "sha256": sha256_of(given.text)}
-        inputs.append(local if given.kind == "file" else {given.kind: given.shown.partition(";base64,")[0]})
-    sent = merge(fields(checked.settings, "top", "image"), checked.settings.get("extra-json", {}))
-    return {"prompt": checked.prompt, **sent, "inputs": inputs}
+    checked, extra = call.checked, call.checked.settings.get("extra-json", {})
+    inputs = [
+        {"role": row.role, "kind": row.kind, "path": row.shown, "sha256": sha256_of(row.shown) or None}
+        for row in checked.inputs
+    ]
+    tree = call.request.tree or merge(images_tree(checked), extra)
+    sent = {name: value for name, value in tree.items() if name not in OVERRIDES or name in extra}
+    text = json.dumps({"prompt": checked.prompt, **sent, "inputs": inputs})
+    found: Json = json.loads(re.sub(NOT_TOLD, "***", text))
+    return found
 
 
 def make_call(context: Context, call: Prepared) -> None:
     """Sends a call that has passed all checks and saves what comes of it."""
     settings, result = call.checked.settings, context.result
     write_beside(context, call)
-    result.request = asked_for(call.checked)
+    result.request = asked_for(call)
     made = Call(context, settings, call.names)
     failure = made.send(call.request)
     if result.route == "responses":
@@ -5222,20 +5270,14 @@ def shown_call(context: Context, call: Prepared) -> Json:
 
 def result_of(result: Result, failure: Outcome, warnings: list[str], seconds: float) -> Json:
     """Returns the one JSON object of a call."""
-    facts, error = result.facts, None
+    error = None
     if failure:
         error = {
             "exit": failure.exit, "rule": None, "status": None, "type": None, "code": None, "message": failure.message,
             "hint": failure.hint, "may_be_billed": False, "problems": [], "recovery": None, **failure.details,
         }  # fmt: skip
-    response_id = facts.get("id") if result.route == "responses" else None
     found = {
-        "ok": failure is None, "route": result.route, "model": result.model, "images": result.images,
-        "partial_images": result.partials, "unclaimed": result.unclaimed, "text": result.text,
-        "response_id": response_id,
-        "request_id": result.request_id, "usage": facts.get("usage"),
-        "cost": cost_of(facts, result.route, result.model),
-        "request": result.request, **told_in({**facts, **as_object(facts.get("settled"))}),
+        "ok": failure is None, **result.shown(),
         "seconds": round(seconds, 1), "attempts": result.count, "saved_response": result.saved_response,
         "session_file": result.session_file, "warnings": warnings, "error": error,
     }  # fmt: skip
@@ -5745,7 +5787,7 @@ class Batch:
 
     def time(self) -> str:
         """Returns the time of a line."""
-        return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.context.now()))
+        return utc(self.context.now())
 
     def work(self, inbox: Any, outbox: Any) -> None:
         """Makes the calls of the jobs that come, one after the other; the life of a thread."""
@@ -5961,6 +6003,7 @@ def resume(context: Context, settings: Settings, target: str | None) -> None:
     check_key(settings)
     result.route, result.model = "responses", str(session.get("model") or "") or None
     result.billed = True  # a response that exists was accepted
+    result.request = as_object(session.get("request")) or None
     result.facts["id"], result.session_file = session["response_id"], target if os.path.isfile(target or "") else None
     made = Call(context, settings, names)
     if settings.get("cancel"):  # may be repeated
@@ -5968,7 +6011,7 @@ def resume(context: Context, settings: Settings, target: str | None) -> None:
         context.console.tell(f"{result.facts['id']}: {status}")
         made.forget_session()
         return
-    written = [names.final(1), *saved_reply_name(settings)]
+    written = [*names.planned(0), *saved_reply_name(settings)]
     check_names(written, names.overwrite, context.temp_files)
     make_folders(written, context.temp_files)
     failure = made.settle(made.read_again())
@@ -6005,7 +6048,7 @@ def extract(context: Context, settings: Settings, target: str | None) -> None:
         # A picture by this name may be one of the reply, which is then there already.
         there = os.path.isfile(names.final(1)) and identify(names.final(1))
         context.temp_files.reads([file.name])
-        check_names([names.final(1)], names.overwrite or bool(there), context.temp_files)
+        check_names(names.planned(0), names.overwrite or bool(there), context.temp_files)
         make_folders([names.final(1)], context.temp_files)
         # How many pictures there are is known at the end only.
         made = Call(context, settings, names._replace(stem=f"{names.stem}-extracted", several=True, overwrite=False))
@@ -6015,6 +6058,8 @@ def extract(context: Context, settings: Settings, target: str | None) -> None:
     severe = (OUTPUT, BUG, INTERRUPTED)
     failure = made.judged_reply(failure if failure and failure.exit in severe else None, max(len(result.images), 1))
     name_extracted(context, names)
+    made.names = names
+    made.write_sidecars()
     if made.cut:
         context.console.warn(f"{target} is cut short; what it holds whole was taken out")
     if failure and (not all(row["whole"] for row in result.images) or not result.images or failure.exit in severe):
