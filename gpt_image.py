@@ -223,7 +223,7 @@ def shortened(text: str, most: int) -> str:
     return text if len(text) <= most else text[:most] + "…"
 
 
-KEY_FORM = r"sk-[A-Za-z0-9_-]{8,}"  # of most keys, also where nobody expects one
+KEY_FORM = r"(?<![A-Za-z0-9])sk-[A-Za-z0-9_-]{8,}"  # of most keys, also where nobody expects one
 
 
 class Console:
@@ -880,9 +880,13 @@ OPTION_GROUPS = {
         Option("background-mode", FLAG, "queue the response and collect it when it is ready", RESPONSES, sends="top",
                field="background"),
         Option("completion-window", choice(*POLL_MOST), "how long --background-mode may take; 2h and 8h cost less",
-               RESPONSES, sends="top", field="background_options.completion_window"),
+               RESPONSES, sends="top", field="background_options.completion_window", needs="background-mode"),
         Option("continuation-id", NAME, "an id of your own that lets related responses of --background-mode go first",
-               RESPONSES, sends="top", field="background_options.continuation_id"),
+               RESPONSES, sends="top", field="background_options.continuation_id", needs="background-mode"),
+        Option("wait", SECONDS, "most seconds to wait for the background response; then exit code 8, to be resumed",
+               ("responses", "resume"), needs="background-mode"),
+        Option("no-wait", FLAG, "do not wait for the background response: send it, or look at it once, and end",
+               ("responses", "resume"), needs="background-mode"),
         Option("store", FLAG, "let the server keep the response, for further turns", RESPONSES, sends="top",
                negative="no-store"),
         Option("metadata-json", OBJECT, "up to 16 names with values to keep with the response", RESPONSES,
@@ -909,6 +913,7 @@ OPTION_GROUPS = {
     "Output": (
         Option("output", PATTERN, "file, folder, or pattern with {index} and {partial}", SAVES, also=("o",)),
         Option("overwrite", FLAG, "replace files that exist", SAVES),
+        Option("sidecar", FLAG, "write a .json file beside each picture: its prompt and all else that is known", SAVES),
         Option("save-response", TARGET, "keep the bytes of the reply in this file", (*ALL, "resume")),
         Option("dry-run", FLAG, "check everything and show the request; needs no key and sends nothing", CALLS),
         Option("curl", FLAG, "print the request as a curl command and send nothing"),
@@ -2483,8 +2488,8 @@ def check_response(checked: Checked) -> Problems:
         yield checked.problem(
             "conversation-twice", "conversation", "not together with --previous-response-id", "keep one of them"
         )
-    for name in ("completion-window", "continuation-id"):
-        if checked.has(name) and checked.lacks("background-mode"):
+    for name, row in options_of(checked.command).items():
+        if row.needs == "background-mode" and checked.has(name) and checked.lacks(row.needs):
             yield checked.problem("window-background", name, "needs --background-mode", "add --background-mode")
     for name in ("stream", "service-tier") if window != SOONEST else ():
         if checked.get(name) not in (None, False, "auto", "default"):
@@ -3109,6 +3114,7 @@ class Reply:
         self.over, self.stop = False, Stop()  # whether nothing more is to be read, by the reply's word or the user's
         self.keep: Callable[[bytes], None] = lambda chunk: None
         self.close: Callable[[], None] = lambda: None
+        self.sock: Any = None
 
     def read(self) -> bytes:
         """Returns the next bytes as they came over the wire, kept first; b"" at the end, be it by a fault."""
@@ -3190,7 +3196,7 @@ def reason_of(error: BaseException) -> str:
 
     error = getattr(error, "reason", error)
     if isinstance(error, socket.timeout):
-        return "timed out: no byte came for as long as --timeout allows"
+        return "timed out: no byte came for as long as --timeout, or what was left of --wait, allows"
     return str(getattr(error, "strerror", None) or error) or type(error).__name__
 
 
@@ -3211,6 +3217,7 @@ class Attempt:
         self.timeout, self.total, self.progress, self.stop = timeout, total, progress, stop
         self.sent, self.broken = False, False
         self.readable: Callable[[], bool] = lambda: False
+        self.sock: Any = None
 
     def body(self, body: Body) -> Blocks:
         """Yields the body's bytes and notes when the last one is gone; stops early once the server hung up."""
@@ -3251,6 +3258,7 @@ class Attempt:
         import select
         import socket
 
+        self.sock = sock
         sock.settimeout(self.timeout)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         for name, value in (("TCP_KEEPIDLE", 60), ("TCP_KEEPALIVE", 60), ("TCP_KEEPINTVL", 30)):
@@ -3414,7 +3422,7 @@ def send(request: Request, timeout: float, progress: Progress, stop: Stop | None
         return Fault(reason_of(error), sent=attempt.sent)
     headers = {name.lower(): value for name, value in response.headers.items()}
     reply = Reply(response.status, headers, reply_chunks(response, attempt), response.reason)
-    reply.close = response.close
+    reply.close, reply.sock = response.close, attempt.sock
     return reply
 
 
@@ -3598,6 +3606,10 @@ class Context(NamedTuple):
     result: Result
     now: Callable[[], float]  # seconds since 1970, for what depends on the date
     hold: Callable[[float], None] = lambda seconds: None  # hears for how long a server asks to wait
+    left: Callable[[], float] = lambda: float("inf")  # seconds for an answer, and for further tries
+
+
+SHORTEST_LOOK = 10.0  # seconds that a server has for the next byte, however little is left of --wait
 
 
 def exchange(context: Context, settings: Settings, request: Request, tries: Tries | None = None) -> Reply:
@@ -3606,7 +3618,8 @@ def exchange(context: Context, settings: Settings, request: Request, tries: Trie
     while not context.stop.requested:  # after a signal, no new connection is opened
         tries.count, tries.under_way = tries.count + 1, request
         context.stop.armed = False
-        outcome = context.transport(request, settings.get("timeout"), context.progress)
+        patience = min(settings.get("timeout"), max(context.left(), SHORTEST_LOOK))
+        outcome = context.transport(request, patience, context.progress)
         found = (outcome.headers[name] for name in REQUEST_IDS if outcome.headers.get(name))
         tries.request_id, tries.headers = next(found, tries.request_id), outcome.headers
         if isinstance(outcome, Reply) and 200 <= outcome.status < 300:
@@ -3625,7 +3638,7 @@ def exchange(context: Context, settings: Settings, request: Request, tries: Trie
         allowed = verdict == "safe" or verdict == "billable" and (free or settings.get("retry-billable"))
         if allowed and wait is None:
             failure.hint = f"the server asks to wait longer than {LONGEST_WAIT:.0f} s: try again later"
-        if not allowed or wait is None or tries.count == most:
+        if not allowed or wait is None or tries.count == most or wait > context.left():
             raise failure
         shown = {"reason": failure.message, "attempt": tries.count + 1, "tries": most, "wait": round(wait, 1)}
         context.progress.phase("retrying", **shown)
@@ -3790,6 +3803,11 @@ class TempFiles:
         return path
 
 
+def sidecar_of(picture: str) -> str:
+    """Returns the name of the file beside a picture that says what is known of it."""
+    return os.path.splitext(picture)[0] + ".json"
+
+
 class OutputNames(NamedTuple):
     """Where the pictures of a call go: a stem that may hold {index} and {partial}, and a suffix."""
 
@@ -3798,6 +3816,7 @@ class OutputNames(NamedTuple):
     several: bool
     overwrite: bool
     expected: int = 1
+    sidecars: bool = False  # whether each picture gets a file beside it that says what is known of it
 
     @property
     def folder(self) -> str:
@@ -3829,7 +3848,8 @@ class OutputNames(NamedTuple):
         """Returns every name that a call will write to, previews included."""
         indices = range(1, self.expected + 1)
         previews = [self.partial(index, partial) for index in indices for partial in range(1, partials + 1)]
-        return [self.final(index) for index in indices] + previews
+        finals = [self.final(index) for index in indices]
+        return finals + previews + [sidecar_of(name) for name in finals if self.sidecars]
 
 
 def suffix_of(name: str) -> str:
@@ -3850,7 +3870,8 @@ def output_names(settings: Settings, expected: int) -> OutputNames:
     else:
         own = output_suffix(output)
         stem, suffix = (output[: -len(own)], output[-len(own) :]) if own else (output, suffix)
-    return OutputNames(tidied(stem), suffix, expected > 1, bool(settings.get("overwrite")), expected)
+    overwrite, sidecars = bool(settings.get("overwrite")), bool(settings.get("sidecar"))
+    return OutputNames(tidied(stem), suffix, expected > 1, overwrite, expected, sidecars)
 
 
 def exists(name: str) -> bool:
@@ -4569,6 +4590,23 @@ class Result(Tries):
         """Returns the text of the answer: its messages, or else the pieces or the parts that arrived of them."""
         return "\n".join(self.texts.values()) or "".join(self.deltas) or "\n".join(self.said.values()) or None
 
+    def shown(self) -> Json:
+        """Returns what is reported of the call itself."""
+        facts = self.facts
+        return {
+            "route": self.route, "model": self.model, "images": self.images,
+            "partial_images": self.partials, "unclaimed": self.unclaimed, "text": self.text,
+            "response_id": facts.get("id") if self.route == "responses" else None,
+            "request_id": self.request_id, "usage": facts.get("usage"),
+            "cost": cost_of(facts, self.route, self.model),
+            "request": self.request, **told_in({**facts, **as_object(facts.get("settled"))}),
+        }  # fmt: skip
+
+
+def utc(seconds: float) -> str:
+    """Returns a time, given in seconds since 1970, as text."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
+
 
 def bug_failure(console: Console) -> Failure:
     """Returns the failure of a bug, with the redacted traceback."""
@@ -4628,6 +4666,8 @@ class Call:
         self.folders = [] if self.offline else [spare_folder(), names.folder]
         self.kept = KeptReply(self.folders)
         self.new_picture = functools.partial(Lifted, context.temp_files, names.folder)
+        wait = 0.0 if settings.get("no-wait") else settings.get("wait", float("inf"))
+        self.until = context.progress.started + wait
 
     def begin(self, reply: Reply) -> None:
         """Makes ready for the first reply, or for another one that goes on with the same pictures."""
@@ -4669,7 +4709,7 @@ class Call:
         self.begin(reply)
         kept = KeptReply(self.folders)
         reply.keep, reply.stop = kept.write, self.stop
-        failure = self._safely(documents_of(unpacked(reply), self.lifter))
+        failure = self._safely(documents_of(self.in_time(unpacked(reply)), self.lifter))
         while (failure or reply.fault) and reply.read():  # so that at least the reply is kept
             pass
         reply.close()
@@ -4687,6 +4727,16 @@ class Call:
             return Failure(UNREADABLE, words)
         words = reply.fault.message if reply.fault else "the reply ended in the middle"
         return Failure(NETWORK, words)
+
+    def in_time(self, blocks: Blocks) -> Blocks:
+        """Yields the bytes of a reply: of a background stream without a picture only until the wait is over."""
+        for block in blocks:
+            yield block
+            if self.stored and self.settings.get("stream") and not self.finished:
+                if self.left() <= 0:
+                    return
+                if self.reply.sock:
+                    self.reply.sock.settimeout(min(self.left(), self.settings.get("timeout")))
 
     def _safely(self, documents: Documents) -> Outcome:
         """Acts on documents; a full disk or a bug must not lose what was paid for, so that failure is returned."""
@@ -4930,6 +4980,25 @@ class Call:
         if self.settings.get("preview"):
             show_picture(path, self.console, self.context.environ)
 
+    def write_sidecars(self) -> None:
+        """Writes what is known of each picture beside it, unless it was there already."""
+        made = {"date": utc(self.context.now()), "version": __version__}
+        for image in self.result.images if self.names.sidecars else []:
+            if image.get("new", True):
+                known = {**self.result.shown(), "images": [image], **made}
+                self.write_json(sidecar_of(image["path"]), known, image["index"] <= self.names.expected)
+
+    def write_json(self, target: str, value: Json, foreseen: bool = False) -> str | None:
+        """Writes a file of JSON without the key, and returns the name it got; a picture is safe without such a file."""
+        text = self.console.clean(json.dumps(value, indent=2, ensure_ascii=False) + "\n", Secret.LONG)
+        try:
+            with self.context.temp_files.create(os.path.dirname(target) or ".") as file:
+                write_all(file, text.encode("utf-8", "backslashreplace"))  # which is how JSON escapes half a character
+            return self.context.temp_files.place(file.name, target, self.names.overwrite and foreseen)
+        except OSError as error:
+            self.console.warn(f"{target}: {error.strerror}")
+            return None
+
     def save_unclaimed(self) -> None:
         """Saves the pictures that came and that nothing named, but for those whose bytes are on disk already."""
         result = self.result
@@ -4983,31 +5052,36 @@ class Call:
 
     # Poll and resume: responses that run in the background, or whose reply was cut
 
+    @property
+    def stored(self) -> bool:
+        """Tells whether the response runs in the background, and has an id by which it can be collected."""
+        return bool(self.settings.get("background-mode")) and isinstance(self.result.facts.get("id"), str)
+
+    def left(self) -> float:
+        """Returns the seconds that are left to wait."""
+        return self.until - self.context.progress.clock()
+
     def resume_command(self) -> str:
-        """Returns the command that collects the response later."""
-        return program("resume", self.result.session_file or str(self.result.facts.get("id")))
+        """Returns the command that collects the response later, and waits as long as this one."""
+        wait = self.settings.get("wait")
+        words = [f"--wait={wait:g}"] if wait else []
+        return program("resume", self.result.session_file or str(self.result.facts.get("id")), *words)
 
     def write_session(self) -> None:
         """Writes the session file of a background response as soon as its id is known, before the first poll."""
         result, settings, console = self.result, self.settings, self.console
         response_id = result.facts.get("id")
-        if result.session_file or not isinstance(response_id, str) or not settings.get("background-mode"):
+        if result.session_file or not self.stored:
             return
-        created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.context.now()))
         session = {
             "gpt_image_session": 1, "response_id": response_id, "origin": origin_of(settings.get("base-url")),
             "model": result.model, "output": os.path.basename(self.names.stem) + self.names.suffix,
-            "stream": bool(settings.get("stream")), "created": created, "window": settings.get("completion-window"),
+            "stream": bool(settings.get("stream")), "created": utc(self.context.now()),
+            "window": settings.get("completion-window"), "request": result.request,
         }  # fmt: skip
-        target = self.names.beside(SESSION_ENDING)
-        try:
-            with self.context.temp_files.create(os.path.dirname(target) or ".") as file:
-                write_all(file, console.clean(json.dumps(session, indent=2) + "\n").encode())
-            result.session_file = self.context.temp_files.place(file.name, target)
-        except OSError as error:
-            console.warn(f"{target}: {error.strerror}; the response is {response_id}")
-            return
-        console.tell(f"queued; if this is interrupted: {self.resume_command()}")
+        result.session_file = self.write_json(self.names.beside(SESSION_ENDING), session)
+        say = console.tell if result.session_file else console.warn
+        say(f"queued; if this is interrupted: {self.resume_command()}")
 
     def forget_session(self) -> None:
         """Removes the session file of a response that has ended with every picture saved."""
@@ -5027,7 +5101,7 @@ class Call:
         name = quote(str(self.result.facts["id"]), safe="", errors="replace").replace(".", "%2E")
         url = api_url(self.settings, f"/responses/{name}" + "/cancel" * cancel, query)
         request = Request("POST" if cancel else "GET", url, api_headers(self.settings, None))
-        return exchange(self.context, self.settings, request)
+        return exchange(self.context._replace(left=self.left), self.settings, request)
 
     def read_again(self) -> Outcome:
         """Reads the response anew: a background stream from where it was cut, any other whole."""
@@ -5047,20 +5121,21 @@ class Call:
         if not isinstance(facts.get("id"), str) or not stored:
             return failure
         most = POLL_MOST.get(self.settings.get("completion-window"), POLL_MOST[SOONEST])
-        first, limit = failure, LONGEST_POLL * most if background else LONGEST_LOOK
-        waited, wait = 0.0, 0.0 if cut else POLL_FIRST
+        limit = LONGEST_POLL * most if background else LONGEST_LOOK
+        self.until = min(self.until, self.context.progress.clock() + limit)
+        first, wait = failure, 0.0 if cut else POLL_FIRST
         try:
             while cut or not failure and facts.get("status") in (None, *WORKING):
-                if waited > limit:
-                    raise Failure(RUNNING, f"no end after {waited:.0f} s")
+                if self.left() <= 0:
+                    raise Failure(RUNNING, "not finished in time")
                 if facts.get("status") in WORKING:
                     self.context.progress.phase("polling", status=WORKING[facts["status"]])
-                self.context.sleep(wait)
-                waited, wait = waited + wait, min(max(wait * POLL_GROWTH, POLL_FIRST), most)
+                self.context.sleep(min(wait, self.left()))
+                wait = min(max(wait * POLL_GROWTH, POLL_FIRST), most)
                 failure = self.read_again()
                 cut = background and failure is not None and failure.exit == NETWORK
         except Failure as error:
-            failure = Failure(RUNNING, f"the response is still running: {error.message}")
+            failure = Failure(RUNNING, f"the response {facts['id']} is still running: {error.message}")
         except KeyboardInterrupt:
             failure = Failure(INTERRUPTED, "interrupted while waiting")
         if failure and self.resumable(failure):
@@ -5083,6 +5158,7 @@ class Call:
     def conclude(self, failure: Outcome, wanted: int) -> None:
         """Ends the call: success, or the failure with what was received kept."""
         result, console = self.result, self.console
+        self.write_sidecars()
         failure = self.judged_reply(failure, wanted)
         resumable = bool(failure and self.resumable(failure))  # then the reply is of no use
         self.keep(always=bool(failure and not resumable))
@@ -5100,9 +5176,8 @@ class Call:
 
     def resumable(self, failure: Failure) -> bool:
         """Tells whether a background response can still be collected: it runs, or the download of its end was cut."""
-        facts, cut = self.result.facts, failure.exit in (RUNNING, INTERRUPTED)
-        stored = self.settings.get("background-mode") and isinstance(facts.get("id"), str)
-        return bool(stored and (cut or facts.get("status") not in ENDED))
+        cut = failure.exit in (RUNNING, INTERRUPTED)
+        return self.stored and (cut or self.result.facts.get("status") not in ENDED)
 
     def extractable(self, failure: Failure) -> bool:
         """Tells whether a kept reply may hold a picture: a page, an error or an answer in words does not."""
@@ -5263,21 +5338,29 @@ def write_beside(context: Context, call: Prepared) -> None:
         write_mask(context, call.mask, call.mask_path)
 
 
-def asked_for(checked: Checked) -> Json:
+# In JSON: base64, be it over several lines (then \\ and n stand in it), and keys.
+NOT_TOLD = rf"(?i)(?<=;base64,)[a-z0-9+/=_\\-]+|[a-z0-9+/_-]{{500,}}=*|{KEY_FORM}"
+
+
+def asked_for(call: Prepared) -> Json:
     """Returns what a call asks for: the prompt, the options as they are sent, and the inputs with their hashes."""
-    inputs: Rows = []
-    for given in checked.inputs:
-        local = {"path": given.shown, "sha256": sha256_of(given.text)}
-        inputs.append(local if given.kind == "file" else {given.kind: given.shown.partition(";base64,")[0]})
-    sent = merge(fields(checked.settings, "top", "image"), checked.settings.get("extra-json", {}))
-    return {"prompt": checked.prompt, **sent, "inputs": inputs}
+    checked, extra = call.checked, call.checked.settings.get("extra-json", {})
+    inputs = [
+        {"role": row.role, "kind": row.kind, "path": row.shown, "sha256": sha256_of(row.shown) or None}
+        for row in checked.inputs
+    ]
+    tree = call.request.tree or merge(images_tree(checked), extra)
+    sent = {name: value for name, value in tree.items() if name not in OVERRIDES or name in extra}
+    text = json.dumps({"prompt": checked.prompt, **sent, "inputs": inputs})
+    found: Json = json.loads(re.sub(NOT_TOLD, "***", text))
+    return found
 
 
 def make_call(context: Context, call: Prepared) -> None:
     """Sends a call that has passed all checks and saves what comes of it."""
     settings, result = call.checked.settings, context.result
     write_beside(context, call)
-    result.request = asked_for(call.checked)
+    result.request = asked_for(call)
     made = Call(context, settings, call.names)
     failure = made.send(call.request)
     if result.route == "responses":
@@ -5301,21 +5384,15 @@ def shown_call(context: Context, call: Prepared) -> Json:
 
 def result_of(result: Result, failure: Outcome, warnings: list[str], seconds: float) -> Json:
     """Returns the one JSON object of a call."""
-    facts, error = result.facts, None
+    error = None
     if failure:
         error = {
             "exit": failure.exit, "rule": None, "status": None, "type": None, "code": None, "message": failure.message,
             "hint": failure.hint, "may_be_billed": False, "problems": failure.problems,
             "recovery": None, **failure.details,
         }  # fmt: skip
-    response_id = facts.get("id") if result.route == "responses" else None
     found = {
-        "ok": failure is None, "route": result.route, "model": result.model, "images": result.images,
-        "partial_images": result.partials, "unclaimed": result.unclaimed, "text": result.text,
-        "response_id": response_id,
-        "request_id": result.request_id, "usage": facts.get("usage"),
-        "cost": cost_of(facts, result.route, result.model),
-        "request": result.request, **told_in({**facts, **as_object(facts.get("settled"))}),
+        "ok": failure is None, **result.shown(),
         "seconds": round(seconds, 1), "attempts": result.count, "saved_response": result.saved_response,
         "session_file": result.session_file, "warnings": warnings, "error": error,
     }  # fmt: skip
@@ -5361,7 +5438,7 @@ JobRows = Iterator[tuple[int, Json]]  # the line of each job, and its values as 
 # What holds for a whole batch, and is not for a file to choose that a stranger may have written.
 NOT_IN_JOBS = (
     "base-url", "api-key", "api-key-env", "header", "organization", "project", "allow-http", "env-file",
-    "no-env-file", "json", "progress", "quiet", "preview", "dry-run", "curl", "max-cost",
+    "no-env-file", "json", "progress", "quiet", "preview", "dry-run", "curl", "max-cost", "no-wait",
 )  # fmt: skip
 PROMPT_WAYS = ("prompt", "prompt-file", "input-text")
 DELIMITERS = ",;\t"  # of cells: Excel writes the semicolon where the comma is the decimal point
@@ -5495,7 +5572,8 @@ class JobMaker:
 
     def __init__(self, context: Context, typed: Json, jobs: JobFile) -> None:
         self.context, self.jobs = context, jobs
-        self.shared = {name: given for name, given in typed.items() if given is not None}
+        # Not to wait is for the whole batch.
+        self.shared = {name: given for name, given in typed.items() if given is not None and name != "no-wait"}
         self.words = {route: words_of(route) for route in ALL}
         stem = "batch" if jobs.path == "-" else os.path.splitext(jobs.path)[0]
         self.folder = os.path.join(stem, "")
@@ -5821,7 +5899,7 @@ class Batch:
 
     def time(self) -> str:
         """Returns the time of a line."""
-        return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.context.now()))
+        return utc(self.context.now())
 
     def work(self, inbox: Any, outbox: Any) -> None:
         """Makes the calls of the jobs that come, one after the other; the life of a thread."""
@@ -6067,6 +6145,7 @@ def resume(context: Context, settings: Settings, target: str | None) -> None:
     check_key(settings)
     result.route, result.model = "responses", str(session.get("model") or "") or None
     result.billed = True  # a response that exists was accepted
+    result.request = as_object(session.get("request")) or None
     result.facts["id"], result.session_file = session["response_id"], target if os.path.isfile(target or "") else None
     made = Call(context, settings, names)
     if settings.get("cancel"):  # may be repeated
@@ -6074,7 +6153,7 @@ def resume(context: Context, settings: Settings, target: str | None) -> None:
         context.console.tell(f"{result.facts['id']}: {status}")
         made.forget_session()
         return
-    written = [names.final(1), *saved_reply_name(settings)]
+    written = [*names.planned(0), *saved_reply_name(settings)]
     check_names(written, names.overwrite, context.temp_files)
     make_folders(written, context.temp_files)
     failure = made.settle(made.read_again())
@@ -6111,7 +6190,7 @@ def extract(context: Context, settings: Settings, target: str | None) -> None:
         # A picture by this name may be one of the reply, which is then there already.
         there = os.path.isfile(names.final(1)) and identify(names.final(1))
         context.temp_files.reads([file.name])
-        check_names([names.final(1)], names.overwrite or bool(there), context.temp_files)
+        check_names(names.planned(0), names.overwrite or bool(there), context.temp_files)
         make_folders([names.final(1)], context.temp_files)
         # How many pictures there are is known at the end only.
         made = Call(context, settings, names._replace(stem=f"{names.stem}-extracted", several=True, overwrite=False))
@@ -6121,6 +6200,8 @@ def extract(context: Context, settings: Settings, target: str | None) -> None:
     severe = (OUTPUT, BUG, INTERRUPTED)
     failure = made.judged_reply(failure if failure and failure.exit in severe else None, max(len(result.images), 1))
     name_extracted(context, names)
+    made.names = names
+    made.write_sidecars()
     if made.cut:
         context.console.warn(f"{target} is cut short; what it holds whole was taken out")
     if failure and (not all(row["whole"] for row in result.images) or not result.images or failure.exit in severe):

@@ -156,6 +156,7 @@ class ProgramTest(unittest.TestCase):
         self.addCleanup(folder.cleanup)
         self.addCleanup(os.chdir, before)
         self.sleeps: List[float] = []
+        self.slept = 0.0  # by the clock of the program, which goes on while it waits
         self.today = TODAY
 
     def gateway(self, scenario: str = "plain", **options: Any) -> Gateway:
@@ -163,6 +164,11 @@ class ProgramTest(unittest.TestCase):
         gateway = Gateway(scenario=scenario, key=KEY, **options)
         self.addCleanup(gateway.close)
         return gateway
+
+    def sleep(self, seconds: float) -> None:
+        """Waits no time at all, and notes for how long it would have been."""
+        self.slept += seconds
+        self.sleeps.append(seconds)
 
     def run_main(
         self,
@@ -186,7 +192,8 @@ class ProgramTest(unittest.TestCase):
             stdin=io.StringIO(stdin),
             stdout=out,
             stderr=err,
-            sleep=self.sleeps.append,
+            clock=lambda: time.monotonic() + self.slept,
+            sleep=self.sleep,
             now=lambda: at_noon(self.today),
         )
         try:

@@ -120,6 +120,8 @@ WRONG: Tuple[Tuple[str, str], ...] = (
     ("responses x --completion-window soonest", "window-background"),
     ("responses x --completion-window 2h --continuation-id c", "window-background window-background"),
     ("responses x --continuation-id c --no-store", "window-background"),
+    ("responses x --wait 20", "window-background"),
+    ("responses x --no-wait", "window-background"),
     ("responses x --completion-window 2h --background-mode --stream", "window-standard"),
     ("responses x --completion-window 8h --background-mode --stream --service-tier fast",
      "window-standard window-standard"),
