@@ -732,7 +732,7 @@ class Option(NamedTuple):
     field: str = ""
     env: Words = ()
     default: str | None = None
-    input: str = ""  # for what leads to a picture: its role, and what the text surely is (but `auto`: may be)
+    input: str = ""  # for what leads to a picture: its role, and what the text is always read as (but `auto`: may be)
     negative: str = ""  # the spelling that says no, where a flag can be on by itself
     secret: bool = False
     chat: bool = False  # chat carries it too
@@ -785,7 +785,7 @@ OPTION_GROUPS = {
         Option("frame-duration-ms", number(20, 655_350), "milliseconds each frame of a gif is shown; rounded to 10",
                sends="image"),
         Option("svg-model", NAME, "text model that writes an svg", sends="image", field="svg.model"),
-        Option("svg-effort", EFFORT, "reasoning effort of the svg's author", sends="image",
+        Option("svg-effort", EFFORT, "reasoning effort of the model that writes the svg", sends="image",
                field="svg.reasoning.effort"),
         Option("response-format", choice("b64_json", "url"), "how retired models and some gateways return pictures",
                IMAGES, sends="image", env=("OPENAI_IMAGE_RESPONSE_FORMAT",)),
@@ -796,8 +796,9 @@ OPTION_GROUPS = {
         Option("image", PICTURES, "picture to edit (repeatable, up to 16)", ("edits",), also=("input",), input="image",
                chat=True),
         Option("input-image", PICTURES, "picture for the model to see (repeatable)", RESPONSES, input="image"),
-        Option("input-image-url", URL._replace(repeat=True), "the same, surely a URL", RESPONSES, input="image url"),
-        Option("input-image-file-id", NAME._replace(repeat=True), "the same, surely the id of an uploaded file",
+        Option("input-image-url", URL._replace(repeat=True), "the same, always read as a URL", RESPONSES,
+               input="image url"),
+        Option("input-image-file-id", NAME._replace(repeat=True), "the same, always read as the id of an uploaded file",
                RESPONSES, input="image file_id"),
         Option("input-image-data-url", Kind(str, "DATA-URL", repeat=True), "the same, as a data: URL", RESPONSES,
                input="image data"),
@@ -807,8 +808,9 @@ OPTION_GROUPS = {
                "PNG whose transparent parts say where to edit; auto lets a gateway make one", ("edits",),
                input="mask auto"),
         Option("mask", PICTURE, "PNG whose transparent parts say where to edit", RESPONSES, input="mask"),
-        Option("mask-url", URL, "the same, surely a URL", RESPONSES, input="mask url"),
-        Option("mask-file-id", NAME, "the same, surely the id of an uploaded file", RESPONSES, input="mask file_id"),
+        Option("mask-url", URL, "the same, always read as a URL", RESPONSES, input="mask url"),
+        Option("mask-file-id", NAME, "the same, always read as the id of an uploaded file", RESPONSES,
+               input="mask file_id"),
         Option("mask-box", BOXES, "make the mask: where to edit, in pixels or per cent (repeatable)",
                ("edits", "responses")),
         Option("markup", PATH, "transparent PNG with marks that guide the edit", ("edits",), input="markup file"),
@@ -836,9 +838,9 @@ OPTION_GROUPS = {
                negative="no-store"),
         Option("metadata-json", OBJECT, "up to 16 names with values to keep with the response", RESPONSES,
                sends="top", field="metadata"),
-        Option("max-tool-calls", COUNT, "most calls of tools in the response, and so most pictures", RESPONSES,
+        Option("max-tool-calls", COUNT, "limit of tool calls in the response, and so of pictures", RESPONSES,
                sends="top"),
-        Option("max-output-tokens", COUNT, "most tokens of the text model, its reasoning included", RESPONSES,
+        Option("max-output-tokens", COUNT, "limit of the text model's tokens, reasoning included", RESPONSES,
                sends="top"),
         Option("service-tier", SERVICE_TIER, "how fast, and at which price, the response is processed", RESPONSES,
                sends="top"),
@@ -851,7 +853,7 @@ OPTION_GROUPS = {
         Option("safety-identifier", END_USER, "a stable, hashed id of your end user", sends="top", chat=True),
         Option("user", END_USER, "older name of --safety-identifier", sends="top", env=("OPENAI_IMAGE_USER",),
                chat=True),
-        Option("extra-json", OBJECT, "fields to add to the body or put in place of ours, unchecked",
+        Option("extra-json", OBJECT, "fields to add to the body or replace in it, unchecked",
                env=("OPENAI_IMAGE_EXTRA_JSON",)),
         Option("cancel", FLAG, "cancel the background response", ("resume",)),
     ),
@@ -870,13 +872,13 @@ OPTION_GROUPS = {
         Option("preview", FLAG, "show the pictures in the terminal, where it can", SAVES),
     ),
     "Connection": (
-        Option("no-validate", FLAG, "turn refusals of our own checks into warnings"),
+        Option("no-validate", FLAG, "turn failed checks into warnings and send the request"),
         Option("protocol", choice("openai_images", "openai_chat", strict=True),
                "openai_chat for gateways with chat only", IMAGES, env=("OPENAI_IMAGE_PROTOCOL",),
                default="openai_images"),
-        Option("base-url", URL, "where the API is, up to and with /v1", NET,
+        Option("base-url", URL, "base URL of the API, including /v1", NET,
                env=("OPENAI_BASE_URL", "GPT_IMAGE2_BASE_URL"), default=OPENAI_URL, harmless=True),  # see check_pair
-        Option("api-key", Kind(str.strip, "KEY"), "the key; the environment or a .env is the better place", NET,
+        Option("api-key", Kind(str.strip, "KEY"), "the key; better set in the environment or a .env", NET,
                env=("OPENAI_API_KEY", "GPT_IMAGE2_API_KEY"), secret=True, harmless=True),
         Option("api-key-env", VARIABLE_NAME, "read the key from this variable", NET),
         Option("organization", NAME, "organization to bill", NET, sends="header", field="OpenAI-Organization",
@@ -897,7 +899,7 @@ OPTION_GROUPS = {
         Option("route", choice(*ALL, strict=True), "route of the jobs that name none", ("batch",),
                default="generations"),
         Option("parallel", number(1, 64), "calls at once", ("batch",), default="8"),
-        Option("ledger", TARGET, "where is noted what has become of each job; beside JOBS unless named", ("batch",)),
+        Option("ledger", TARGET, "file that records the state of each job (default: beside JOBS)", ("batch",)),
         Option("max-cost", DOLLARS, "send nothing that could bring the cost above this", CALLS),
     ),
     "Config": (
@@ -1832,7 +1834,7 @@ def check_key(settings: Settings) -> None:
             rule="key-missing",
         )
     if key and not key.fits_header():
-        words = f"the API key from {settings.rows['api-key'].source.label} holds characters that no key has"
+        words = f"the API key from {settings.rows['api-key'].source.label} holds characters that cannot be in a key"
         raise Failure(SETTINGS, words, "copy it again, on one line", rule="key-form")
 
 
@@ -2088,7 +2090,7 @@ def check_base_url(checked: Checked) -> Problems:
     if not is_web(url) or not url.isascii():
         wrong = "expected an http or https URL, in ASCII only"
     elif parts.path.rstrip("/").endswith((*(row.path for row in ROUTES), CHAT_PATH)):
-        wrong = "give it up to and with /v1, without the route"
+        wrong = "include /v1, and leave out the route"
     elif parts.username is not None or parts.fragment:
         wrong = "no login and no fragment may stand in it"
     elif parts.scheme == "http" and not is_private(host_of(url)) and not checked.get("allow-http"):
@@ -2303,7 +2305,7 @@ def check_output(checked: Checked) -> Problems:
     implied = FORMAT_OF_SUFFIX.get(suffix)
     if suffix not in ("", f".{chosen}", *FORMAT_OF_SUFFIX):
         yield checked.problem(
-            "output-suffix", "output", f"{suffix} is no format of this API", "use .png, .jpg, .webp, .gif or .svg"
+            "output-suffix", "output", f"{suffix} is not a format of this API", "use .png, .jpg, .webp, .gif or .svg"
         )
     if implied and chosen in FORMAT and chosen != implied:
         yield checked.problem(
@@ -2434,7 +2436,7 @@ def check_mask_file(given: InputPicture, first: Picture | None) -> Problems:
         )
     hint = "make transparent what is to be edited"
     if given.kind == "file" and not mask.alpha:
-        yield given.problem("mask-alpha", "the mask has no alpha channel", f"{hint}: only alpha counts, no colour does")
+        yield given.problem("mask-alpha", "the mask has no alpha channel", f"{hint}: only alpha counts, not colour")
     elif given.kind == "file" and size < MAX_INPUT and png_opaque(given.text):
         yield given.problem("mask-opaque", "the mask is opaque everywhere", hint)
 
@@ -3745,7 +3747,7 @@ def check_names(names: list[str], overwrite: bool, temp_files: TempFiles) -> Non
     places: set[str] = set()
     for name in names:
         if os.path.isdir(name) or not os.path.basename(name):
-            raise Failure(OUTPUT, f"{name} is a folder, where a file is to be", "name a file", rule="output-folder")
+            raise Failure(OUTPUT, f"{name} is a folder, not a file", "name a file", rule="output-folder")
         if exists(name) and not overwrite:
             hint = "choose another --output, or add --overwrite"
             raise Failure(OUTPUT, f"{name} exists already", hint, rule="output-exists")
@@ -3877,7 +3879,7 @@ class Lifted:
         self.file.close()
         picture = None if self.trouble else identify(self.path)
         if not picture:
-            return self.trouble or Failure(UNREADABLE, "a picture is no picture, by its first bytes")
+            return self.trouble or Failure(UNREADABLE, "what should be a picture is not one, by its first bytes")
         if not self.ended and not picture.whole:  # its text was cut, not the picture
             return Failure(UNREADABLE, "a picture is cut short", rule="picture-cut")
         # Where its format cannot tell, its text does.
@@ -4686,7 +4688,7 @@ class Call:
         found = self.lifter.take(text)
         if found:
             if not text.rstrip().endswith(">"):
-                found.trouble = found.trouble or Failure(UNREADABLE, "a picture is not base64 to its end")
+                found.trouble = found.trouble or Failure(UNREADABLE, "the base64 of a picture is damaged")
             return found
         path = self.own_path(text) if text == body.get("url") or output_suffix(text) in FORMAT_OF_SUFFIX else ""
         if path or re.match(r"(?!data:)[a-z][a-z0-9+.-]*:", text, re.IGNORECASE):
@@ -4729,7 +4731,7 @@ class Call:
         """Writes what a URL holds, over http or https only, and notes if it is cut; returns why it cannot be had."""
         hint, shown = "ask for the picture itself with --response-format b64_json", self.console.said(url, 500)
         if not is_web(url):
-            words = f"the reply names its picture by {shown!r}, which is no http or https URL"
+            words = f"the reply names its picture by {shown!r}, which is not an http or https URL"
             return Failure(UNREADABLE, words, hint)
         if self.offline:
             return Failure(UNREADABLE, f"the reply holds a URL and no picture: {shown}", "fetch it yourself")
@@ -4746,7 +4748,7 @@ class Call:
         except KeyboardInterrupt:
             self.stop.requested = True
         if self.stop.requested and not lifted.looks_whole():
-            return Failure(INTERRUPTED, f"the picture at {shown} was not fetched to its end")
+            return Failure(INTERRUPTED, f"the picture at {shown} was not downloaded completely")
         return lifted.trouble
 
     def open_picture(self, url: str, own: bool) -> Reply:
@@ -5025,11 +5027,11 @@ class Call:
         words = f"the response is {status}" if status in ENDED[1:] else "the reply lacks pictures"
         words = (words if self.kept.size else "the reply is empty") + (f": {reason}" if reason else "")
         words += (
-            f"; {plural(len(result.unclaimed), 'picture')} that nothing named are saved" if result.unclaimed else ""
+            f"; saved {plural(len(result.unclaimed), 'picture')} the reply did not name" if result.unclaimed else ""
         )
         hint = "a preview is never taken for a finished picture" if result.partials else None
         if not all(row["whole"] for row in result.images):
-            words, hint = "a picture came that is cut short", "the file stays; look at it before you pay for another"
+            words, hint = "a picture arrived cut short", "the file stays; look at it before you pay for another"
         if result.refused:
             words, hint = "the model refused to make the picture", None
         elif result.text:
@@ -5356,7 +5358,7 @@ def filled(text: str, variables: Mapping[str, str], in_name: bool) -> str:
         if match[1] or name in KEPT_PLACES:
             return match[1] or match[0]
         if name not in variables:
-            raise ValueError(f"{match[0]} is no column of this job; {did_you_mean(name, variables)}".rstrip("; "))
+            raise ValueError(f"{match[0]} is not a column of this job; {did_you_mean(name, variables)}".rstrip("; "))
         return safe_name(variables[name]) if in_name else variables[name]
 
     return re.sub(PLACE, value, text)
@@ -5398,7 +5400,7 @@ class JobMaker:
             if row and row.name not in NOT_IN_JOBS and name != row.negative:
                 own[row.name] = option_texts(row, value)
             elif any(f"--{name}" in known for known in self.words.values()):
-                why = "is not for a job to set" if row else f"is no option of {job.route}"
+                why = "cannot be set by a job" if row else f"is not an option of {job.route}"
                 problems.append(Problem("jobs-option", f"{self.place(job)}: {name} {why}", "leave it out", fatal=True))
             else:
                 variables[name] = as_typed(value)
@@ -5407,7 +5409,7 @@ class JobMaker:
     def settings(self, job: Job) -> Settings:
         """Returns the settings of a job, with a problem for each name or value of it that is wrong."""
         if job.route not in ALL:
-            raise Failure(USAGE, f"{job.route!r} is no route", f"expected {one_of(ALL)}", rule="jobs-option")
+            raise Failure(USAGE, f"{job.route!r} is not a route", f"expected {one_of(ALL)}", rule="jobs-option")
         own, variables, problems = self._divided(job)
         shared = dict(self.shared)
         if not own.keys().isdisjoint(PROMPT_WAYS):  # its own prompt goes in place of the one for all
@@ -5795,7 +5797,7 @@ class Batch:
         kind = will_meet_all(error)
         self.alike = [*self.alike, kind] if kind and self.alike[-1:] in ([], [kind]) else [kind] if kind else []
         if len(self.alike) >= HOPELESS:
-            words = f"{HOPELESS} jobs failed alike, one after the other: {error['message']}"
+            words = f"{HOPELESS} jobs in a row failed in the same way: {error['message']}"
             self.ending = self.ending or Failure(LEFT, words, error["hint"], rule="jobs-alike")
 
     def tell(self) -> None:
@@ -5850,7 +5852,7 @@ class Batch:
             return
         reasons = {"failed": "failed", "unclear": "may have been billed", "not_started": "not started"}
         parts = [f"{jobs[name]} {words}" for name, words in reasons.items() if jobs[name]]
-        hint = "run the same command again: it goes on where it was"
+        hint = "run the same command again: it continues where it stopped"
         failure = self.ending or Failure(LEFT, "", hint, rule="jobs-left")
         if self.context.stop.draining:
             failure = Failure(INTERRUPTED, "interrupted", hint)
@@ -5869,7 +5871,7 @@ def show_curl(context: Context, call: Prepared) -> None:
     """Prints a call as a curl command."""
     for given in call.checked.inputs:
         if given.text in context.temp_files.files:
-            words = f"--curl: {given.shown} is converted for a call, and what is made of it is gone afterwards"
+            words = f"--curl: {given.shown} is converted for a call, and the converted file is deleted afterwards"
             raise Failure(USAGE, words, "convert it to png, and name that file", rule="curl-converted")
     write_beside(context, call)
     context.console.print(curl_command(call.checked.settings, call.request))
@@ -5980,7 +5982,7 @@ def extract(context: Context, settings: Settings, target: str | None) -> None:
     failure = made.judged_reply(failure if failure and failure.exit in severe else None, max(len(result.images), 1))
     name_extracted(context, names)
     if made.cut:
-        context.console.warn(f"{target} is cut short; what it holds whole was taken out")
+        context.console.warn(f"{target} is cut short; the pictures that are whole were taken out")
     if failure and (not all(row["whole"] for row in result.images) or not result.images or failure.exit in severe):
         raise failure
     for trouble in result.troubles:
@@ -6157,7 +6159,7 @@ COMMANDS = {
     "extract": Command(extract, "take the pictures out of a saved reply, offline", "FILE",
                        "FILE is a reply that was kept or saved: JSON or events, whole or cut short",
                        "extract out/poster.reply --output out/poster.png"),
-    "batch": Command(batch, "make many pictures, and go on where it was", "JOBS",
+    "batch": Command(batch, "make the pictures of a file of jobs; run again to continue", "JOBS",
                      "JOBS is a .jsonl, .csv or .txt file of jobs, or - for standard input",
                      'batch animals.csv --prompt "A {animal}, watercolour" --output "out/{animal}.png"'),
     "config": Command(config, "show the settings in force; write a .env; check the key", "", "", "config --check"),
@@ -6245,7 +6247,7 @@ def refuse_argument(command: str, word: str) -> None:
         hint = "put the prompt into quotes"
     else:
         hint = f"see {command} --help"
-    raise Failure(USAGE, f"{word!r} is one word too many", hint, rule="usage")
+    raise Failure(USAGE, f"{word!r} is an unexpected argument", hint, rule="usage")
 
 
 def refuse_option(command: str, name: str) -> None:
@@ -6259,7 +6261,7 @@ def refuse_option(command: str, name: str) -> None:
     else:
         hint = did_you_mean(name, known) or f"see {command} --help"
     shown = name if name.startswith("--") else name[:2]  # behind the letter of an option a key may stand
-    raise Failure(USAGE, f"{shown} is no option of {command}", hint, rule="unknown-option")
+    raise Failure(USAGE, f"{shown} is not an option of {command}", hint, rule="unknown-option")
 
 
 def refuse_command(word: str, argv: list[str]) -> None:
@@ -6272,7 +6274,7 @@ def refuse_command(word: str, argv: list[str]) -> None:
     else:
         hint = did_you_mean(word, COMMANDS) or f"one of {', '.join(COMMANDS)}; see --help"
     shown = word.partition("=")[0] if word.startswith("-") else word
-    raise Failure(USAGE, f"{shown!r} is no command" if word else "no command is given", hint, rule="command")
+    raise Failure(USAGE, f"{shown!r} is not a command" if word else "no command is given", hint, rule="command")
 
 
 def parse(argv: list[str]) -> tuple[str, dict[str, Any], str | None]:

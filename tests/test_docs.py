@@ -126,7 +126,7 @@ def command_of(words: List[str], where: str, line: str) -> Command | None:
     if words[:1] not in (["gpt_image.py"], ["gpt-image"]):
         return None
     end = next((at for at, word in enumerate(words) if word in SEPARATORS), len(words))
-    ends, shows, only = (re.search(rf"[#,] {says}", line) for says in (r"exit (\d+)", "shows (.*)", r"only (\w+)$"))
+    ends, shows, only = (re.search(says, line) for says in (r"# exit (\d+)", "# shows (.*)", r"[#,] only (\w+)$"))
     told = (found.group(1) if found else "" for found in (shows, only))
     return Command(where, words[1:end], scenario, int(ends.group(1)) if ends else 0, *told)
 
@@ -250,8 +250,8 @@ class CommandsTest(DocumentTest):
 
     def test_the_six_commands_to_start_from_stand_there_word_for_word_and_run(self) -> None:
         page = ROOT / "references" / "recipes.md"
-        for command in SIX_COMMANDS.strip().split("\n\n"):
-            self.assertIn(command.replace("python ", "python3 ", 1), page.read_text("utf-8"))
+        for text in SIX_COMMANDS.strip().split("\n\n"):
+            self.assertIn(text.replace("python ", "python3 ", 1), page.read_text("utf-8"))
         ran = list(commands(Block(page, 1, "sh", SIX_COMMANDS.split("\n"))))
         self.assertEqual(len(ran), 6)
         for command in ran:
