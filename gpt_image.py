@@ -201,7 +201,9 @@ class Console:
         self.quiet, self.lost = False, ""
         self.tells = True  # False where stderr holds a JSON object a line
         self.line = ""  # the live line, as it stands on the screen
-        self.live = is_terminal(stderr) and environ.get("TERM") != "dumb"
+        # The old console of Windows shows escape sequences as they are; the terminals that take them say who they are.
+        plain = os.name == "nt" and environ.keys().isdisjoint(("WT_SESSION", "TERM_PROGRAM"))
+        self.live = is_terminal(stderr) and environ.get("TERM") != "dumb" and not plain
         self.colour = self.live and not environ.get("NO_COLOR")
 
     def muted(self) -> Console:
@@ -497,7 +499,7 @@ class Kind(NamedTuple):
     metavar: str = ""
     choices: Words = ()
     low: int = 0
-    high: int = 0  # 0: it is no number
+    high: int = 0  # 0: not a number
     flag: bool = False
     repeat: bool = False
     private: bool = False  # an error shows only what stands before the colon
@@ -1293,7 +1295,7 @@ def identify_gif(file: BinaryFile, head: bytes) -> Picture:
 
 
 def identify_svg(file: BinaryFile, head: bytes) -> Picture | None:
-    """Looks for the root element of an SVG and for its end; other XML is no picture."""
+    """Looks for the root element of an SVG and for its end; other XML is not a picture."""
     if b"<svg" not in head:
         return None
     file.seek(max(length_of(file) - 64, 0))
@@ -1370,7 +1372,7 @@ def begins_picture(head: bytes) -> bool:
 
 
 def identify_file(file: BinaryFile) -> Picture | None:
-    """Returns what the bytes of an open file say, or None if it is no picture."""
+    """Returns what the bytes of an open file say, or None if it is not a picture."""
     head = file.read(65536)
     for row in SIGNATURES:
         if re.match(row.pattern, head, re.DOTALL):
@@ -1382,7 +1384,7 @@ def identify_file(file: BinaryFile) -> Picture | None:
 
 
 def identify(path: str) -> Picture | None:
-    """Returns what the bytes of a file say, or None if it is no picture; OSError if it cannot be read."""
+    """Returns what the bytes of a file say, or None if it is not a picture; OSError if it cannot be read."""
     with open(path, "rb") as file:
         return identify_file(file)
 
@@ -1916,7 +1918,7 @@ def examine_name(given: InputPicture) -> InputPicture:
     return given
 
 
-# How the text of an input begins that is no file.
+# How the text of an input begins that does not name a file.
 INPUT_KINDS = {"file_id:": "file_id", "data:": "data", "[a-z][a-z0-9+.-]+://": "url"}
 
 
@@ -3297,7 +3299,7 @@ def finite(text: str) -> float | None:
 
 
 def parse_json(text: bytes | bytearray) -> Any:
-    """Parses a small JSON text; None if it is none."""
+    """Parses a small JSON text; None if it is not JSON."""
     try:
         return json.loads(text.decode("utf-8", "replace"), strict=False, parse_float=finite, parse_constant=finite)
     except (ValueError, RecursionError):
@@ -3369,7 +3371,7 @@ def refusal_of(error: Json, status: int = 200, reason: str = "") -> Failure:
 
 
 def error_failure(reply: Reply, body: bytes) -> Failure:
-    """Returns the failure of a reply that is no 2xx."""
+    """Returns the failure of a reply that is not a 2xx."""
     if 300 <= reply.status < 400:
         shown = without_login(reply.headers.get("location", "nowhere").partition("?")[0])
         words = f"HTTP {reply.status}: the API redirects to {shown}, which is not followed: the key would go along"
@@ -3814,7 +3816,7 @@ class Lifted:
             decoded = binascii.a2b_base64(memoryview(text)[:whole])
         except binascii.Error:
             decoded = b""
-        # What is no base64 is passed over, and makes the result shorter.
+        # What is not base64 is passed over, and makes the result shorter.
         plain = not self.padded and len(decoded) == whole // 4 * 3 and not text[whole:].translate(None, BASE64)
         if plain and not self.trouble:
             self.carry = text[whole:]
@@ -3869,7 +3871,7 @@ class Lifted:
     def flush(self) -> None:
         """Decodes the last characters, which are less than four."""
         rest, self.carry = self.carry, b""
-        self.ended = self.ended and len(rest) != 1  # one character is no byte
+        self.ended = self.ended and len(rest) != 1  # one character does not make a byte
         if len(rest) > 1 and not self.file.closed:
             self.save(binascii.a2b_base64(rest + b"A" * (4 - len(rest)))[: len(rest) - 1])
 
@@ -4057,7 +4059,7 @@ class Lifter:
             found = re.search(END_OF_PICTURE, data)
             end = found.start() if found else -1
             words = re.search(WORDS, data)
-            # What comes behind a whole picture, such as a line of text, is none of it.
+            # What comes behind a whole picture, such as a line of text, is not part of it.
             if words and (end < 0 or words.start() < end):
                 picture.write_odd(unescape(data[: words.start()]))
                 data, end = data[words.start() :], end - words.start() if end >= 0 else -1
@@ -4186,14 +4188,14 @@ class JsonReader:
         yield from self._document()
 
 
-LONGEST_NAME = 1000  # characters of a line that is no data: what is longer names no event
+LONGEST_NAME = 1000  # characters of a line other than data: what is longer names no event
 
 
 class SseReader:
     """Reads server-sent events that come in pieces.
 
     An event ends when its data is a complete JSON text, so a missing blank line, event name or last newline is no
-    matter; another event, or a line that is no data, ends one that is not complete.
+    matter; another event, or a line other than data, ends one that is not complete.
     """
 
     # https://html.spec.whatwg.org/multipage/server-sent-events.html#parsing-an-event-stream
@@ -4227,7 +4229,7 @@ class SseReader:
     def _end_line(self) -> Documents:
         line, self.line = self.line, b""
         in_data, self.in_data = self.in_data, False
-        # An event that was not complete when the next one began, or data that is no JSON.
+        # An event that was not complete when the next one began, or data that is not JSON.
         waits = self.json.open or self.json.lifter.held[:1] in (b"{", b"[")
         if not (waits if in_data else line.startswith(b":")):
             yield from self.json.finish()
@@ -4300,7 +4302,7 @@ Events = Iterator[Event]
 
 
 def objects_in(value: Any) -> Rows:
-    """Returns the objects of a list in a reply, or none if it is no list."""
+    """Returns the objects of a list in a reply, or none if it is not a list."""
     return [element for element in value if isinstance(element, dict)] if isinstance(value, list) else []
 
 
@@ -4796,7 +4798,7 @@ class Call:
         self.show(row["path"])
 
     def partial(self, event: Event) -> None:
-        """Saves a preview as it arrives; one that is broken is no failure, since it was only a preview."""
+        """Saves a preview as it arrives; one that is broken is not a failure, since it was only a preview."""
         index, number = self.number(event.key), number_of(event.body.get("partial_image_index")) + 1
         if event.key not in ("", "#"):
             self.use_number(index, event.key)
@@ -5351,7 +5353,7 @@ def safe_name(text: str) -> str:
 
 
 def filled(text: str, variables: Mapping[str, str], in_name: bool) -> str:
-    """Returns a text with its places filled from the columns of a job; ValueError for a name that is no column."""
+    """Returns a text with its places filled from the columns of a job; ValueError for a name that is not a column."""
 
     def value(match: re.Match[str]) -> str:
         name = name_of(match[2] or "")
@@ -5472,7 +5474,7 @@ class Ledger:
         self.spent = 0.0  # dollars
 
     def read(self) -> None:
-        """Reads what earlier runs have written; what is no whole line is read past."""
+        """Reads what earlier runs have written; a line that is not whole is passed over."""
         try:
             with open(self.path, "rb") as file:
                 at = 0
@@ -6251,7 +6253,7 @@ def refuse_argument(command: str, word: str) -> None:
 
 
 def refuse_option(command: str, name: str) -> None:
-    """Refuses what is no option of a subcommand, with the option that was probably meant."""
+    """Refuses what is not an option of a subcommand, with the option that was probably meant."""
     known, others = words_of(command), [other for other in COMMANDS if name in words_of(other)]
     meant = MEANT.get(name, "")
     if meant.partition(" ")[0] in known:

@@ -448,6 +448,13 @@ class HonestyTest(unittest.TestCase):
             found = odd.search(page.read_text("utf-8"))
             self.assertIsNone(found, page.name)
 
+    def test_pages_and_program_say_it_in_plain_words(self) -> None:
+        words = r"mend(s|ed|ing)?|surely|one word too many|imagination|(it|that|what|which) is no(?! longer)"
+        odd = re.compile(rf"(?i)\b({words})\b")
+        for page in (*PAGES, ROOT / "gpt_image.py", ROOT / ".env.example"):
+            for number, line in enumerate(page.read_text("utf-8").split("\n"), 1):
+                self.assertIsNone(odd.search(line), f"{page.name}:{number}")
+
     def test_no_page_holds_a_key(self) -> None:
         for page in (*PAGES, ROOT / ".env.example"):
             self.assertIsNone(re.search(r"\bsk-[A-Za-z0-9]{8,}", page.read_text("utf-8")), page.name)
