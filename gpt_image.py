@@ -242,7 +242,9 @@ class Console:
         self.as_json = not is_terminal(stdout)  # what the result is written as
         self.tells = True  # False where stderr holds a JSON object a line
         self.line = ""  # the live line, as it stands on the screen
-        self.live = is_terminal(stderr) and environ.get("TERM") != "dumb"
+        # The old console of Windows shows escape sequences as they are; the terminals that take them say who they are.
+        plain = os.name == "nt" and environ.keys().isdisjoint(("WT_SESSION", "TERM_PROGRAM"))
+        self.live = is_terminal(stderr) and environ.get("TERM") != "dumb" and not plain
         self.colour = self.live and not environ.get("NO_COLOR")
 
     def muted(self) -> Console:
@@ -548,7 +550,7 @@ class Kind(NamedTuple):
     metavar: str = ""
     choices: Words = ()
     low: int = 0
-    high: int = 0  # 0: it is no number
+    high: int = 0  # 0: not a number
     flag: bool = False
     repeat: bool = False
     private: bool = False  # an error shows only what stands before the colon
@@ -789,7 +791,7 @@ class Option(NamedTuple):
     field: str = ""
     env: Words = ()
     default: str | None = None
-    input: str = ""  # for what leads to a picture: its role, and what the text surely is (but `auto`: may be)
+    input: str = ""  # for what leads to a picture: its role, and what the text is always read as (but `auto`: may be)
     negative: str = ""  # the spelling that says no, where a flag can be on by itself
     secret: bool = False
     chat: bool = False  # chat carries it too
@@ -842,15 +844,16 @@ OPTION_GROUPS = {
         Option("frame-duration-ms", number(20, 655_350), "milliseconds each frame of a gif is shown; rounded to 10",
                sends="image"),
         Option("svg-model", NAME, "text model that writes an svg", sends="image", field="svg.model"),
-        Option("svg-effort", EFFORT, "reasoning effort of the svg's author", sends="image",
+        Option("svg-effort", EFFORT, "reasoning effort of the model that writes the svg", sends="image",
                field="svg.reasoning.effort"),
     ),
     "Input pictures": (
         Option("image", PICTURES, "picture to edit (repeatable, up to 16)", ("edits",), also=("input",), input="image",
                chat=True),
         Option("input-image", PICTURES, "picture for the model to see (repeatable)", RESPONSES, input="image"),
-        Option("input-image-url", URL._replace(repeat=True), "the same, surely a URL", RESPONSES, input="image url"),
-        Option("input-image-file-id", NAME._replace(repeat=True), "the same, surely the id of an uploaded file",
+        Option("input-image-url", URL._replace(repeat=True), "the same, always read as a URL", RESPONSES,
+               input="image url"),
+        Option("input-image-file-id", NAME._replace(repeat=True), "the same, always read as the id of an uploaded file",
                RESPONSES, input="image file_id"),
         Option("input-image-data-url", Kind(str, "DATA-URL", repeat=True), "the same, as a data: URL", RESPONSES,
                input="image data"),
@@ -860,8 +863,9 @@ OPTION_GROUPS = {
                "PNG whose transparent parts say where to edit; auto lets a gateway make one", ("edits",),
                input="mask auto"),
         Option("mask", PICTURE, "PNG whose transparent parts say where to edit", RESPONSES, input="mask"),
-        Option("mask-url", URL, "the same, surely a URL", RESPONSES, input="mask url"),
-        Option("mask-file-id", NAME, "the same, surely the id of an uploaded file", RESPONSES, input="mask file_id"),
+        Option("mask-url", URL, "the same, always read as a URL", RESPONSES, input="mask url"),
+        Option("mask-file-id", NAME, "the same, always read as the id of an uploaded file", RESPONSES,
+               input="mask file_id"),
         Option("mask-box", BOXES, "make the mask: where to edit, in pixels or per cent (repeatable)",
                ("edits", "responses")),
         Option("markup", PATH, "transparent PNG with marks that guide the edit", ("edits",), input="markup file"),
@@ -891,9 +895,9 @@ OPTION_GROUPS = {
                negative="no-store"),
         Option("metadata-json", OBJECT, "up to 16 names with values to keep with the response", RESPONSES,
                sends="top", field="metadata"),
-        Option("max-tool-calls", COUNT, "most calls of tools in the response, and so most pictures", RESPONSES,
+        Option("max-tool-calls", COUNT, "limit of tool calls in the response, and so of pictures", RESPONSES,
                sends="top"),
-        Option("max-output-tokens", COUNT, "most tokens of the text model, its reasoning included", RESPONSES,
+        Option("max-output-tokens", COUNT, "limit of the text model's tokens, reasoning included", RESPONSES,
                sends="top"),
         Option("service-tier", SERVICE_TIER, "how fast, and at which price, the response is processed", RESPONSES,
                sends="top"),
@@ -906,7 +910,7 @@ OPTION_GROUPS = {
         Option("safety-identifier", END_USER, "a stable, hashed id of your end user", sends="top", chat=True),
         Option("user", END_USER, "older name of --safety-identifier", sends="top", env=("OPENAI_IMAGE_USER",),
                chat=True),
-        Option("extra-json", OBJECT, "fields to add to the body or put in place of ours, unchecked",
+        Option("extra-json", OBJECT, "fields to add to the body or replace in it, unchecked",
                env=("OPENAI_IMAGE_EXTRA_JSON",)),
         Option("cancel", FLAG, "cancel the background response", ("resume",)),
     ),
@@ -926,13 +930,13 @@ OPTION_GROUPS = {
         Option("preview", FLAG, "show the pictures in the terminal, where it can", SAVES),
     ),
     "Connection": (
-        Option("no-validate", FLAG, "turn refusals of our own checks into warnings"),
+        Option("no-validate", FLAG, "turn failed checks into warnings and send the request"),
         Option("protocol", choice("openai_images", "openai_chat", strict=True),
                "openai_chat for gateways with chat only", IMAGES, env=("OPENAI_IMAGE_PROTOCOL",),
                default="openai_images"),
-        Option("base-url", URL, "where the API is, up to and with /v1", NET,
+        Option("base-url", URL, "base URL of the API, including /v1", NET,
                env=("OPENAI_BASE_URL", "GPT_IMAGE2_BASE_URL"), default=OPENAI_URL, harmless=True),  # see check_pair
-        Option("api-key", Kind(str.strip, "KEY"), "the key; the environment or a .env is the better place", NET,
+        Option("api-key", Kind(str.strip, "KEY"), "the key; better set in the environment or a .env", NET,
                env=("OPENAI_API_KEY", "GPT_IMAGE2_API_KEY"), secret=True, harmless=True),
         Option("api-key-env", VARIABLE_NAME, "read the key from this variable", NET),
         Option("organization", NAME, "organization to bill", NET, sends="header", field="OpenAI-Organization",
@@ -953,7 +957,7 @@ OPTION_GROUPS = {
         Option("route", choice(*ALL, strict=True), "route of the jobs that name none", ("batch",),
                default="generations"),
         Option("parallel", number(1, 64), "calls at once", ("batch",), default="8"),
-        Option("ledger", TARGET, "where is noted what has become of each job; beside JOBS unless named", ("batch",)),
+        Option("ledger", TARGET, "file that records the state of each job (default: beside JOBS)", ("batch",)),
         Option("max-cost", DOLLARS, "send nothing that could bring the cost above this", CALLS),
     ),
     "Config": (
@@ -1389,7 +1393,7 @@ def identify_gif(file: BinaryFile, head: bytes) -> Picture:
 
 
 def identify_svg(file: BinaryFile, head: bytes) -> Picture | None:
-    """Looks for the root element of an SVG and for its end; other XML is no picture."""
+    """Looks for the root element of an SVG and for its end; other XML is not a picture."""
     if b"<svg" not in head:
         return None
     file.seek(max(length_of(file) - 64, 0))
@@ -1466,7 +1470,7 @@ def begins_picture(head: bytes) -> bool:
 
 
 def identify_file(raw: Any) -> Picture | None:
-    """Returns what the bytes of a file say that is open without a buffer, and closes it; None if it is no picture."""
+    """Returns what the bytes of a file say that is open without a buffer, and closes it; None if it is not a picture."""
     with PictureFile(raw) as file:
         head = file.read(BLOCK)
         for row in SIGNATURES:
@@ -1479,7 +1483,7 @@ def identify_file(raw: Any) -> Picture | None:
 
 
 def identify(path: str) -> Picture | None:
-    """Returns what the bytes of a file say, or None if it is no picture; OSError if it cannot be read."""
+    """Returns what the bytes of a file say, or None if it is not a picture; OSError if it cannot be read."""
     return identify_file(open(path, "rb", buffering=0))
 
 
@@ -1959,7 +1963,7 @@ def check_key(settings: Settings) -> None:
     if not key and not brings_key(settings):
         raise Failure(SETTINGS, "there is no API key", key_advice(settings), rule="key-missing")
     if key and not key.fits_header():
-        words = f"the API key from {settings.rows['api-key'].source.label} holds characters that no key has"
+        words = f"the API key from {settings.rows['api-key'].source.label} holds characters that cannot be in a key"
         raise Failure(SETTINGS, words, "copy it again, on one line", rule="key-form")
 
 
@@ -2049,7 +2053,7 @@ def examine_name(given: InputPicture) -> InputPicture:
     return given
 
 
-# How the text of an input begins that is no file.
+# How the text of an input begins that does not name a file.
 INPUT_KINDS = {"file_id:": "file_id", "data:": "data", "[a-z][a-z0-9+.-]+://": "url"}
 
 
@@ -2223,7 +2227,7 @@ def check_base_url(checked: Checked) -> Problems:
     if not is_web(url) or not url.isascii():
         wrong = "expected an http or https URL, in ASCII only"
     elif parts.path.rstrip("/").endswith((*(row.path for row in ROUTES), CHAT_PATH)):
-        wrong = "give it up to and with /v1, without the route"
+        wrong = "include /v1, and leave out the route"
     elif parts.username is not None or parts.fragment:
         wrong = "no login and no fragment may stand in it"
     elif parts.scheme == "http" and not is_private(host_of(url)) and not checked.get("allow-http"):
@@ -2438,7 +2442,7 @@ def check_output(checked: Checked) -> Problems:
     implied = FORMAT_OF_SUFFIX.get(suffix)
     if suffix not in ("", f".{chosen}", *FORMAT_OF_SUFFIX):
         yield checked.problem(
-            "output-suffix", "output", f"{suffix} is no format of this API", "use .png, .jpg, .webp, .gif or .svg"
+            "output-suffix", "output", f"{suffix} is not a format of this API", "use .png, .jpg, .webp, .gif or .svg"
         )
     if implied and chosen in FORMAT and chosen != implied:
         yield checked.problem(
@@ -2581,7 +2585,7 @@ def check_mask_file(given: InputPicture, first: Picture | None) -> Problems:
     hint = "make transparent what is to be edited"
     fault = png_fault(given.text) if given.kind == "file" else ""
     if not mask.alpha:
-        yield given.problem("mask-alpha", "the mask has no alpha channel", f"{hint}: only alpha counts, no colour does")
+        yield given.problem("mask-alpha", "the mask has no alpha channel", f"{hint}: only alpha counts, not colour")
     elif fault == "damaged":
         yield given.damaged()
     elif fault:
@@ -3438,7 +3442,7 @@ def finite(text: str) -> float | None:
 
 
 def parse_json(text: bytes | bytearray) -> Any:
-    """Parses a small JSON text; None if it is none."""
+    """Parses a small JSON text; None if it is not JSON."""
     try:
         return json.loads(text.decode("utf-8", "replace"), strict=False, parse_float=finite, parse_constant=finite)
     except (ValueError, RecursionError):
@@ -3510,7 +3514,7 @@ def refusal_of(error: Json, status: int = 200, reason: str = "") -> Failure:
 
 
 def error_failure(reply: Reply, body: bytes) -> Failure:
-    """Returns the failure of a reply that is no 2xx."""
+    """Returns the failure of a reply that is not a 2xx."""
     if 300 <= reply.status < 400:
         shown = without_login(reply.headers.get("location", "nowhere").partition("?")[0])
         words = f"HTTP {reply.status}: the API redirects to {shown}, which is not followed: the key would go along"
@@ -3901,7 +3905,7 @@ def check_names(names: list[str], overwrite: bool, temp_files: TempFiles) -> Non
     places: set[str] = set()
     for name in names:
         if os.path.isdir(name) or not os.path.basename(name):
-            raise Failure(OUTPUT, f"{name} is a folder, where a file is to be", "name a file", rule="output-folder")
+            raise Failure(OUTPUT, f"{name} is a folder, not a file", "name a file", rule="output-folder")
         if exists(name) and not overwrite:
             hint = "choose another --output, or add --overwrite"
             raise Failure(OUTPUT, f"{name} exists already", hint, rule="output-exists")
@@ -3968,7 +3972,7 @@ class Lifted:
             decoded = binascii.a2b_base64(memoryview(text)[:whole])
         except binascii.Error:
             decoded = b""
-        # What is no base64 is passed over, and makes the result shorter.
+        # What is not base64 is passed over, and makes the result shorter.
         plain = not self.padded and len(decoded) == whole // 4 * 3 and not text[whole:].translate(None, BASE64)
         if plain and not self.trouble:
             self.carry = text[whole:]
@@ -4023,7 +4027,7 @@ class Lifted:
     def flush(self) -> None:
         """Decodes the last characters, which are less than four."""
         rest, self.carry = self.carry, b""
-        self.ended = self.ended and len(rest) != 1  # one character is no byte
+        self.ended = self.ended and len(rest) != 1  # one character does not make a byte
         if len(rest) > 1 and not self.file.closed:
             self.save(binascii.a2b_base64(rest + b"A" * (4 - len(rest)))[: len(rest) - 1])
 
@@ -4033,7 +4037,7 @@ class Lifted:
         self.file.close()
         picture = None if self.trouble else identify(self.path)
         if not picture:
-            return self.trouble or Failure(UNREADABLE, "a picture is no picture, by its first bytes")
+            return self.trouble or Failure(UNREADABLE, "what should be a picture is not one, by its first bytes")
         if not self.ended and not picture.whole:  # its text was cut, not the picture
             return Failure(UNREADABLE, "a picture is cut short", rule="picture-cut")
         # Where its format cannot tell, its text does.
@@ -4211,7 +4215,7 @@ class Lifter:
             found = re.search(END_OF_PICTURE, data)
             end = found.start() if found else -1
             words = re.search(WORDS, data)
-            # What comes behind a whole picture, such as a line of text, is none of it.
+            # What comes behind a whole picture, such as a line of text, is not part of it.
             if words and (end < 0 or words.start() < end):
                 picture.write_odd(unescape(data[: words.start()]))
                 data, end = data[words.start() :], end - words.start() if end >= 0 else -1
@@ -4340,14 +4344,14 @@ class JsonReader:
         yield from self._document()
 
 
-LONGEST_NAME = 1000  # characters of a line that is no data: what is longer names no event
+LONGEST_NAME = 1000  # characters of a line other than data: what is longer names no event
 
 
 class SseReader:
     """Reads server-sent events that come in pieces.
 
     An event ends when its data is a complete JSON text, so a missing blank line, event name or last newline is no
-    matter; another event, or a line that is no data, ends one that is not complete.
+    matter; another event, or a line other than data, ends one that is not complete.
     """
 
     # https://html.spec.whatwg.org/multipage/server-sent-events.html#parsing-an-event-stream
@@ -4381,7 +4385,7 @@ class SseReader:
     def _end_line(self) -> Documents:
         line, self.line = self.line, b""
         in_data, self.in_data = self.in_data, False
-        # An event that was not complete when the next one began, or data that is no JSON.
+        # An event that was not complete when the next one began, or data that is not JSON.
         waits = self.json.open or self.json.lifter.held[:1] in (b"{", b"[")
         if not (waits if in_data else line.startswith(b":")):
             yield from self.json.finish()
@@ -4454,7 +4458,7 @@ Events = Iterator[Event]
 
 
 def objects_in(value: Any) -> Rows:
-    """Returns the objects of a list in a reply, or none if it is no list."""
+    """Returns the objects of a list in a reply, or none if it is not a list."""
     return [element for element in value if isinstance(element, dict)] if isinstance(value, list) else []
 
 
@@ -4852,7 +4856,7 @@ class Call:
         found = self.lifter.take(text)
         if found:
             if not text.rstrip().endswith(">"):
-                found.trouble = found.trouble or Failure(UNREADABLE, "a picture is not base64 to its end")
+                found.trouble = found.trouble or Failure(UNREADABLE, "the base64 of a picture is damaged")
             return found
         path = self.own_path(text) if text == body.get("url") or output_suffix(text) in FORMAT_OF_SUFFIX else ""
         if path or re.match(r"(?!data:)[a-z][a-z0-9+.-]*:", text, re.IGNORECASE):
@@ -4895,7 +4899,7 @@ class Call:
         """Writes what a URL holds, over http or https only, and notes if it is cut; returns why it cannot be had."""
         hint, shown = "ask for the picture itself with --response-format b64_json", self.console.said(url, 500)
         if not is_web(url):
-            words = f"the reply names its picture by {shown!r}, which is no http or https URL"
+            words = f"the reply names its picture by {shown!r}, which is not an http or https URL"
             return Failure(UNREADABLE, words, hint)
         if self.offline:
             return Failure(UNREADABLE, f"the reply holds a URL and no picture: {shown}", "fetch it yourself")
@@ -4912,7 +4916,7 @@ class Call:
         except KeyboardInterrupt:
             self.stop.requested = True
         if self.stop.requested and not lifted.looks_whole():
-            return Failure(INTERRUPTED, f"the picture at {shown} was not fetched to its end")
+            return Failure(INTERRUPTED, f"the picture at {shown} was not downloaded completely")
         return lifted.trouble
 
     def open_picture(self, url: str, own: bool) -> Reply:
@@ -4960,7 +4964,7 @@ class Call:
         self.show(row["path"])
 
     def partial(self, event: Event) -> None:
-        """Saves a preview as it arrives; one that is broken is no failure, since it was only a preview."""
+        """Saves a preview as it arrives; one that is broken is not a failure, since it was only a preview."""
         index, number = self.number(event.key), number_of(event.body.get("partial_image_index")) + 1
         if event.key not in ("", "#"):
             self.use_number(index, event.key)
@@ -5214,11 +5218,11 @@ class Call:
         words = f"the response is {status}" if status in ENDED[1:] else "the reply lacks pictures"
         words = (words if self.kept.size else "the reply is empty") + (f": {reason}" if reason else "")
         words += (
-            f"; {plural(len(result.unclaimed), 'picture')} that nothing named are saved" if result.unclaimed else ""
+            f"; saved {plural(len(result.unclaimed), 'picture')} the reply did not name" if result.unclaimed else ""
         )
         hint = "a preview is never taken for a finished picture" if result.partials else None
         if not all(row["whole"] for row in result.images):
-            words, hint = "a picture came that is cut short", "the file stays; look at it before you pay for another"
+            words, hint = "a picture arrived cut short", "the file stays; look at it before you pay for another"
         if result.refused:
             words, hint = "the model refused to make the picture", None
         elif result.text:
@@ -5541,14 +5545,14 @@ def safe_name(text: str) -> str:
 
 
 def filled(text: str, variables: Mapping[str, str], in_name: bool) -> str:
-    """Returns a text with its places filled from the columns of a job; ValueError for a name that is no column."""
+    """Returns a text with its places filled from the columns of a job; ValueError for a name that is not a column."""
 
     def value(match: re.Match[str]) -> str:
         name = name_of(match[2] or "")
         if match[1] or name in KEPT_PLACES:
             return match[1] or match[0]
         if name not in variables:
-            raise ValueError(f"{match[0]} is no column of this job; {did_you_mean(name, variables)}".rstrip("; "))
+            raise ValueError(f"{match[0]} is not a column of this job; {did_you_mean(name, variables)}".rstrip("; "))
         return safe_name(variables[name]) if in_name else variables[name]
 
     return re.sub(PLACE, value, text)
@@ -5591,7 +5595,7 @@ class JobMaker:
             if row and row.name not in NOT_IN_JOBS and name != row.negative:
                 own[row.name] = option_texts(row, value)
             elif any(f"--{name}" in known for known in self.words.values()):
-                why = "is not for a job to set" if row else f"is no option of {job.route}"
+                why = "cannot be set by a job" if row else f"is not an option of {job.route}"
                 problems.append(Problem("jobs-option", f"{self.place(job)}: {name} {why}", "leave it out", fatal=True))
             else:
                 variables[name] = as_typed(value)
@@ -5600,7 +5604,7 @@ class JobMaker:
     def settings(self, job: Job) -> Settings:
         """Returns the settings of a job, with a problem for each name or value of it that is wrong."""
         if job.route not in ALL:
-            raise Failure(USAGE, f"{job.route!r} is no route", f"expected {one_of(ALL)}", rule="jobs-option")
+            raise Failure(USAGE, f"{job.route!r} is not a route", f"expected {one_of(ALL)}", rule="jobs-option")
         own, variables, problems = self._divided(job)
         shared = dict(self.shared)
         if not own.keys().isdisjoint(PROMPT_WAYS):  # its own prompt goes in place of the one for all
@@ -5663,7 +5667,7 @@ class Ledger:
         self.spent = 0.0  # dollars
 
     def read(self) -> None:
-        """Reads what earlier runs have written; what is no whole line is read past."""
+        """Reads what earlier runs have written; a line that is not whole is passed over."""
         try:
             with open(self.path, "rb") as file:
                 at = 0
@@ -5985,7 +5989,7 @@ class Batch:
         kind = will_meet_all(error)
         self.alike = [*self.alike, kind] if kind and self.alike[-1:] in ([], [kind]) else [kind] if kind else []
         if len(self.alike) >= HOPELESS:
-            words = f"{HOPELESS} jobs failed alike, one after the other: {error['message']}"
+            words = f"{HOPELESS} jobs in a row failed in the same way: {error['message']}"
             self.ending = self.ending or Failure(LEFT, words, error["hint"], rule="jobs-alike")
 
     def tell(self) -> None:
@@ -6040,7 +6044,7 @@ class Batch:
             return
         reasons = {"failed": "failed", "unclear": "may have been billed", "not_started": "not started"}
         parts = [f"{jobs[name]} {words}" for name, words in reasons.items() if jobs[name]]
-        hint = "run the same command again: it goes on where it was"
+        hint = "run the same command again: it continues where it stopped"
         failure = self.ending or Failure(LEFT, "", hint, rule="jobs-left")
         if self.context.stop.draining:
             failure = Failure(INTERRUPTED, "interrupted", hint)
@@ -6088,7 +6092,7 @@ def show_curl(context: Context, call: Prepared) -> None:
     """Prints a call as a curl command."""
     for given in call.checked.inputs:
         if given.text in context.temp_files.files:
-            words = f"--curl: {given.shown} is converted for a call, and what is made of it is gone afterwards"
+            words = f"--curl: {given.shown} is converted for a call, and the converted file is deleted afterwards"
             raise Failure(USAGE, words, "convert it to png, and name that file", rule="curl-converted")
     write_beside(context, call)
     context.console.print(curl_command(call.checked.settings, call.request))
@@ -6203,7 +6207,7 @@ def extract(context: Context, settings: Settings, target: str | None) -> None:
     made.names = names
     made.write_sidecars()
     if made.cut:
-        context.console.warn(f"{target} is cut short; what it holds whole was taken out")
+        context.console.warn(f"{target} is cut short; the pictures that are whole were taken out")
     if failure and (not all(row["whole"] for row in result.images) or not result.images or failure.exit in severe):
         raise failure
     for trouble in result.troubles:
@@ -6440,7 +6444,7 @@ COMMANDS = {
                        "FILE is a reply that was kept or saved: JSON or events, whole or cut short",
                        ("extract out/poster.reply", "extract out/poster.reply --output out/poster.png",
                         "extract out/poster.reply --output found/ --preview")),
-    "batch": Command(batch, "make many pictures, and go on where it was", "JOBS",
+    "batch": Command(batch, "make the pictures of a file of jobs; run again to continue", "JOBS",
                      "JOBS is a .jsonl, .csv or .txt file of jobs, or - for standard input",
                      ("batch prompts.txt --quality low --output out/",
                       'batch animals.csv --prompt "A {animal}" -o "{animal}.png"',
@@ -6529,11 +6533,11 @@ def refuse_argument(command: str, word: str) -> None:
         hint = "put the prompt into quotes"
     else:
         hint = f"see {program(command, '--help')}"
-    raise Failure(USAGE, f"{word!r} is one word too many", hint, rule="usage")
+    raise Failure(USAGE, f"{word!r} is an unexpected argument", hint, rule="usage")
 
 
 def refuse_option(command: str, name: str) -> None:
-    """Refuses what is no option of a subcommand, with the option that was probably meant."""
+    """Refuses what is not an option of a subcommand, with the option that was probably meant."""
     known, others = words_of(command), [other for other in COMMANDS if name in words_of(other)]
     meant = MEANT.get(name, "")
     if meant.partition(" ")[0] in known:
@@ -6543,7 +6547,7 @@ def refuse_option(command: str, name: str) -> None:
     else:
         hint = did_you_mean(name, known) or f"see {program(command, '--help')}"
     shown = name if name.startswith("--") else name[:2]  # behind the letter of an option a key may stand
-    raise Failure(USAGE, f"{shown} is no option of {command}", hint, rule="unknown-option")
+    raise Failure(USAGE, f"{shown} is not an option of {command}", hint, rule="unknown-option")
 
 
 def refuse_command(word: str, argv: list[str]) -> None:
@@ -6556,7 +6560,7 @@ def refuse_command(word: str, argv: list[str]) -> None:
     else:
         hint = did_you_mean(word, COMMANDS) or f"one of {', '.join(COMMANDS)}; see {program('--help')}"
     shown = word.partition("=")[0] if word.startswith("-") else word
-    raise Failure(USAGE, f"{shown!r} is no command" if word else "no command is given", hint, rule="command")
+    raise Failure(USAGE, f"{shown!r} is not a command" if word else "no command is given", hint, rule="command")
 
 
 def parse(argv: list[str]) -> tuple[str, dict[str, Any], str | None]:

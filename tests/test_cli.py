@@ -227,7 +227,7 @@ class MistakesAreAnswered(CommandTest):
 
     def test_words_after_two_dashes_are_no_options(self) -> None:
         error = self.refused("generations", "--", "-x", "--dry-run")
-        self.assertNotIn("--dry-run is no option", error["message"])
+        self.assertNotIn("--dry-run is not an option", error["message"])
 
     def test_a_missing_argument_is_named(self) -> None:
         self.assertIn("--size", self.refused("generations", "x", "--size")["message"])
@@ -298,7 +298,7 @@ class ThePromptIsGivenInManyWays(CommandTest):
 
     def test_an_option_is_no_value_of_the_one_before_it(self) -> None:
         for argv, words in (
-            (("--prompt", "--quiet"), "--prompt: expected one argument"), (("--stream", "-x"), "-x is no option"),
+            (("--prompt", "--quiet"), "--prompt: expected one argument"), (("--stream", "-x"), "-x is not an option"),
             (("--prompt", "--size=1024x1024"), "--prompt: expected one argument"),
         ):  # fmt: skip
             with self.subTest(argv):

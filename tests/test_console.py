@@ -50,6 +50,30 @@ def blotted(data: bytes, secrets: Tuple[str, ...]) -> bytes:
     return bytes(shown)
 
 
+class TerminalsThatTakeNoEscapes(unittest.TestCase):
+    """The old console of Windows shows escape sequences as they are, so it gets none."""
+
+    def shown(self, system: str, **environ: str) -> str:
+        """Returns a warning and the first line of progress as a terminal of a system gets them."""
+        with mock.patch("os.name", system):
+            where = console(terminal=True, **environ)
+            where.warn("odd")
+            with gpt_image.Progress(where, "auto", lambda: 0.0) as progress:
+                progress.phase("waiting")
+        return said(where)
+
+    def test_plain_lines_go_to_a_terminal_that_may_show_them_raw(self) -> None:
+        for system, environ in (("nt", {}), ("posix", {"TERM": "dumb"})):
+            with self.subTest(system, **environ):
+                shown = self.shown(system, **environ)
+                self.assertEqual(shown, "gpt_image.py: warning: odd\nwaiting for the reply\n")
+
+    def test_colours_and_a_live_line_go_to_one_that_is_known_to_take_them(self) -> None:
+        for system, environ in (("nt", {"WT_SESSION": "0"}), ("nt", {"TERM_PROGRAM": "vscode"}), ("posix", {})):
+            with self.subTest(system, **environ):
+                self.assertIn("\x1b[33mwarning:", self.shown(system, **environ))
+
+
 class SecretsAreHidden(unittest.TestCase):
     """In text, and in the bytes of a reply, wherever its blocks end."""
 

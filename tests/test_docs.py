@@ -4,11 +4,13 @@
 
 Blocks of code are read so: `sh` and `powershell` hold commands, each dry-run here; a comment `# exit 5` says how one
 ends. `console` holds a terminal: each command behind `$` is run against the stand-in gateway, and what it prints is
-compared. A `json` block behind an `sh` block of one command is what that command prints.
+compared. A `json` block behind an `sh` block of one command is what that command prints, or of it the value of one key
+where the comment says `only error`.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -22,7 +24,7 @@ from tests import pictures, reference
 from tests.gateway import SCENARIOS
 from tests.support import ROOT, ProgramTest, Ran
 
-PAGES = [ROOT / "README.md", ROOT / "SKILL.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "references").glob("*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "references").glob("*.md"))]
 GATEWAY = ["-m", "tests.gateway"]
 SEPARATORS = ("|", "||", "&&", ";", ">", "<", ">>")
 
@@ -64,6 +66,7 @@ class Command(NamedTuple):
     scenario: str = ""
     exit: int = 0
     shows: str = ""
+    only: str = ""
 
 
 def blocks(page: Path) -> Iterator[Block]:
@@ -117,13 +120,15 @@ def command_of(words: List[str], where: str, line: str) -> Command | None:
             return None
         own, words = words[3 : words.index("--")], words[words.index("--") + 1 :]
         scenario = own[own.index("--scenario") + 1] if "--scenario" in own else "plain"
+    words = words[2:] if words[:2] == ["uv", "run"] else words
     if words[:1] in (["python3"], ["python"], ["py"]) and words[1:2] == ["gpt_image.py"]:
         words = words[1:]
     if words[:1] not in (["gpt_image.py"], ["gpt-image"]):
         return None
     end = next((at for at, word in enumerate(words) if word in SEPARATORS), len(words))
-    ends, shows = re.search(r"# exit (\d+)", line), re.search(r"# shows (.*)", line)
-    return Command(where, words[1:end], scenario, int(ends.group(1)) if ends else 0, shows.group(1) if shows else "")
+    ends, shows, only = (re.search(says, line) for says in (r"# exit (\d+)", "# shows (.*)", r"[#,] only (\w+)$"))
+    told = (found.group(1) if found else "" for found in (shows, only))
+    return Command(where, words[1:end], scenario, int(ends.group(1)) if ends else 0, *told)
 
 
 def commands(block: Block) -> Iterator[Command]:
@@ -131,7 +136,8 @@ def commands(block: Block) -> Iterator[Command]:
     power = block.language == "powershell"
     for number, line in joined(block.lines, "`" if power else "\\"):
         line = line[2:] if block.language == "console" and line.startswith("$ ") else line
-        if not re.match(r"(python3?|py|gpt_image\.py|gpt-image)\s", line):
+        line = line.rpartition(" | ")[2] if line.startswith("printf ") else line
+        if not re.match(r"(python3?|py|uv run|gpt_image\.py|gpt-image)\s", line):
             continue
         where = f"{block.page.name}:{block.line + number}"
         found = command_of(powershell_words(line) if power else shell_words(line), where, line)
@@ -180,6 +186,8 @@ class DocumentTest(ProgramTest):
         Path("prompt.txt").write_text("A lighthouse at dusk\n", "utf-8")
         Path("extra.json").write_text('{"seed": 7}\n', "utf-8")
         Path("team.env").write_text("OPENAI_IMAGE_SIZE=1536x1024\n", "utf-8")
+        Path("prompts.csv").write_text("id,prompt\na,A lake\nb,A tea house\n", "utf-8")
+        Path("animals.csv").write_text("animal\notter\nheron\n", "utf-8")
 
     def run_documented(self, command: Command, terminal: bool = False) -> Ran:
         """Runs a command for real against a gateway in its scenario."""
@@ -202,7 +210,8 @@ class DocumentTest(ProgramTest):
         [command] = commands(block)
         ran = self.run_documented(command)
         self.assertEqual(ran.code, command.exit, command.where)
-        return ran.out.rstrip("\n").split("\n")
+        shown = json.dumps(ran.json[command.only], indent=2, ensure_ascii=False) if command.only else ran.out
+        return shown.rstrip("\n").split("\n")
 
 
 class CommandsTest(DocumentTest):
@@ -210,9 +219,9 @@ class CommandsTest(DocumentTest):
 
     def check(self, command: Command) -> None:
         """Dry-runs a command of a route; of another command, checks that it can be read."""
-        if command.argv[:1] and command.argv[0] in ("generations", "edits", "responses"):
+        if command.argv[:1] and command.argv[0] in (*gpt_image.ALL, "batch"):
             ends = command.exit if "--dry-run" in command.argv else 0
-            ran = self.run_main(*command.argv, "--dry-run", env={"RELAY_KEY": "sk-relay-0123456789"})
+            ran = self.run_main(*command.argv, "--dry-run", env={"RELAY_KEY": "sk-relay-0123456789"}, stdin="A lake")
             self.assertEqual(ran.code, ends, ran.err)
             self.assertIn(command.shows, ran.out)
             return
@@ -239,21 +248,31 @@ class CommandsTest(DocumentTest):
                     with self.subTest(page.name, code=code):
                         self.assertIn(word, known)
 
-    def test_the_six_commands_to_start_from_stand_there_word_for_word(self) -> None:
-        readme = (ROOT / "README.md").read_text("utf-8")
-        for command in SIX_COMMANDS.strip().split("\n\n"):
-            self.assertIn(command, readme)
+    def test_the_six_commands_to_start_from_stand_there_word_for_word_and_run(self) -> None:
+        page = ROOT / "references" / "recipes.md"
+        for text in SIX_COMMANDS.strip().split("\n\n"):
+            self.assertIn(text.replace("python ", "python3 ", 1), page.read_text("utf-8"))
+        ran = list(commands(Block(page, 1, "sh", SIX_COMMANDS.split("\n"))))
+        self.assertEqual(len(ran), 6)
+        for command in ran:
+            self.check(command)
 
     def test_a_brace_outside_quotes_is_noticed_in_powershell(self) -> None:
         with self.assertRaises(ValueError):
             powershell_words(r"python gpt_image.py generations --output .\out\a-{index}.png")
 
     def test_the_first_picture_is_what_the_first_command_makes(self) -> None:
-        [command] = list(commands(next(block for block in blocks(ROOT / "README.md") if block.language == "sh")))
+        found = (command for block in blocks(ROOT / "README.md") if block.language == "sh" for command in commands(block))
+        command = next(command for command in found if command.scenario)
         ran = self.run_documented(command)
         made, kept = Path(ran.json["images"][0]["path"]), ROOT / "references" / "first.png"
         self.assertEqual(pictures.measure(made.read_bytes()), pictures.measure(kept.read_bytes()))
         self.assertLess(kept.stat().st_size, 60_000)
+
+    def test_the_readme_can_be_read_in_two_minutes(self) -> None:
+        readme = (ROOT / "README.md").read_text("utf-8")
+        self.assertLess(len(readme.split("\n")), 135)
+        self.assertLess(readme.index("```console"), 500, "a transcript stands above the fold")
 
 
 class GeneratedTest(DocumentTest):
@@ -298,7 +317,7 @@ class LinksTest(unittest.TestCase):
     def test_links_resolve_with_their_anchors(self) -> None:
         for page in PAGES:
             text = re.sub(r"```.*?```", "", page.read_text("utf-8"), flags=re.DOTALL)
-            for target in re.findall(r"\]\(([^)\s]+)\)", text):
+            for target in re.findall(r"\]\(([^)\s]+)\)", text) + re.findall(r'<img src="([^"]+)"', text):
                 if re.match(r"https?:", target):
                     continue
                 path, _, anchor = target.partition("#")
@@ -307,21 +326,21 @@ class LinksTest(unittest.TestCase):
                     self.assertTrue(file.exists())
                     self.assertTrue(not anchor or anchor in anchors(file))
 
-    def test_every_reference_is_linked_from_the_skill(self) -> None:
-        skill = (ROOT / "SKILL.md").read_text("utf-8")
-        for page in (ROOT / "references").glob("*.md"):
-            self.assertIn(f"(references/{page.name})", skill)
+    def test_every_reference_is_linked_from_the_skill_and_from_the_readme(self) -> None:
+        for name in ("SKILL.md", "README.md"):
+            text = (ROOT / name).read_text("utf-8")
+            for page in (ROOT / "references").glob("*.md"):
+                self.assertIn(f"(references/{page.name})", text, name)
 
     def test_errors_md_names_every_rule_that_stands_where_a_run_stops(self) -> None:
         text = (ROOT / "references" / "errors.md").read_text("utf-8")
         others = set(re.findall(r'\brule="([a-z-]+)"', (ROOT / "gpt_image.py").read_text("utf-8")))
         self.assertEqual([], [name for name in sorted(others) if f"`{name}`" not in text])
 
-    def test_exit_codes_and_meanings_agree_in_readme_errors_and_skill(self) -> None:
-        for name in ("README.md", "references/errors.md"):
-            text = (ROOT / name).read_text("utf-8")
-            for code, meaning in gpt_image.EXITS.items():
-                self.assertRegex(text, rf"(?m)^\| {code} \| {re.escape(meaning)}")
+    def test_exit_codes_and_meanings_agree_in_errors_and_skill(self) -> None:
+        errors = (ROOT / "references" / "errors.md").read_text("utf-8")
+        for code, meaning in gpt_image.EXITS.items():
+            self.assertRegex(errors, rf"(?m)^\| {code} \| {re.escape(meaning)}")
         skill = (ROOT / "SKILL.md").read_text("utf-8")
         for code in gpt_image.EXITS:
             self.assertRegex(skill, rf"(?m)^\| {code} \| ")
@@ -335,11 +354,11 @@ class LinksTest(unittest.TestCase):
             self.assertIn(row.gone, text)
         self.assertIn(f"As of {gpt_image.FACTS_OF}", text)
 
-    def test_the_readme_maps_the_sections_of_the_source_in_order(self) -> None:
+    def test_design_md_maps_the_sections_of_the_source_in_order(self) -> None:
         source = (ROOT / "gpt_image.py").read_text("utf-8")
         sections = re.findall(r"(?m)^# -{20,}\n# \d+ ([^:]+):", source)
-        readme = (ROOT / "README.md").read_text("utf-8")
-        table = readme[readme.index("| section |") :].split("\n\n")[0].split("\n")[2:]
+        design = (ROOT / "references" / "design.md").read_text("utf-8")
+        table = design[design.index("| section |") :].split("\n\n")[0].split("\n")[2:]
         self.assertEqual([row.split("|")[1].strip() for row in table], sections)
 
     def test_the_readme_names_every_command(self) -> None:
@@ -390,7 +409,7 @@ class SkillTest(unittest.TestCase):
 
     def test_the_front_matter_has_what_the_specification_asks_for(self) -> None:
         fields, _ = self.front_matter()
-        self.assertEqual(fields["name"], "gpt-image-2")
+        self.assertEqual(fields["name"], "gpt-image")
         self.assertTrue(1 <= len(fields["description"]) <= 1024)
         self.assertIn("Use it when", fields["description"])
         self.assertEqual(fields["license"], "MIT")
@@ -398,9 +417,8 @@ class SkillTest(unittest.TestCase):
         optional = {"license", "compatibility", "metadata", "allowed-tools"}
         self.assertLessEqual(set(fields), {"name", "description", *optional})
 
-    def test_the_body_is_short(self) -> None:
-        _, body = self.front_matter()
-        self.assertLess(len(body.split("\n")), 200)
+    def test_it_is_short(self) -> None:
+        self.assertLess(len((ROOT / "SKILL.md").read_text("utf-8").splitlines()), 110)
 
 
 class HonestyTest(unittest.TestCase):
@@ -429,6 +447,13 @@ class HonestyTest(unittest.TestCase):
         for page in (*PAGES, ROOT / "pyproject.toml", ROOT / ".env.example"):
             found = odd.search(page.read_text("utf-8"))
             self.assertIsNone(found, page.name)
+
+    def test_pages_and_program_say_it_in_plain_words(self) -> None:
+        words = r"mend(s|ed|ing)?|surely|one word too many|imagination|(it|that|what|which) is no(?! longer)"
+        odd = re.compile(rf"(?i)\b({words})\b")
+        for page in (*PAGES, ROOT / "gpt_image.py", ROOT / ".env.example"):
+            for number, line in enumerate(page.read_text("utf-8").split("\n"), 1):
+                self.assertIsNone(odd.search(line), f"{page.name}:{number}")
 
     def test_no_page_holds_a_key(self) -> None:
         for page in (*PAGES, ROOT / ".env.example"):

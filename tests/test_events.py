@@ -219,7 +219,7 @@ class PreviewsAndFinalsTest(EventsTest):
                 self.assertEqual(Path("out/o-unclaimed-1.png").read_bytes(), picture("big-d"))
                 ran = self.play(STREAM, events(row))
                 self.assertEqual((ran.code, len(ran.json["unclaimed"])), (6, 1))
-                self.assertIn("1 picture that nothing named", ran.error["message"])
+                self.assertIn("saved 1 picture the reply did not name", ran.error["message"])
 
     def test_pictures_of_a_list_that_share_the_id_of_their_call_are_all_saved(self) -> None:
         rows = [{"id": "call_1", "b64_json": b64(name)} for name in ("big-d", "big-f")]
