@@ -2062,59 +2062,6 @@ def follow_suffix(settings: Settings) -> Settings:
     return settings.changed("format", chosen, SUFFIX) if chosen and not typed else settings
 
 
-def size_problem(sizes: Sizes, width: int, height: int) -> Problem | None:
-    """Returns the first limit of a model's sizes that is broken."""
-    fixed, multiple, edge, ratio, least, most, _ = sizes
-    short, long = sorted((width, height))
-    if fixed:
-        fits = f"{width}x{height}" in fixed
-        return None if fits else Problem("size-fixed", f"this model makes {', '.join(fixed)} or auto only")
-    if width % multiple or height % multiple:
-        return Problem("size-multiple", f"both edges must be multiples of {multiple}")
-    if long > edge:
-        return Problem("size-edge", f"the longest edge is {edge} pixels at most")
-    if long > ratio * short:
-        return Problem("size-ratio", f"the long edge is at most {ratio} times the short one")
-    if not least <= width * height <= most:
-        return Problem("size-pixels", f"{width * height} pixels; from {least} to {most} are allowed")
-    return None
-
-
-def nearest_size(sizes: Sizes, ratio: float, long: float, exact: int = 0) -> str:
-    """Returns the valid size nearest to a proportion and a long edge; `exact` is how much the former counts."""
-    step, slope = sizes.multiple, min(max(1 / ratio, 1 / sizes.ratio), sizes.ratio)
-
-    def distance(size: str) -> float:
-        w, h = map(int, size.split("x"))
-        return abs(math.log(max(w, h) / long)) + exact * abs(math.log(w / h / ratio))
-
-    near = ((w, int(w * slope) // step * step + more) for w in range(step, sizes.edge + 1, step) for more in (0, step))
-    free = (f"{w}x{h}" for w, h in near if not size_problem(sizes, w, h))
-    return min(sizes.fixed or free, key=distance)
-
-
-def ratio_of(text: str) -> float:
-    """Returns width by height of a proportion such as `16:9` or `wide@2k`, or 0 for any other text."""
-    shape, _, edge = text.partition("@")
-    sides = re.fullmatch(r"([1-9][0-9]*(?:\.[0-9]+)?):([1-9][0-9]*)", RATIOS.get(shape, shape))
-    return float(sides[1]) / float(sides[2]) if sides and edge in ("", *EDGES) else 0
-
-
-def size_of(sizes: Sizes, ratio: float, edge: str = "") -> str:
-    """Returns the size of a proportion, by the name of its long edge; without one, about as large as 1536x1024."""
-    return nearest_size(sizes, ratio, EDGES.get(edge) or min(1536, 1024 * max(ratio, 1 / ratio)), exact=300)
-
-
-def sized(settings: Settings, sizes: Sizes) -> Settings:
-    """Returns the settings with a size in pixels, chosen by the model's rules, where a proportion is asked for."""
-    name = "size" if settings.comes_from("size", TYPED) else "aspect-ratio"
-    row = settings.rows.get(name) or settings.rows.get("size")
-    ratio = ratio_of(row.value) if row else 0
-    if row and 1 / sizes.ratio <= ratio <= sizes.ratio:
-        row = row._replace(value=size_of(sizes, ratio, row.value.partition("@")[2]))
-    return settings._replace(rows={**settings.rows, "size": row}) if row else settings
-
-
 def gather_checked(settings: Settings, positional: str | None, stdin: TextFile, now: float) -> Checked:
     """Gathers all that the checks look at."""
     ways = {
@@ -2127,9 +2074,7 @@ def gather_checked(settings: Settings, positional: str | None, stdin: TextFile, 
     if list(prompts) == ["--prompt-file"]:
         prompts["--prompt-file"] = read_prompt(settings.get("prompt-file"), stdin)
     today = time.strftime("%Y-%m-%d", time.gmtime(now))
-    checked = Checked(follow_suffix(settings), prompts, gather_inputs(settings), today)
-    checked.settings = sized(checked.settings, checked.row.sizes or FREE_SIZES)
-    return checked
+    return Checked(follow_suffix(settings), prompts, gather_inputs(settings), today)
 
 
 # A single label, or below a name that is never public. To some resolvers 134744072 and 0x08080808 are addresses too.
@@ -2285,6 +2230,59 @@ def check_values(checked: Checked) -> Problems:
                 "type it again",
                 fatal=True,
             )
+
+
+def size_problem(sizes: Sizes, width: int, height: int) -> Problem | None:
+    """Returns the first limit of a model's sizes that is broken."""
+    fixed, multiple, edge, ratio, least, most, _ = sizes
+    short, long = sorted((width, height))
+    if fixed:
+        fits = f"{width}x{height}" in fixed
+        return None if fits else Problem("size-fixed", f"this model makes {', '.join(fixed)} or auto only")
+    if width % multiple or height % multiple:
+        return Problem("size-multiple", f"both edges must be multiples of {multiple}")
+    if long > edge:
+        return Problem("size-edge", f"the longest edge is {edge} pixels at most")
+    if long > ratio * short:
+        return Problem("size-ratio", f"the long edge is at most {ratio} times the short one")
+    if not least <= width * height <= most:
+        return Problem("size-pixels", f"{width * height} pixels; from {least} to {most} are allowed")
+    return None
+
+
+def nearest_size(sizes: Sizes, ratio: float, long: float, exact: int = 0) -> str:
+    """Returns the valid size nearest to a proportion and a long edge; `exact` is how much the former counts."""
+    step, slope = sizes.multiple, min(max(1 / ratio, 1 / sizes.ratio), sizes.ratio)
+
+    def distance(size: str) -> float:
+        w, h = map(int, size.split("x"))
+        return abs(math.log(max(w, h) / long)) + exact * abs(math.log(w / h / ratio))
+
+    near = ((w, int(w * slope) // step * step + more) for w in range(step, sizes.edge + 1, step) for more in (0, step))
+    free = (f"{w}x{h}" for w, h in near if not size_problem(sizes, w, h))
+    return min(sizes.fixed or free, key=distance)
+
+
+def ratio_of(text: str) -> float:
+    """Returns width by height of a proportion such as `16:9` or `wide@2k`, or 0 for any other text."""
+    shape, _, edge = text.partition("@")
+    sides = re.fullmatch(r"([1-9][0-9]*(?:\.[0-9]+)?):([1-9][0-9]*)", RATIOS.get(shape, shape))
+    return float(sides[1]) / float(sides[2]) if sides and edge in ("", *EDGES) else 0
+
+
+def size_of(sizes: Sizes, ratio: float, edge: str = "") -> str:
+    """Returns the size of a proportion, by the name of its long edge; without one, about as large as 1536x1024."""
+    return nearest_size(sizes, ratio, EDGES.get(edge) or min(1536, 1024 * max(ratio, 1 / ratio)), exact=300)
+
+
+def sized(settings: Settings, sizes: Sizes) -> Settings:
+    """Returns the settings with a size in pixels, chosen by the model's rules, where a proportion is asked for."""
+    name = "size" if settings.comes_from("size", TYPED) else "aspect-ratio"
+    row = settings.rows.get(name) or settings.rows.get("size")
+    ratio = ratio_of(row.value) if row else 0
+    if row and 1 / sizes.ratio <= ratio <= sizes.ratio:
+        row = row._replace(value=size_of(sizes, ratio, row.value.partition("@")[2]))
+    return settings._replace(rows={**settings.rows, "size": row}) if row else settings
 
 
 def check_size(checked: Checked) -> Problems:
@@ -5199,7 +5197,7 @@ def prepare(context: Context, settings: Settings, positional: str | None) -> Pre
     checked = gather_checked(settings, positional, context.stdin, context.now())
     context.result.model = checked.top_model
     checked.inputs = [convert_input(context, given, checked.command) for given in checked.inputs]
-    settings = checked.settings
+    settings = checked.settings = sized(checked.settings, checked.row.sizes or FREE_SIZES)
     broken = (found for check in CHECKS for found in check(checked))
     enforce([*settings.problems, *broken], bool(settings.get("no-validate")), context.console)
     check_pair(settings, context)
@@ -5980,8 +5978,8 @@ def pour_out(context: Context) -> None:
     except OSError as error:
         wrong = str(error.strerror or error)
     if wrong or len(images) > 1:
-        words = f"standard output: {wrong or 'it takes one picture'}; saved: {', '.join(row['path'] for row in images)}"
-        raise Failure(OUTPUT, words, rule="output-pipe", may_be_billed=context.result.billed)
+        words, billed = f"standard output: {wrong or 'it takes one picture'}", context.result.billed
+        raise Failure(OUTPUT, words, "what came is saved in files", rule="output-pipe", may_be_billed=billed)
 
 
 def call(context: Context, settings: Settings, positional: str | None) -> None:
