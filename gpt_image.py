@@ -307,6 +307,10 @@ class Console:
             if not self.quiet:
                 self.say(text, "warning")
 
+    def without_secrets(self, environ: Environ) -> Environ:
+        """Returns the environment for another program: no variable in it holds a secret."""
+        return {name: value for name, value in environ.items() if self.clean(value) == value}
+
     def print(self, text: str) -> None:
         """Prints the result to stdout."""
         self.draw([text + "\n"], self.stdout)
@@ -873,6 +877,7 @@ OPTION_GROUPS = {
                (*SAVES, "batch"), default="auto"),
         Option("quiet", FLAG, "no progress and no warnings on stderr", EVERY, also=("q",)),
         Option("preview", FLAG, "show the pictures in the terminal, where it can", SAVES),
+        Option("open", FLAG, "show the pictures in the system's viewer at the end", SAVES),
     ),
     "Connection": (
         Option("no-validate", FLAG, "turn refusals of our own checks into warnings"),
@@ -5125,7 +5130,7 @@ def convert_input(context: Context, given: InputPicture, route: str) -> InputPic
     with context.temp_files.create(spare_folder(), ".png") as file:
         target = file.name
     context.progress.phase("converting", path=given.shown)
-    environ = {name: value for name, value in context.environ.items() if context.console.clean(value) == value}
+    environ = context.console.without_secrets(context.environ)
     converter = convert_to_png(os.path.join(os.getcwd(), given.text), target, environ)
     if not converter:
         return given
@@ -5328,7 +5333,7 @@ JobRows = Iterator[tuple[int, Json]]  # the line of each job, and its values as 
 # What holds for a whole batch, and is not for a file to choose that a stranger may have written.
 NOT_IN_JOBS = (
     "base-url", "api-key", "api-key-env", "header", "organization", "project", "allow-http", "env-file",
-    "no-env-file", "json", "progress", "quiet", "preview", "dry-run", "curl", "max-cost",
+    "no-env-file", "json", "progress", "quiet", "preview", "open", "dry-run", "curl", "max-cost",
 )  # fmt: skip
 PROMPT_WAYS = ("prompt", "prompt-file", "input-text")
 DELIMITERS = ",;\t"  # of cells: Excel writes the semicolon where the comma is the decimal point
@@ -5982,6 +5987,28 @@ def pour_out(context: Context) -> None:
         raise Failure(OUTPUT, words, "what came is saved in files", rule="output-pipe", may_be_billed=billed)
 
 
+def open_pictures(context: Context) -> None:
+    """Shows the saved pictures in the system's viewer, or warns that there is none."""
+    import subprocess
+
+    environ, quiet = context.console.without_secrets(context.environ), subprocess.DEVNULL
+    mac, wrong = sys.platform == "darwin", ""
+    screen = mac or environ.get("DISPLAY") or environ.get("WAYLAND_DISPLAY")
+    for path in (os.path.abspath(row["path"]) for row in context.result.images):
+        try:
+            if sys.platform == "win32":
+                os.startfile(path)
+            elif screen and not environ.get("CI"):
+                command = ["open" if mac else "xdg-open", path]
+                subprocess.Popen(command, env=environ, stdin=quiet, stdout=quiet, stderr=quiet, start_new_session=True)
+            else:
+                wrong = "there is no screen"
+        except OSError as error:
+            wrong = str(error.strerror)
+    if wrong:
+        context.console.warn(f"--open: {wrong}")
+
+
 def call(context: Context, settings: Settings, positional: str | None) -> None:
     """Makes a call of one of the three routes: check everything, plan the names, send once, save as it comes."""
     unset = positional is None and {*settings.rows, *overridden_options(settings)}.isdisjoint(PROMPT_WAYS)
@@ -6444,6 +6471,8 @@ def run_command(context: Context, argv: list[str]) -> None:
         COMMANDS[command].run(context, settings, argument)
         if piped:
             pour_out(context)
+        elif settings.get("open"):
+            open_pictures(context)
 
 
 def run(context: Context, argv: list[str]) -> int:

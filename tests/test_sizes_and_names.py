@@ -373,6 +373,39 @@ class PipesGoBothWays(WordsTest):
         self.assertEqual(self.files(), ["a.reply", "mine.png"])
 
 
+class PicturesAreOpened(WordsTest):
+    """--open hands the saved pictures to the system's viewer."""
+
+    def opened(self, *argv: str, platform: str = "linux", **env: str) -> Any:
+        """Runs generations with a viewer that is none; returns the run, and what the viewer got."""
+        transport = FakeTransport(images_reply("png", "png"))
+        with mock.patch("subprocess.Popen") as viewer, mock.patch("sys.platform", platform):
+            ran = self.run_main("generations", "x", "-n", "2", "-o", "a.png", *argv, env=env, transport=transport)
+        return ran, viewer.call_args_list
+
+    def test_each_picture_is_shown_and_no_secret_goes_along(self) -> None:
+        for platform, env, program in (
+            ("linux", {"DISPLAY": ":0"}, "xdg-open"), ("linux", {"WAYLAND_DISPLAY": "w"}, "xdg-open"), ("darwin", {}, "open"),
+        ):  # fmt: skip
+            with self.subTest(platform):
+                ran, calls = self.opened("--open", "--overwrite", platform=platform, **env)
+                self.assertEqual((ran.code, ran.json["warnings"]), (0, []))
+                paths = [str(self.folder / name) for name in ("a-1.png", "a-2.png")]
+                self.assertEqual([call.args[0] for call in calls], [[program, path] for path in paths])
+                self.assertNotIn("OPENAI_API_KEY", calls[0].kwargs["env"])
+                self.assertIn("PATH", calls[0].kwargs["env"])
+
+    def test_without_a_screen_or_not_asked_nothing_is_started(self) -> None:
+        for argv, env, warned in (([], {"DISPLAY": ":0"}, 0), (["--open"], {}, 1), (["--open"], {"DISPLAY": ":0", "CI": "1"}, 1)):
+            ran, calls = self.opened("--overwrite", *argv, **env)
+            self.assertEqual((ran.code, len(ran.json["warnings"]), calls), (0, warned, []))
+
+    def test_a_viewer_that_is_missing_is_a_warning(self) -> None:
+        transport = FakeTransport(images_reply("png"))
+        ran = self.run_main("generations", "x", "--open", transport=transport, env={"DISPLAY": ":0", "PATH": "nowhere"})
+        self.assertEqual((ran.code, ran.json["warnings"]), (0, ["--open: No such file or directory"]))
+
+
 def images_reply_bytes() -> bytes:
     """Returns the body of a reply with one picture."""
     return b"".join(images_reply("png").chunks)
