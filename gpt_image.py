@@ -236,6 +236,7 @@ class Console:
         from _thread import allocate_lock  # `threading` costs a start-up more than it gives here
 
         self.stdout, self.stderr, self.lock = stdout, stderr, allocate_lock()
+        self.pipe = stdout  # what takes a picture under `--output -`, where all words go to stderr
         self.hidden: list[str] = []  # every form of every secret, the longest first, since one may hold another
         self.warnings: list[str] = []
         self.quiet, self.lost = False, ""
@@ -351,6 +352,10 @@ class Console:
             self.warnings.append(text)
             if not self.quiet:
                 self.say(text, "warning")
+
+    def without_secrets(self, environ: Environ) -> Environ:
+        """Returns the environment for another program: no variable in it holds a secret."""
+        return {name: value for name, value in environ.items() if self.clean(value) == value}
 
     def print(self, text: str) -> None:
         """Prints the result to stdout."""
@@ -721,7 +726,7 @@ URL = Kind(parse_url, "URL")
 FLAG = Kind(parse_flag, flag=True)
 SECONDS = Kind(parse_seconds, "SECONDS")
 DOLLARS = Kind(parse_dollars, "USD")
-SIZE = Kind(parse_word, "WIDTHxHEIGHT|auto")
+SIZE = Kind(parse_word, "WIDTHxHEIGHT|RATIO|auto")
 OBJECT = Kind(parse_object, "JSON|@FILE", reads=True)
 PICTURE_FORMAT = choice("png", "jpeg", "webp", "gif", "svg")._replace(parse=parse_format)
 EFFORT = choice("none", "minimal", "low", "medium", "high", "xhigh", "max")
@@ -813,22 +818,24 @@ POLL_MOST = {SOONEST: 10.0, "2h": 30.0, "8h": 90.0}
 # By the groups of the help and of the reference.
 OPTION_GROUPS = {
     "Prompt": (
-        Option("prompt", TEXT, "what to make; PROMPT as an argument means the same"),
+        Option("prompt", TEXT, "what to make; PROMPT as an argument means the same", also=("p",)),
         Option("prompt-file", PATH, "read the prompt from a UTF-8 file; - is standard input"),
         Option("input-text", TEXT._replace(repeat=True), "a piece of the prompt (repeatable)", RESPONSES),
     ),
     "Picture": (
-        Option("model", NAME, "image model", IMAGES, sends="top", env=("OPENAI_IMAGE_MODEL",), default="gpt-image-2",
-               chat=True),
-        Option("model", NAME, "text model that calls the image tool", RESPONSES, sends="top",
+        Option("model", NAME, "image model", IMAGES, also=("m",), sends="top", env=("OPENAI_IMAGE_MODEL",),
+               default="gpt-image-2", chat=True),
+        Option("model", NAME, "text model that calls the image tool", RESPONSES, also=("m",), sends="top",
                env=("OPENAI_RESPONSES_MODEL",), default="gpt-5.4"),
         Option("tool-model", NAME, "image model of the tool; left out, the server chooses", RESPONSES, sends="image",
                field="model", env=("OPENAI_IMAGE_TOOL_MODEL",)),
-        Option("n", number(1, 10), "how many pictures", IMAGES, sends="image", env=("OPENAI_IMAGE_N",),
+        Option("n", number(1, 10), "how many pictures", IMAGES, also=("n",), sends="image", env=("OPENAI_IMAGE_N",),
                chat=True),
-        Option("size", SIZE, "size in pixels, such as 1536x1024", sends="image", env=("OPENAI_IMAGE_SIZE",)),
-        Option("quality", choice("auto", "low", "medium", "high", "xhigh", "max"), "rendering quality", sends="image",
-               env=("OPENAI_IMAGE_QUALITY",)),
+        Option("size", SIZE, "1536x1024, or 16:9, square, landscape, portrait, wide, tall; @2k sets the long edge",
+               also=("s",), sends="image", env=("OPENAI_IMAGE_SIZE",)),
+        Option("aspect-ratio", SIZE._replace(metavar="RATIO"), "the same, for a proportion"),
+        Option("quality", choice("auto", "low", "medium", "high", "xhigh", "max"), "rendering quality", also=("Q",),
+               sends="image", env=("OPENAI_IMAGE_QUALITY",)),
         Option("background", choice("auto", "opaque", "transparent"), "transparency of the picture's background",
                sends="image", env=("OPENAI_IMAGE_BACKGROUND",)),
         Option("format", PICTURE_FORMAT, "file format; without it the suffix of --output decides",
@@ -848,9 +855,10 @@ OPTION_GROUPS = {
                field="svg.reasoning.effort"),
     ),
     "Input pictures": (
-        Option("image", PICTURES, "picture to edit (repeatable, up to 16)", ("edits",), also=("input",), input="image",
-               chat=True),
-        Option("input-image", PICTURES, "picture for the model to see (repeatable)", RESPONSES, input="image"),
+        Option("image", PICTURES, "picture to edit (repeatable, up to 16)", ("edits",), also=("input", "i"),
+               input="image", chat=True),
+        Option("input-image", PICTURES, "picture for the model to see (repeatable)", RESPONSES, also=("i",),
+               input="image"),
         Option("input-image-url", URL._replace(repeat=True), "the same, always read as a URL", RESPONSES,
                input="image url"),
         Option("input-image-file-id", NAME._replace(repeat=True), "the same, always read as the id of an uploaded file",
@@ -915,7 +923,8 @@ OPTION_GROUPS = {
         Option("cancel", FLAG, "cancel the background response", ("resume",)),
     ),
     "Output": (
-        Option("output", PATTERN, "file, folder, or pattern with {index} and {partial}", SAVES, also=("o",)),
+        Option("output", PATTERN, "file, folder, - for standard output, or pattern with {index} {partial} {prompt} "
+               "{date} {time} {model}", SAVES, also=("o",)),
         Option("overwrite", FLAG, "replace files that exist", SAVES),
         Option("sidecar", FLAG, "write a .json file beside each picture: its prompt and all else that is known", SAVES),
         Option("save-response", TARGET, "keep the bytes of the reply in this file", (*ALL, "resume")),
@@ -928,6 +937,7 @@ OPTION_GROUPS = {
                (*SAVES, "batch"), default="auto"),
         Option("quiet", FLAG, "no progress and no warnings on stderr", EVERY, also=("q",)),
         Option("preview", FLAG, "show the pictures in the terminal, where it can", SAVES),
+        Option("open", FLAG, "show the pictures in the system's viewer at the end", SAVES),
     ),
     "Connection": (
         Option("no-validate", FLAG, "turn failed checks into warnings and send the request"),
@@ -1024,7 +1034,13 @@ class Sizes(NamedTuple):
     experimental: int = 2560 * 1440  # above this many pixels the reference calls it experimental
 
 
+# Proportions as people call them, and long edges as they call those: 16:9@2k.
+RATIOS = {"square": "1:1", "landscape": "3:2", "portrait": "2:3", "wide": "16:9", "tall": "9:16"}
+EDGES = {"1k": 1024, "2k": 2048, "4k": 3840}
+
 FREE_SIZES = Sizes()
+# What the reference names as popular: auto is taken to choose between the smallest and the largest of them.
+AUTO_SIZES = ("1536x864", "1536x1024", "1024x1024", "2048x1152", "2048x2048", "3840x2160")
 THREE_SIZES = Sizes(fixed=("1024x1024", "1536x1024", "1024x1536"))
 
 Takes = dict[str, Words]
@@ -1035,7 +1051,8 @@ class Model(NamedTuple):
 
     `takes` lists, by option, the values the model takes; an empty list means that it does not know the option at all,
     and an option that is not listed has the values of its row in OPTIONS. None knows nothing and forbids nothing.
-    `tokens` is the factor f of the estimate by quality. `gone` is the day (UTC) from which OpenAI serves it no more.
+    `tokens` is the factor f of the estimate by quality, 0 where it is not known. `gone` is the day (UTC) from which
+    OpenAI serves it no more.
     """
 
     pattern: str
@@ -1058,7 +1075,7 @@ TAKES_DALLE: Takes = {"quality": ("auto", "standard", "hd")}
 
 MODELS = (
     Model(r"gpt-image-2\.6-(sunburst|flare)(-\d{4}-\d\d-\d\d)?", TAKES_26, FREE_SIZES,
-          {"high": 48, "xhigh": 64, "max": 96}),
+          {"low": 0, "medium": 0, "high": 48, "xhigh": 64, "max": 96}),
     Model(r"gpt-image-2\.5-(sunburst|flare)(-\d{4}-\d\d-\d\d)?", TAKES_25, FREE_SIZES,
           {"low": 16, "medium": 24, "high": 48, "xhigh": 64, "max": 96}),
     Model(r"gpt-image-2(-\d{4}-\d\d-\d\d)?", TAKES_2, FREE_SIZES, {"low": 16, "medium": 48, "high": 96}),
@@ -1108,6 +1125,7 @@ FORMATS = (
            owns=("svg-model", "svg-effort")),
 )  # fmt: skip
 FORMAT = {row.name: row for row in FORMATS}
+PLACES = ("index", "partial", "prompt", "date", "time", "model")  # what --output may hold in braces
 FORMAT_OF_SUFFIX = {suffix: row.name for row in FORMATS for suffix in row.suffixes}
 DEFAULT_FORMAT = "png"
 
@@ -1470,7 +1488,7 @@ def begins_picture(head: bytes) -> bool:
 
 
 def identify_file(raw: Any) -> Picture | None:
-    """Returns what the bytes of a file say that is open without a buffer, and closes it; None if it is not a picture."""
+    """Returns what the bytes of a file say that is open unbuffered, and closes it; None if it is not a picture."""
     with PictureFile(raw) as file:
         head = file.read(BLOCK)
         for row in SIGNATURES:
@@ -2255,7 +2273,7 @@ def check_prompt(checked: Checked) -> Problems:
         yield Problem(
             "prompt-missing",
             "there is no prompt",
-            "give it as an argument, with --prompt or with --prompt-file",
+            "give it as an argument, with --prompt or --prompt-file, or pipe it in",
             fatal=True,
         )
     elif Secret(prompt.strip()) == checked.settings.get("api-key") or re.fullmatch(KEY_FORM, prompt.strip()):
@@ -2376,21 +2394,47 @@ def size_problem(sizes: Sizes, width: int, height: int) -> Problem | None:
     return None
 
 
-def nearest_size(sizes: Sizes, width: int, height: int) -> str:
-    """Returns the valid size most like the one asked for, in proportion."""
+def nearest_size(sizes: Sizes, ratio: float, long: float, exact: int = 0) -> str:
+    """Returns the valid size nearest to a proportion and a long edge; `exact` is how much the former counts."""
+    step, slope = sizes.multiple, min(max(1 / ratio, 1 / sizes.ratio), sizes.ratio)
 
     def distance(size: str) -> float:
         w, h = map(int, size.split("x"))
-        return math.hypot(math.log(w / width), math.log(h / height))
+        return abs(math.log(max(w, h) / long)) + exact * abs(math.log(w / h / ratio))
 
-    steps = range(sizes.multiple, sizes.edge + 1, sizes.multiple)
-    free = (f"{w}x{h}" for w in steps for h in steps if not size_problem(sizes, w, h))
+    near = ((w, int(w * slope) // step * step + more) for w in range(step, sizes.edge + 1, step) for more in (0, step))
+    free = (f"{w}x{h}" for w, h in near if not size_problem(sizes, w, h))
     return min(sizes.fixed or free, key=distance)
+
+
+def ratio_of(text: str) -> float:
+    """Returns width by height of a proportion such as `16:9` or `wide@2k`, or 0 for any other text."""
+    shape, _, edge = text.partition("@")
+    sides = re.fullmatch(r"([1-9][0-9]*(?:\.[0-9]+)?):([1-9][0-9]*)", RATIOS.get(shape, shape))
+    return float(sides[1]) / float(sides[2]) if sides and edge in ("", *EDGES) else 0
+
+
+def size_of(sizes: Sizes, ratio: float, edge: str = "") -> str:
+    """Returns the size of a proportion, by the name of its long edge; without one, about as large as 1536x1024."""
+    return nearest_size(sizes, ratio, EDGES.get(edge) or min(1536, 1024 * max(ratio, 1 / ratio)), exact=300)
+
+
+def sized(settings: Settings, sizes: Sizes) -> Settings:
+    """Returns the settings with a size in pixels, chosen by the model's rules, where a proportion is asked for."""
+    name = "size" if settings.comes_from("size", TYPED) else "aspect-ratio"
+    row = settings.rows.get(name) or settings.rows.get("size")
+    ratio = ratio_of(row.value) if row else 0
+    if row and 1 / sizes.ratio <= ratio <= sizes.ratio:
+        row = row._replace(value=size_of(sizes, ratio, row.value.partition("@")[2]))
+    return settings._replace(rows={**settings.rows, "size": row}) if row else settings
 
 
 def check_size(checked: Checked) -> Problems:
     """Checks the form of a size, and its edges, ratio and pixels by the model's limits."""
-    size, sizes = checked.get("size"), checked.row.sizes
+    size, sizes, aspect = checked.get("size"), checked.row.sizes, checked.get("aspect-ratio")
+    same = aspect and ratio_of(str(size).replace("x", ":")) == ratio_of(aspect)
+    if aspect and not same and checked.settings.label("size") != checked.settings.label("aspect-ratio"):
+        yield checked.problem("aspect-ratio", "aspect-ratio", f"not that of --size {size}", "leave one of them out")
     if size in (None, "auto") or sizes is None:
         return
     made = FORMAT.get(checked.get("format"))
@@ -2398,12 +2442,18 @@ def check_size(checked: Checked) -> Problems:
     sizes = sizes._replace(least=0) if frames else sizes
     match = re.fullmatch(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})", size)
     if not match:
-        yield checked.problem("size-form", "size", "expected WIDTHxHEIGHT or auto", "such as 1536x1024")
+        words = f"expected WIDTHxHEIGHT, auto, or a proportion of at most {sizes.ratio}:1"
+        yield checked.problem("size-form", "size", words, f"such as 1536x1024, 16:9@2k, {', '.join(RATIOS)}")
         return
     width, height = map(int, match.groups())
     found = size_problem(sizes, width, height)
     if found:
-        yield checked.problem(found.rule, "size", found.message, f"{nearest_size(sizes, width, height)} is the nearest")
+        ratio = width / height
+        near = nearest_size(sizes, ratio, max(width, height), 1)
+        hint = f"{near} is the nearest"
+        if ratio_of(near.replace("x", ":")) != ratio and not sizes.fixed:
+            hint += f"; most like it in proportion: {size_of(sizes, ratio)}, {size_of(sizes, ratio, '2k')}"
+        yield checked.problem(found.rule, "size", found.message, hint)
     elif frames and frames * width * height > sizes.most:
         words = f"{frames} frames hold {frames * width * height} pixels; more than {sizes.most} were refused"
         yield checked.problem("size-frames", "size", words, "take a smaller size or fewer frames", warning=True)
@@ -2451,13 +2501,15 @@ def check_output(checked: Checked) -> Problems:
             f"the suffix of {output} says {implied}",
             "make them agree, or leave --format out",
         )
-    odd = ", ".join(re.findall(r"\{(?!index\}|partial\})[^{}]*\}", output))
+    if output == "-" and (checked.several or checked.get("partial-images")):
+        yield checked.problem("output-one", "output", "standard output takes one picture", "leave out --n and previews")
+    odd = ", ".join(re.findall(rf"{{(?!(?:{'|'.join(PLACES)})}})[^{{}}]*}}", output))
     if odd:
         yield checked.problem(
             "output-place",
             "output",
             f"{odd} is not a place holder and stays as it is",
-            "there are {index} and {partial}",
+            f"there are {', '.join(PLACES)}",
             warning=True,
         )
 
@@ -2688,14 +2740,18 @@ def expected_pictures(checked: Checked) -> int:
 
 
 def estimate(checked: Checked) -> Json | None:
-    """Returns the output tokens and dollars a call will probably take, or None where no formula is known."""
-    settings = checked.settings
-    one = tokens_of(checked.row, settings.get("size", ""), settings.get("quality", ""))
+    """Returns the most output tokens and dollars a call may take, and the least, or None where no formula is known."""
+    settings, row, size, quality = checked.settings, checked.row, checked.get("size"), checked.get("quality")
+    sizes = AUTO_SIZES if size in (None, "auto") else (size,)
+    qualities = row.tokens if quality in (None, "auto") else (quality,)
+    counts = [tokens_of(row, size, quality) for size in sizes for quality in qualities] or [0]
     made = FORMAT.get(settings.get("format", DEFAULT_FORMAT))
-    if not one or checked.chat or made and not made.counted:
+    if not all(counts) or checked.chat or made and not made.counted:
         return None
-    tokens = expected_pictures(checked) * (one + PARTIAL_TOKENS * settings.get("partial-images", 0))
-    return {"output_tokens": tokens, "usd": round(tokens * PRICES["output"] / 1e6, 4), "prices_of": FACTS_OF}
+    previews = PARTIAL_TOKENS * settings.get("partial-images", 0)
+    ends = (expected_pictures(checked) * (one + previews) for one in (max(counts), min(counts)))
+    most, least = ({"output_tokens": end, "usd": round(end * PRICES["output"] / 1e6, 4)} for end in ends)
+    return {**most, **({} if least == most else {"least": least}), "prices_of": FACTS_OF}
 
 
 def boxed_mask(checked: Checked) -> bytes:
@@ -3714,11 +3770,13 @@ def is_special(name: str) -> bool:
     return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
 
 
-def pour(source: str, target: str) -> None:
-    """Writes a file to a device or a FIFO; OSError if nobody reads it."""
-    no_wait = getattr(os, "O_NONBLOCK", 0)
-    with open(source, "rb") as file, open(os.open(target, os.O_WRONLY | no_wait), "wb", buffering=0) as out:
-        if no_wait:
+NO_WAIT = getattr(os, "O_NONBLOCK", 0)
+
+
+def pour(source: str, target: int) -> None:
+    """Writes a file to an open device, FIFO or pipe, and closes that; OSError if nobody reads it."""
+    with open(source, "rb") as file, open(target, "wb", buffering=0) as out:
+        if NO_WAIT:
             os.set_blocking(out.fileno(), True)
         for block in blocks_of(file):
             write_all(out, block)
@@ -3793,7 +3851,7 @@ class TempFiles:
         number, path = self.tried.get(target, 1), target
         replace = overwrite and absolute(target) not in self.written and not self.is_input(target)
         if replace and is_special(target):
-            pour(source, target)
+            pour(source, os.open(target, os.O_WRONLY | NO_WAIT))
             os.unlink(source)
         elif replace:
             self.replace(source, os.path.realpath(target))
@@ -3861,18 +3919,44 @@ def suffix_of(name: str) -> str:
     return FORMAT[name].suffixes[0] if name in FORMAT else f".{name}"
 
 
-def output_names(settings: Settings, expected: int) -> OutputNames:
+def safe_name(text: str) -> str:
+    """Returns a text as a part of a file name that any system takes."""
+    name = re.sub(r'[\x00-\x1f\x7f<>:"/\\|?*{}]+', "-", text).encode("utf-8", "ignore")[:100].decode("utf-8", "ignore")
+    name = name.strip(" .") or "_"
+    return f"_{name}" if re.match(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\.|$)", name) else name
+
+
+def name_places(context: Context, prompt: str) -> dict[str, str]:
+    """Returns what the places of --output stand for in a call; of the prompt, its first words and never a key."""
+    from unicodedata import category
+
+    when, clean = time.localtime(context.now()), context.console.clean
+    shown = clean(re.sub(KEY_FORM, " ", prompt)).lower()
+    words = "".join(letter if category(letter)[0] in "LMN" else " " for letter in shown).split()
+    return {
+        "prompt": safe_name("-".join(words)[:40].rstrip("-") or "picture"),
+        "model": safe_name(clean(context.result.model or "")),
+        "date": time.strftime("%Y%m%d", when), "time": time.strftime("%H%M%S", when),
+    }  # fmt: skip
+
+
+def output_names(settings: Settings, expected: int, places: Mapping[str, str]) -> OutputNames:
     """Returns where the pictures of a call go."""
-    output = settings.get("output") or ""
+
+    def filled_in(pattern: str) -> str:
+        return re.sub(r"\{([a-z]+)\}", lambda match: places.get(match[1], match[0]), pattern)
+
+    pattern = settings.get("output") or ""
+    output, own = filled_in(pattern), output_suffix(pattern)
     suffix = suffix_of(settings.get("format") or DEFAULT_FORMAT)
-    if not output or output.endswith(("/", os.sep)) or os.path.isdir(output):
-        stem = first = os.path.join(output, time.strftime("gpt-image-%Y%m%d-%H%M%S"))
+    if output in ("", "-") or output.endswith(("/", os.sep)) or os.path.isdir(output):
+        folder = "" if output == "-" else output
+        stem = first = os.path.join(folder, filled_in("gpt-image-{date}-{time}-{prompt}"))
         number = 1
         while os.path.lexists(stem + suffix) or os.path.lexists(f"{stem}-1{suffix}"):  # two calls in one second
             number += 1
             stem = f"{first}_{number}"
     else:
-        own = output_suffix(output)
         stem, suffix = (output[: -len(own)], output[-len(own) :]) if own else (output, suffix)
     overwrite, sidecars = bool(settings.get("overwrite")), bool(settings.get("sidecar"))
     return OutputNames(tidied(stem), suffix, expected > 1, overwrite, expected, sidecars)
@@ -5239,7 +5323,7 @@ def convert_input(context: Context, given: InputPicture, route: str) -> InputPic
     with context.temp_files.create(spare_folder(), ".png") as file:
         target = file.name
     context.progress.phase("converting", path=given.shown)
-    environ = {name: value for name, value in context.environ.items() if context.console.clean(value) == value}
+    environ = context.console.without_secrets(context.environ)
     converter, failed = convert_to_png(os.path.join(os.getcwd(), given.text), target, environ)
     if not converter:
         return given._replace(failed=tuple(failed))
@@ -5311,11 +5395,14 @@ def prepare(context: Context, settings: Settings, positional: str | None) -> Pre
     checked = gather_checked(settings, positional, context.stdin, context.now())
     context.result.model = checked.top_model
     checked.inputs = [convert_input(context, given, checked.command) for given in checked.inputs]
-    settings = checked.settings
+    settings = checked.settings = sized(checked.settings, checked.row.sizes or FREE_SIZES)
     broken = (found for check in CHECKS for found in check(checked))
     enforce([*settings.problems, *broken], bool(settings.get("no-validate")), context.console)
     check_pair(settings, context)
-    names = output_names(settings, expected_pictures(checked))
+    size, asked = settings.get("size", ""), settings.label("size")
+    if not asked.endswith(size):
+        context.console.tell(f"{asked} is {size}")
+    names = output_names(settings, expected_pictures(checked), name_places(context, checked.prompt))
     outputs = names.planned(settings.get("partial-images") or 0 if settings.get("stream") else 0)
     context.temp_files.reads(given.shown for given in checked.inputs if given.kind == "file")
     mask, mask_path = boxed_mask(checked), names.beside("-mask.png")
@@ -5442,7 +5529,7 @@ JobRows = Iterator[tuple[int, Json]]  # the line of each job, and its values as 
 # What holds for a whole batch, and is not for a file to choose that a stranger may have written.
 NOT_IN_JOBS = (
     "base-url", "api-key", "api-key-env", "header", "organization", "project", "allow-http", "env-file",
-    "no-env-file", "json", "progress", "quiet", "preview", "dry-run", "curl", "max-cost", "no-wait",
+    "no-env-file", "json", "progress", "quiet", "preview", "open", "dry-run", "curl", "max-cost", "no-wait",
 )  # fmt: skip
 PROMPT_WAYS = ("prompt", "prompt-file", "input-text")
 DELIMITERS = ",;\t"  # of cells: Excel writes the semicolon where the comma is the decimal point
@@ -5534,14 +5621,6 @@ class JobFile:
 
 
 PLACE = r"\{(\{[\w-]+\})\}|\{([\w-]+)\}"  # {name}; {{name}} stands for the text {name}
-KEPT_PLACES = ("index", "partial")  # what the names of outputs fill
-
-
-def safe_name(text: str) -> str:
-    """Returns a text as a part of a file name that any system takes."""
-    name = re.sub(r'[\x00-\x1f\x7f<>:"/\\|?*{}]+', "-", text).encode("utf-8", "ignore")[:100].decode("utf-8", "ignore")
-    name = name.strip(" .") or "_"
-    return f"_{name}" if re.match(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\.|$)", name) else name
 
 
 def filled(text: str, variables: Mapping[str, str], in_name: bool) -> str:
@@ -5549,12 +5628,14 @@ def filled(text: str, variables: Mapping[str, str], in_name: bool) -> str:
 
     def value(match: re.Match[str]) -> str:
         name = name_of(match[2] or "")
-        if match[1] or name in KEPT_PLACES:
+        if match[1] or in_name and name in PLACES and name not in variables:
             return match[1] or match[0]
         if name not in variables:
             raise ValueError(f"{match[0]} is not a column of this job; {did_you_mean(name, variables)}".rstrip("; "))
         return safe_name(variables[name]) if in_name else variables[name]
 
+    if in_name and text == "-":
+        raise ValueError("the pictures of a batch go to files")
     return re.sub(PLACE, value, text)
 
 
@@ -5607,8 +5688,9 @@ class JobMaker:
             raise Failure(USAGE, f"{job.route!r} is not a route", f"expected {one_of(ALL)}", rule="jobs-option")
         own, variables, problems = self._divided(job)
         shared = dict(self.shared)
-        if not own.keys().isdisjoint(PROMPT_WAYS):  # its own prompt goes in place of the one for all
-            shared.update(dict.fromkeys(PROMPT_WAYS, []))
+        for ways in (PROMPT_WAYS, ("size", "aspect-ratio")):
+            if not own.keys().isdisjoint(ways):  # its own prompt or size goes in place of the one for all
+                shared.update(dict.fromkeys(ways, []))
         output = (own.get("output") or [shared.get("output") or self.folder])[0]
         if output.endswith(("/", os.sep)) or os.path.isdir(output):
             own["output"] = [os.path.join(output, safe_name(job.id).replace(".", "-"))]
@@ -6098,9 +6180,68 @@ def show_curl(context: Context, call: Prepared) -> None:
     context.console.print(curl_command(call.checked.settings, call.request))
 
 
+STDIN_WAIT = 10  # seconds; whoever starts this program may leave a pipe open that nothing ever comes from
+
+
+def is_piped(stdin: TextFile) -> bool:
+    """Tells whether something is piped in: standard input is a file, or a pipe that something comes from in time."""
+    import select
+
+    try:
+        mode = os.fstat(stdin.fileno()).st_mode
+        return stat.S_ISREG(mode) or stat.S_ISFIFO(mode) and bool(select.select([stdin], [], [], STDIN_WAIT)[0])
+    except (OSError, ValueError):  # it is closed, or a pipe of Windows, which cannot be asked
+        return False
+
+
+def pour_out(context: Context) -> None:
+    """Writes the picture of a call to standard output; it stays a file where that fails, or where several came."""
+    images, wrong = context.result.images, ""
+    try:
+        for row in images if len(images) == 1 else ():
+            pour(row["path"], os.dup(context.console.pipe.fileno()))
+            if row.get("new", True):
+                os.unlink(row["path"])
+            row["path"] = "-"
+    except OSError as error:
+        wrong = str(error.strerror or error)
+    if wrong or len(images) > 1:
+        words, billed = f"standard output: {wrong or 'it takes one picture'}", context.result.billed
+        raise Failure(OUTPUT, words, "what came is saved in files", rule="output-pipe", may_be_billed=billed)
+
+
+def open_pictures(context: Context) -> None:
+    """Shows the saved pictures in the system's viewer, or warns that there is none."""
+    import subprocess
+
+    environ, quiet = context.console.without_secrets(context.environ), subprocess.DEVNULL
+    mac, wrong = sys.platform == "darwin", ""
+    screen = mac or environ.get("DISPLAY") or environ.get("WAYLAND_DISPLAY")
+    for path in (os.path.abspath(row["path"]) for row in context.result.images):
+        try:
+            if sys.platform == "win32":
+                os.startfile(path)
+            elif screen and not environ.get("CI"):
+                command = ["open" if mac else "xdg-open", path]
+                subprocess.Popen(command, env=environ, stdin=quiet, stdout=quiet, stderr=quiet, start_new_session=True)
+            else:
+                wrong = "there is no screen"
+        except OSError as error:
+            wrong = str(error.strerror)
+    if wrong:
+        context.console.warn(f"--open: {wrong}")
+
+
 def call(context: Context, settings: Settings, positional: str | None) -> None:
     """Makes a call of one of the three routes: check everything, plan the names, send once, save as it comes."""
+    unset = positional is None and {*settings.rows, *overridden_options(settings)}.isdisjoint(PROMPT_WAYS)
+    if unset and is_piped(context.stdin):
+        positional = read_prompt("-", context.stdin) or None
     prepared = prepare(context, settings, positional)
+    most, cost = settings.get("max-cost"), estimate(prepared.checked)
+    if most and (not cost or cost["usd"] > most):
+        words = f"--max-cost {most}: this call may cost {cost['usd'] if cost else 'more, as its price is not known'}"
+        raise Failure(USAGE, words, "name --size and --quality, or leave --max-cost out", rule="max-cost")
     check_names(prepared.written, prepared.names.overwrite, context.temp_files)
     context.result.reported = bool(settings.get("dry-run") or settings.get("curl"))
     if settings.get("dry-run"):
@@ -6145,9 +6286,9 @@ def resume(context: Context, settings: Settings, target: str | None) -> None:
         settings = settings.changed("output", session["output"], "session file")
     settings = follow_suffix(settings).changed("background-mode", True, "resume")
     settings = settings.changed("completion-window", str(session.get("window")), "session file")
-    names = output_names(settings, 1)
     check_key(settings)
     result.route, result.model = "responses", str(session.get("model") or "") or None
+    names = output_names(settings, 1, name_places(context, ""))
     result.billed = True  # a response that exists was accepted
     result.request = as_object(session.get("request")) or None
     result.facts["id"], result.session_file = session["response_id"], target if os.path.isfile(target or "") else None
@@ -6190,7 +6331,7 @@ def extract(context: Context, settings: Settings, target: str | None) -> None:
         words = f"{target}: {error.strerror}" if target else "there is nothing to extract from"
         raise Failure(USAGE, words, "name a saved reply", rule="extract-file") from error
     with file:
-        names = output_names(settings, 1)
+        names = output_names(settings, 1, name_places(context, ""))
         # A picture by this name may be one of the reply, which is then there already.
         there = os.path.isfile(names.final(1)) and identify(names.final(1))
         context.temp_files.reads([file.name])
@@ -6472,6 +6613,13 @@ class Parser(argparse.ArgumentParser):
         raise Failure(USAGE, message, hint, rule="usage")
 
 
+class OptionHelp(argparse.HelpFormatter):
+    """Writes the value of an option once behind its spellings, as every Python does from 3.13 on."""
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        return " ".join(filter(None, (", ".join(action.option_strings), str(action.metavar or ""))))
+
+
 def add_option(group: Any, row: Option) -> None:
     """Adds an option to its group of the parser; a flag stores the text that says yes or no."""
     words, meaning = spellings(row), f"{row.help} (default: {row.default})" if row.default else row.help
@@ -6479,7 +6627,7 @@ def add_option(group: Any, row: Option) -> None:
     facts: Json = {"action": "append" if row.kind.repeat else "store", "metavar": row.kind.metavar}
     if row.kind.flag:
         facts = {"action": "store_const", "const": "true"}
-    group.add_argument(*words, dest=row.name, help=meaning.replace("%", "%%"), **facts)
+    group.add_argument(*sorted(words, key=len), dest=row.name, help=meaning.replace("%", "%%"), **facts)
     if no:
         group.add_argument(no, dest=row.name, help="the opposite", action="store_const", const="false")
 
@@ -6487,7 +6635,13 @@ def add_option(group: Any, row: Option) -> None:
 @functools.lru_cache(maxsize=None)
 def build_parser(command: str, table: tuple[Option, ...]) -> Parser:
     """Returns the parser of a subcommand's options, from their rows of the table; every value stays text."""
-    parser = Parser(usage=argparse.SUPPRESS, add_help=False, allow_abbrev=False)
+    parser = Parser(
+        usage=argparse.SUPPRESS,
+        formatter_class=OptionHelp,
+        add_help=False,
+        allow_abbrev=False,
+        conflict_handler="resolve",  # in a batch, -i is for pictures of the last route
+    )
     rows = sorted(rows_typed(command), key=lambda row: row.group != FIRST)
     for title, options in itertools.groupby(rows, lambda row: row.group):
         group = parser.add_argument_group(title.lower())
@@ -6517,7 +6671,7 @@ Exit codes: {program("help", "exit-codes")}"""
 # What other programs call things.
 MEANT = {
     "--image": "--input-image", "--input": "--input-image", "--input-image": "--image", "--width": "--size",
-    "--height": "--size", "--aspect-ratio": "--size", "--resolution": "--size", "--count": "--n", "--num": "--n",
+    "--height": "--size", "--resolution": "--size", "--count": "--n", "--num": "--n",
     "--number": "--n", "--transparent": "--background transparent", "--out": "--output", "--token": "--api-key",
     "--key": "--api-key", "--url": "--base-url", "--api-base": "--base-url",
 }  # fmt: skip
@@ -6615,7 +6769,15 @@ def run_command(context: Context, argv: list[str]) -> None:
     context.temp_files.reads([__file__, dotenv.path, *texts, *(text.lstrip("@") for text in texts)])
     with Progress(console, settings.get("progress", "none"), context.progress.clock) as progress:
         context = context._replace(dotenv=dotenv, progress=progress)
+        piped = settings.get("output") == "-"
+        if piped and is_terminal(console.pipe):
+            words, hint = "--output -: standard output is a terminal", "redirect it, or name a file"
+            raise Failure(USAGE, words, hint, rule="output-terminal")
         COMMANDS[command].run(context, settings, argument)
+        if piped:
+            pour_out(context)
+        elif settings.get("open"):
+            open_pictures(context)
 
 
 def run(context: Context, argv: list[str]) -> int:
@@ -6623,6 +6785,8 @@ def run(context: Context, argv: list[str]) -> int:
     console, clock, result = context.console, context.progress.clock, context.result
     started = clock()
     console.as_json = console.as_json or "--json" in argv
+    if re.search(r"^(-\w*o|--output)[\n=]?-$", "\n".join(argv), re.MULTILINE):  # before any error
+        console.stdout = console.stderr
     failure = ended(context, lambda: run_command(context, argv))
     context.stop.armed, context.stop.jobs = True, False  # everything is on disk
     try:

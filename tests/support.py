@@ -197,7 +197,7 @@ class ProgramTest(unittest.TestCase):
             now=lambda: at_noon(self.today),
         )
         try:
-            value = json.loads(out.getvalue())
+            value = json.loads(out.getvalue() or "".join(err.getvalue().partition("{\n")[1:]))  # with `--output -`
         except ValueError:
             value = None
         return Ran(code, out.getvalue(), err.getvalue(), value)

@@ -46,7 +46,7 @@ class HelpTest(ProgramTest):
                 first = text.split("most used:\n")[1].split("\n\n")[0]
                 own = ("--prompt", *inputs, "--model", "--size", "--quality", "--format", "--output")
                 for option in (*own, *(("--n",) if command != "responses" else ())):
-                    self.assertRegex(first, rf"(?m)^  {option} ")
+                    self.assertRegex(first, rf"(?m)^  (-\w, )?{option}( |,)")
 
     def test_help_with_a_command_is_that_command_s_help(self) -> None:
         for command in gpt_image.COMMANDS:

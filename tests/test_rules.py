@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import random
 import re
@@ -468,7 +469,7 @@ class DaysDecide(RulesTest):
         for seconds, code in ((midnight - 1, 0), (midnight, 2)):
             err = io.StringIO()
             argv = ["generations", "x", "--model", "gpt-image-1.5", "--dry-run"]
-            got = gpt_image.main(argv, environ={}, stdout=io.StringIO(), stderr=err, now=iter([seconds]).__next__)
+            got = gpt_image.main(argv, environ={}, stdout=io.StringIO(), stderr=err, now=itertools.repeat(seconds).__next__)
             self.assertEqual(got, code, err.getvalue())
 
     def test_elsewhere_no_date_is_claimed_and_nothing_is_refused(self) -> None:

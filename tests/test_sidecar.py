@@ -118,9 +118,9 @@ class TheRequest(WaitingTest):
     def test_a_converted_input_is_told_by_the_file_that_was_named(self) -> None:
         Path("a.bmp").write_bytes(b"BM" + bytes(60))
 
-        def convert(path: str, target: str, environ: Any) -> str:
+        def convert(path: str, target: str, environ: Any) -> Tuple[str, List[str]]:
             Path(target).write_bytes(Path("a.png").read_bytes())
-            return "a program"
+            return "a program", []
 
         with mock.patch.object(gpt_image, "convert_to_png", convert):
             found = self.request("edits", "x", "--image", "a.bmp")

@@ -87,6 +87,7 @@ CASES: Dict[str, Case] = {
     "size-pixels": case("generations x --size 512x512"),
     "size-fixed": case("generations x --model gpt-image-1.5 --size 2048x2048"),
     "size-frames": case("generations x --model gpt-image-2.6-flare --format gif --size 1024x1024", "9 frames hold"),
+    "aspect-ratio": case("generations x --size 1024x1024 --aspect-ratio 16:9"),
     "size-experimental": case("generations x --size 3840x2160", "above 2560x1440 pixels"),
     "model-retired": case("generations x --model dall-e-3"),
     "model-leaving": case("generations x --model gpt-image-1.5", "OpenAI shuts gpt-image-1.5 down"),
@@ -102,6 +103,7 @@ CASES: Dict[str, Case] = {
     "format-one": case(f"{SVG} --n 2 --svg-model gpt-5.5"),
     "format-owns": case("generations x --model gpt-image-2.6-flare --frame-count 4"),
     "output-suffix": case("generations x --output a.tiff"),
+    "output-one": case("generations x --n 2 --output -"),
     "output-place": case("generations x --output a-{number}.png", "{number} is not a place holder"),
     "svg-model-missing": case(f"{SVG} --svg-effort low"),
     "partial-images-stream": case("generations x --partial-images 2"),
@@ -279,7 +281,7 @@ class TablesAgree(ProgramTest):
             spellings: List[str] = []
             for row in gpt_image.OPTIONS:
                 if command in row.commands:
-                    spellings += [row.name, *row.also, *([row.negative] if row.negative else [])]
+                    spellings += gpt_image.spellings(row)
             with self.subTest(command):
                 self.assertEqual(sorted(spellings), sorted(set(spellings)))
 
@@ -446,8 +448,7 @@ class EstimatesFitThePublishedFigures(ProgramTest):
 
     def test_no_figure_is_made_up(self) -> None:
         for argv in (
-            [], ["--size", "1024x1024"], ["--quality", "high"], ["--size", "auto", "--quality", "high"],
-            ["--size", "1024x1024", "--quality", "auto"],
+            ["--model", "gpt-image-2.6-flare"], ["--model", "flux"], ["--model", "gpt-image-1.5"],
             ["--model", "flux", "--size", "1024x1024", "--quality", "high"],
             ["--model", "gpt-image-2.6-flare", "--size", "1024x1024", "--quality", "low"],
             ["--model", "gpt-image-2.6-flare", "--size", "1024x1024", "--quality", "medium"],
@@ -493,7 +494,7 @@ class OneRowIsEnough(ProgramTest):
         """Adds an option --seed."""
         size = next(row for row in gpt_image.OPTIONS if row.name == "size")
         kind, env = gpt_image.number(0, 99), ("OPENAI_IMAGE_SEED",)
-        seed = size._replace(name="seed", kind=kind, help="seed of the noise", env=env)
+        seed = size._replace(name="seed", kind=kind, help="seed of the noise", env=env, also=())
         self.add("OPTIONS", (*gpt_image.OPTIONS, seed))
 
     def sent(self, route: str, *argv: str, env: Optional[Dict[str, str]] = None) -> Any:
