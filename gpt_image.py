@@ -5591,6 +5591,7 @@ SHEET_STYLE = """<html lang="en"><meta charset="utf-8">
 body { margin: 0; padding: 1rem; background: var(--paper); color: var(--ink); font: 15px/1.45 system-ui, sans-serif;
   display: grid; grid-template-columns: repeat(auto-fill, minmax(clamp(9.5rem, 40vw, 13rem), 1fr)); gap: 1rem }
 header, nav { grid-column: 1 / -1 }
+nav { position: sticky; top: 0; max-height: 6rem; overflow: auto; background: var(--paper) }
 h1 { margin: 0; font-size: 1.3rem }
 a { color: inherit }
 header span, nav a, footer span { display: inline-block; margin: .1rem .9rem .1rem 0 }
