@@ -5652,16 +5652,17 @@ class ContactSheet(string.Formatter):
         try:
             return super().get_field(field_name, args, kwargs)
         except (LookupError, TypeError):
-            return "", ""
+            return None, ""
 
     def format_field(self, value: Any, format_spec: str) -> str:
         """Returns a value as HTML."""
-        from html import escape
+        if format_spec != "url" or not value:
+            from html import escape
+
+            return escape("" if value is None else str(value))
         from pathlib import Path
         from urllib.parse import quote
 
-        if format_spec != "url" or not value:
-            return escape("" if value is None else str(value))
         try:
             return quote(os.fsencode(os.path.relpath(value, self.folder).replace(os.sep, "/")))
         except ValueError:  # on another drive of Windows
