@@ -43,6 +43,7 @@ import os
 import re
 import signal
 import stat
+import string
 import struct
 import sys
 import time
@@ -968,6 +969,8 @@ OPTION_GROUPS = {
                default="generations"),
         Option("parallel", number(1, 64), "calls at once", ("batch",), default="8"),
         Option("ledger", TARGET, "file that records the state of each job (default: beside JOBS)", ("batch",)),
+        Option("contact-sheet", TARGET._replace(metavar="FILE.html"),
+               "a page to look through while it runs and after: every picture, and why others are missing", ("batch",)),
         Option("max-cost", DOLLARS, "send nothing that could bring the cost above this", CALLS),
     ),
     "Config": (
@@ -5789,8 +5792,10 @@ class Ledger:
         row = {"job": plan.id, "line": plan.line, "fingerprint": plan.fingerprint, **facts}
         with self.lock:
             if self.file:
+                at = length_of(self.file)
                 write_all(self.file, json.dumps(row).encode() + b"\n")
                 os.fsync(self.file.fileno())
+                self.entries[plan.id] = Entry(plan.fingerprint, at, 0.0)
 
     def close(self) -> None:
         """Ends the run's hold on the ledger."""
@@ -5851,6 +5856,150 @@ def will_meet_all(error: Json) -> Any:
     return (error["status"], error["code"], error["exit"]) if about_all or unreached else None
 
 
+JOBS_ON_PAGE = 500
+SHEET_PAUSE = 5.0  # seconds, at least, from one writing to the next
+SHEET_MARK = "<!doctype html><!-- a contact sheet of gpt_image.py, which may replace it -->\n"
+SHEET_STYLE = """<html lang="en"><meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<style>
+:root { color-scheme: light dark; --paper: #fff; --card: #f3f3f1; --ink: #1d1d1b; --pale: #62625c; --bad: #b3261e }
+@media (prefers-color-scheme: dark) {
+  :root { --paper: #161615; --card: #232321; --ink: #ececea; --pale: #a3a39c; --bad: #ff9d94 }
+}
+* { box-sizing: border-box; overflow-wrap: anywhere }
+body { margin: 0; padding: 1rem; background: var(--paper); color: var(--ink); font: 15px/1.45 system-ui, sans-serif;
+  display: grid; grid-template-columns: repeat(auto-fill, minmax(clamp(9.5rem, 40vw, 13rem), 1fr)); gap: 1rem }
+header, nav { grid-column: 1 / -1 }
+nav { position: sticky; top: 0; max-height: 6rem; overflow: auto; background: var(--paper) }
+h1 { margin: 0; font-size: 1.3rem }
+a { color: inherit }
+header span, nav a, footer span { display: inline-block; margin: .1rem .9rem .1rem 0 }
+article { padding: .7rem; border-radius: .5rem; background: var(--card) }
+article div { display: grid; grid: auto-flow minmax(0, 1fr) / repeat(auto-fit, minmax(34%, 1fr)); gap: .3rem;
+  aspect-ratio: 1 }
+article div > * { display: grid; place-items: center; min-width: 0; background: var(--paper) }
+img { width: 100%; height: 100%; min-height: 0; object-fit: contain; font-size: .8rem }
+b, footer { color: var(--pale) }
+.failed, .billed { outline: 2px solid var(--bad) }
+.failed b, .billed b, article p, nav .True { color: var(--bad) }
+.made b, p:empty, span:empty, nav [href=""], nav :first-child:nth-last-child(3) { display: none }
+p.True::after { content: " It may have been billed." }
+summary { display: -webkit-box; -webkit-box-orient: vertical; -webkit-line-clamp: 3; overflow: hidden; cursor: pointer }
+[open] summary { -webkit-line-clamp: none }
+summary, article p, footer { margin: .5rem 0 0 }
+footer { font-size: .85rem }
+i { font-style: normal }
+i + :not(:empty)::before { content: "\\d7" }
+.usd:not(:empty)::after { content: " USD" }
+</style>
+"""
+SHEET_HEAD = """<title>{batch.jobs.name}</title><header><h1>{batch.jobs.name}</h1>
+<span>jobs: {sums[jobs][total]}</span><span>made: {sums[jobs][made]}</span>
+<span>made before: {sums[jobs][made_before]}</span><span>failed: {sums[jobs][failed]}</span>
+<span>may have been billed: {sums[jobs][unclear]}</span><span>left: {sums[jobs][not_started]}</span>
+<span>{sums[cost][usd]} USD</span><span>as of {time}</span></header><nav>"""
+SHEET_LINK = '<a class="{bad}" href="{name:url}">{number}</a>'
+SHEET_WAYS = '<a href="{before[0]:url}">previous</a><a href="{after[0]:url}">next</a></nav>'
+SHEET_JOB = '<article class="{state}"><div><b>{state}</b>'
+SHEET_WORDS = """</div><details><summary dir="auto">{row[result][request][prompt]}</summary></details>
+<p class="{row[result][error][may_be_billed]}">{row[result][error][message]}</p><p>{row[result][error][hint]}</p>
+<footer><span>line {plan.line}</span> <span>id {plan.id}</span> <span>{row[result][model]}</span>
+<span><i>{row[result][images][0][width]}</i><i>{row[result][images][0][height]}</i></span>
+<span class="usd">{row[result][cost][usd]}</span></footer></article>
+"""
+SHEET_PICTURE = '<a href="{image[path]:url}"><img src="{image[path]:url}" alt="{image[path]}" loading="lazy"></a>'
+SHEET_STATES = {
+    "True": "made", "False": "failed", "run": "not made yet",
+    "unclear": "begun, and how it ended is not known: it may have been billed",
+}  # fmt: skip
+
+
+class ContactSheet(string.Formatter):
+    """Pages that show what the ledger says of each job of a batch, written anew as it grows.
+
+    Their templates are filled with every text escaped, nothing for what is not there, and paths as `{name:url}`.
+    """
+
+    def __init__(self, batch: Batch, path: str | None) -> None:
+        self.batch, self.path, self.due = batch, path, 0.0
+        self.folder = os.path.dirname(path or "") or "."
+        self.names: list[str] = []
+        self.shown: dict[str, Any] = {}  # by page, the entries in the ledger that it shows
+
+    def get_field(self, field_name: str, args: Any, kwargs: Any) -> Any:
+        """Returns what a place in a template names, or nothing."""
+        try:
+            return super().get_field(field_name, args, kwargs)
+        except (LookupError, TypeError):
+            return None, ""
+
+    def format_field(self, value: Any, format_spec: str) -> str:
+        """Returns a value as HTML."""
+        if format_spec != "url" or not value:
+            from html import escape
+
+            return escape("" if value is None else str(value))
+        from pathlib import Path
+        from urllib.parse import quote
+
+        try:
+            return quote(os.fsencode(os.path.relpath(value, self.folder).replace(os.sep, "/")))
+        except ValueError:  # on another drive of Windows
+            return Path(value).absolute().as_uri()
+
+    def check(self) -> None:
+        """Names the pages, and refuses names that are taken, but for those of an earlier run."""
+        if not self.path:
+            return
+        stem, suffix = os.path.splitext(self.path)
+        pages = range(1, (len(self.batch.plans) - 1) // JOBS_ON_PAGE + 1)
+        self.names = [self.path, *(f"{stem}-{page + 1}{suffix}" for page in pages)]
+        for name in self.names:
+            with open(name if os.path.isfile(name) else os.devnull, "rb") as file:
+                check_names([name], file.readline(BLOCK) == SHEET_MARK.encode(), self.batch.context.temp_files)
+
+    def job(self, plan: Plan, entry: Entry | None) -> str:
+        """Returns what a page shows of a job."""
+        row = self.batch.ledger.row(entry) if entry else {}
+        result = as_object(row.get("result"))
+        images = objects_in(result.get("images")) + objects_in(result.get("unclaimed"))
+        pictures = [self.format(SHEET_PICTURE, image=image) for image in images]
+        state = SHEET_STATES.get(str(result.get("ok", plan.state)))
+        return "".join([self.format(SHEET_JOB, state=state), *pictures, self.format(SHEET_WORDS, plan=plan, row=row)])
+
+    def texts(self, page: int, plans: list[Plan], entries: list[Entry | None]) -> Iterator[str]:
+        """Yields the pieces of a page: what has become of all jobs, the way to other pages, and its jobs."""
+        batch, names = self.batch, self.names
+        all_plans = enumerate(batch.plans)
+        bad = {i // JOBS_ON_PAGE for i, plan in all_plans if i in batch.failures or plan.state == "unclear"}
+        yield SHEET_MARK + SHEET_STYLE
+        yield self.format(SHEET_HEAD, batch=batch, sums=batch.summary(), time=batch.time())
+        for number, name in enumerate(names):
+            yield self.format(SHEET_LINK, name=name, number=number + 1, bad=number in bad)
+        yield self.format(SHEET_WAYS, before=names[:page][-1:], after=names[page + 1 :])
+        yield from map(self.job, plans, entries)
+
+    def show(self, last: bool = False) -> None:
+        """Writes the pages that changed, now and then; the first, and at the end all, since they tell of the whole."""
+        batch, context = self.batch, self.batch.context
+        if not last and context.progress.clock() < self.due:
+            return
+        try:
+            for page, name in enumerate(self.names):
+                plans = batch.plans[page * JOBS_ON_PAGE :][:JOBS_ON_PAGE]
+                entries = [batch.ledger.entries.get(plan.id) for plan in plans]
+                if last or not page or entries != self.shown.get(name):
+                    os.makedirs(self.folder, exist_ok=True)
+                    with context.temp_files.create(self.folder) as file:
+                        for text in self.texts(page, plans, entries):
+                            write_all(file, text.encode("utf-8", "replace"))
+                    os.replace(file.name, name)
+                    self.shown[name] = entries
+        except OSError as error:  # a page is not worth a picture
+            context.console.warn(f"--contact-sheet {self.path}: {error.strerror}")
+        self.due = context.progress.clock() + SHEET_PAUSE
+
+
 class Batch:
     """One run of a file of jobs: all are checked, then as many at once as the pace allows are sent."""
 
@@ -5872,6 +6021,7 @@ class Batch:
         self.ending: Outcome = None  # why no further job is started
         self.first: Json | None = None  # the first request, as a dry run shows it
         self.pace = Pace(settings.get("parallel"), context.progress.clock)
+        self.sheet = ContactSheet(self, settings.get("contact-sheet"))
 
     # Check: every job by the rules of a single call
 
@@ -5913,6 +6063,7 @@ class Batch:
             raise Failure(code, **problems[0], problems=problems[:MOST_PROBLEMS])
         if not self.plans:
             raise Failure(USAGE, f"{self.jobs.name} holds no job", "write a line for each", rule="jobs-file")
+        self.sheet.check()
 
     def plan(self, context: Context, job: Job) -> Plan:
         """Checks one job, and tells what is to be done about it."""
@@ -5928,6 +6079,7 @@ class Batch:
             self.check_outputs(context, job, call, known)
         cost, settings = estimate(call.checked) or {"usd": 0.0}, call.checked.settings
         if state == "run":
+            self.ledger.entries.pop(job.id, None)  # from here on, what comes of this run counts
             self.first = self.first or shown_call(context, call)
             kind = (job.route, call.checked.model, settings.get("size"), settings.get("quality"))
             sums = self.kinds.setdefault(kind, [0, 0, 0.0])
@@ -6083,6 +6235,7 @@ class Batch:
             "batch", done=done, total=total, running=len(self.running), failed=len(self.failures),
             usd=round(self.ledger.spent, 2), left=left,
         )  # fmt: skip
+        self.sheet.show()
 
     # Conclude: what has become of all of them
 
@@ -6097,7 +6250,8 @@ class Batch:
             "pictures": sum(sums[1] for sums in self.kinds.values()),
             "by": [dict(zip(columns, (*kind, *sums))) for kind, sums in self.kinds.items()],
             "estimate": {"usd": round(usd, 4), "prices_of": FACTS_OF} if usd else None,
-            "ledger": self.ledger.path, "first": self.first, "warnings": self.context.console.warnings,
+            "ledger": self.ledger.path, "contact_sheet": self.sheet.path, "first": self.first,
+            "warnings": self.context.console.warnings,
         }  # fmt: skip
 
     def summary(self) -> Json:
@@ -6114,11 +6268,12 @@ class Batch:
         return {
             "jobs": jobs, "pictures": self.pictures,
             "cost": {"usd": round(self.ledger.spent, 4), "prices_of": FACTS_OF},
-            "ledger": self.ledger.path, "failures": failures[:MOST_SHOWN],
+            "ledger": self.ledger.path, "contact_sheet": self.sheet.path, "failures": failures[:MOST_SHOWN],
         }  # fmt: skip
 
     def conclude(self) -> None:
         """Reports the batch; raises a Failure if jobs are left."""
+        self.sheet.show(last=True)
         found = self.context.result.summary = self.summary()
         jobs = found["jobs"]
         left = jobs["total"] - jobs["made"] - jobs["made_before"]
