@@ -738,6 +738,7 @@ class Option(NamedTuple):
     chat: bool = False  # chat carries it too
     needs: str = ""  # the flag that it goes with: switched off on the command line, it takes this with it
     harmless: bool = False  # changes nothing that is sent, nor what it costs, so that any folder's .env may set it
+    unbatched: str = ""  # pattern of the values that no line of the vendor's batches can ask for
     group: str = ""
 
     @property
@@ -805,13 +806,14 @@ OPTION_GROUPS = {
                RESPONSES, sends="picture", field="detail"),
         Option("mask", PICTURE._replace(metavar="PATH|URL|file_id:ID|auto"),
                "PNG whose transparent parts say where to edit; auto lets a gateway make one", ("edits",),
-               input="mask auto"),
+               input="mask auto", unbatched="auto"),
         Option("mask", PICTURE, "PNG whose transparent parts say where to edit", RESPONSES, input="mask"),
         Option("mask-url", URL, "the same, surely a URL", RESPONSES, input="mask url"),
         Option("mask-file-id", NAME, "the same, surely the id of an uploaded file", RESPONSES, input="mask file_id"),
         Option("mask-box", BOXES, "make the mask: where to edit, in pixels or per cent (repeatable)",
                ("edits", "responses")),
-        Option("markup", PATH, "transparent PNG with marks that guide the edit", ("edits",), input="markup file"),
+        Option("markup", PATH, "transparent PNG with marks that guide the edit", ("edits",), input="markup file",
+               unbatched=".+"),
         Option("input-fidelity", choice("high", "low"), "how closely to keep to the input pictures",
                ("edits", "responses"), sends="image", env=("OPENAI_IMAGE_INPUT_FIDELITY",)),
         Option("image-field-style", choice("brackets", "simple", "indexed", strict=True),
@@ -827,7 +829,7 @@ OPTION_GROUPS = {
                sends="top"),
         Option("instructions", TEXT, "standing instructions for the text model", RESPONSES, sends="top"),
         Option("background-mode", FLAG, "queue the response and collect it when it is ready", RESPONSES, sends="top",
-               field="background"),
+               field="background", unbatched="True"),
         Option("completion-window", choice(*POLL_MOST), "how long --background-mode may take; 2h and 8h cost less",
                RESPONSES, sends="top", field="background_options.completion_window"),
         Option("continuation-id", NAME, "an id of your own that lets related responses of --background-mode go first",
@@ -845,7 +847,7 @@ OPTION_GROUPS = {
         Option("reasoning-effort", EFFORT, "reasoning effort of the text model", RESPONSES, sends="top",
                field="reasoning.effort"),
         Option("stream", FLAG, "receive events as they happen, and previews", sends="top",
-               env=("OPENAI_IMAGE_STREAM",), negative="no-stream", chat=True),
+               env=("OPENAI_IMAGE_STREAM",), negative="no-stream", chat=True, unbatched="True"),
         Option("partial-images", number(0, 3), "previews to ask for; needs --stream", sends="image",
                env=("OPENAI_IMAGE_PARTIAL_IMAGES",), needs="stream"),
         Option("safety-identifier", END_USER, "a stable, hashed id of your end user", sends="top", chat=True),
@@ -853,7 +855,8 @@ OPTION_GROUPS = {
                chat=True),
         Option("extra-json", OBJECT, "fields to add to the body or put in place of ours, unchecked",
                env=("OPENAI_IMAGE_EXTRA_JSON",)),
-        Option("cancel", FLAG, "cancel the background response", ("resume",)),
+        Option("cancel", FLAG, "cancel what runs at the server; of a batch, what is finished is still collected",
+               ("resume", "batch")),
     ),
     "Output": (
         Option("output", PATTERN, "file, folder, or pattern with {index} and {partial}", SAVES, also=("o",)),
@@ -873,7 +876,7 @@ OPTION_GROUPS = {
         Option("no-validate", FLAG, "turn refusals of our own checks into warnings"),
         Option("protocol", choice("openai_images", "openai_chat", strict=True),
                "openai_chat for gateways with chat only", IMAGES, env=("OPENAI_IMAGE_PROTOCOL",),
-               default="openai_images"),
+               default="openai_images", unbatched="openai_chat"),
         Option("base-url", URL, "where the API is, up to and with /v1", NET,
                env=("OPENAI_BASE_URL", "GPT_IMAGE2_BASE_URL"), default=OPENAI_URL, harmless=True),  # see check_pair
         Option("api-key", Kind(str.strip, "KEY"), "the key; the environment or a .env is the better place", NET,
@@ -898,6 +901,10 @@ OPTION_GROUPS = {
                default="generations"),
         Option("parallel", number(1, 64), "calls at once", ("batch",), default="8"),
         Option("ledger", TARGET, "where is noted what has become of each job; beside JOBS unless named", ("batch",)),
+        Option("engine", choice("calls", "batch-api", strict=True),
+               "single calls, or the vendor's Batch API: half the price, and up to a day", ("batch",), default="calls"),
+        Option("no-wait", FLAG, "end when the vendor has all jobs; the same command collects them later", ("batch",)),
+        Option("keep-files", FLAG, "leave what was uploaded for the Batch API at the server", ("batch",)),
         Option("max-cost", DOLLARS, "send nothing that could bring the cost above this", CALLS),
     ),
     "Config": (
@@ -970,6 +977,7 @@ class Model(NamedTuple):
     tokens: Mapping[str, int] = {}
     gone: str = ""
     instead: str = ""
+    batched: bool = True  # whether the vendor's batches take it
 
 
 BEFORE_26: Takes = {
@@ -984,7 +992,7 @@ TAKES_DALLE: Takes = {"quality": ("auto", "standard", "hd")}
 
 MODELS = (
     Model(r"gpt-image-2\.6-(sunburst|flare)(-\d{4}-\d\d-\d\d)?", TAKES_26, FREE_SIZES,
-          {"high": 48, "xhigh": 64, "max": 96}),
+          {"high": 48, "xhigh": 64, "max": 96}, batched=False),
     Model(r"gpt-image-2\.5-(sunburst|flare)(-\d{4}-\d\d-\d\d)?", TAKES_25, FREE_SIZES,
           {"low": 16, "medium": 24, "high": 48, "xhigh": 64, "max": 96}),
     Model(r"gpt-image-2(-\d{4}-\d\d-\d\d)?", TAKES_2, FREE_SIZES, {"low": 16, "medium": 48, "high": 96}),
@@ -1154,8 +1162,8 @@ def tokens_of(model: Model, size: str, quality: str) -> int:
     return math.ceil(factor * int(factor * short / long + 0.5) * (2_000_000 + long * short) / 4_000_000)
 
 
-def cost_of(facts: Json, route: str, model: str | None) -> Json | None:
-    """Returns the dollars of a call by its usage, or None where prices, such as of an svg's author, are not known."""
+def cost_of(facts: Json, route: str, model: str | None, share: float) -> Json | None:
+    """Returns the dollars of a call by its usage, at a share of the price; None where it is not known, as of an svg."""
     if route not in IMAGES or not model_row(model or "").tokens or facts.get("svg_usage"):
         return None
     try:
@@ -1167,7 +1175,7 @@ def cost_of(facts: Json, route: str, model: str | None) -> Json | None:
             counts[f"cached_{kind}"] = cached.get(f"{kind}_tokens", 0)
             counts[kind] = details.get(f"{kind}_tokens", 0) - counts[f"cached_{kind}"]
         complete = sum(counts.values()) == usage["input_tokens"] + usage["output_tokens"]
-        dollars = sum(counts[name] * PRICES[name] for name in counts) / 1e6
+        dollars = sum(counts[name] * PRICES[name] for name in counts) * share / 1e6
     except (ArithmeticError, AttributeError, LookupError, TypeError):
         return None
     return {"usd": round(dollars, 6), "prices_of": FACTS_OF} if complete else None
@@ -2501,6 +2509,17 @@ def check_metadata(checked: Checked) -> Problems:
         )
 
 
+def check_line(settings: Settings) -> Problems:
+    """Checks that a line of the vendor's Batch API can ask for what a job asks for."""
+    for name, row in options_of(settings.command).items():
+        if row.unbatched and re.fullmatch(row.unbatched, str(settings.get(name, ""))):
+            words = f"{settings.label(name)}: not possible with --engine batch-api"
+            yield Problem("engine-option", words, "leave it out, or use --engine calls", fatal=True)
+    if not model_row(settings.get("model")).batched:
+        hint = "use --engine calls or another model; --no-validate sends it all the same"
+        yield Problem("engine-model", f"{settings.label('model')}: the Batch API is said not to take it", hint)
+
+
 CHECKS = (
     check_base_url, check_prompt, check_model, check_values, check_size, check_format, check_output,
     check_needs, check_response, check_images, check_mask, check_form, check_metadata,
@@ -2795,13 +2814,12 @@ def part_head(row: Json) -> str:
     return f"{head}\r\n\r\n"
 
 
-def form_request(checked: Checked, tree: Json) -> tuple[Body, Rows]:
-    """Returns the multipart body of an edit and the rows a dry run shows of it."""
+def form_body(tree: Json, files: Iterable[tuple[Json, Part]]) -> tuple[Body, Rows]:
+    """Returns the multipart body of fields and files, and the rows a dry run shows of it."""
     boundary, parts = "gpt-image-" + os.urandom(12).hex(), []
     texts = [pair for name, value in tree.items() for pair in form_fields(name, value)]
-    texts += [("mask", "auto")] * any(given.kind == "auto" for given in checked.inputs)
     # The texts first, as the SDK sends them: who reads a form as a stream then knows what its files are for.
-    rows = [*(({"name": name, "value": text}, Part(text.encode())) for name, text in texts), *form_files(checked)]
+    rows = [*(({"name": name, "value": text}, Part(text.encode())) for name, text in texts), *files]
     for row, content in rows:
         parts += [Part(f"--{boundary}\r\n{part_head(row)}".encode()), content, Part(b"\r\n")]
     parts.append(Part(f"--{boundary}--\r\n".encode()))
@@ -2813,6 +2831,13 @@ def api_url(settings: Settings, path: str, query: str = "") -> str:
     base, _, own = settings.get("base-url").partition("?")
     queries = "&".join(filter(None, (query, own)))
     return str(base.rstrip("/") + path + (f"?{queries}" if queries else ""))
+
+
+def url_part(name: str) -> str:
+    """Returns an id as a part of a URL: it comes from the server, and `..` in it would lead elsewhere."""
+    from urllib.parse import quote
+
+    return quote(name, safe="", errors="replace").replace(".", "%2E")
 
 
 def api_headers(settings: Settings, body: Body | None) -> list[Header]:
@@ -2829,15 +2854,25 @@ def api_headers(settings: Settings, body: Body | None) -> list[Header]:
     return list({name.lower(): (name, value) for name, value in rows}.values())
 
 
+def json_tree(checked: Checked) -> Json:
+    """Returns the JSON of a call, with --extra-json merged in."""
+    builders = {"generations": images_tree, "edits": edit_tree, "responses": responses_tree}
+    build = chat_tree if checked.chat else builders[checked.command]
+    return merge(build(checked), checked.settings.get("extra-json", {}))
+
+
+def edit_form(checked: Checked) -> tuple[Body, Rows]:
+    """Returns the multipart body of an edit, and the rows a dry run shows of it."""
+    tree = merge(images_tree(checked), checked.settings.get("extra-json", {}))
+    auto = {"mask": "auto"} if any(given.kind == "auto" for given in checked.inputs) else {}
+    return form_body({**tree, **auto}, form_files(checked))
+
+
 def build_request(checked: Checked) -> Request:
-    """Returns the request of a call, with --extra-json merged in."""
-    settings = checked.settings
+    """Returns the request of a call."""
+    settings, path = checked.settings, CHAT_PATH if checked.chat else ROUTE[checked.command].path
     form = checked.command == "edits" and not checked.chat and not json_form_causes(checked)
-    builders = {"generations": images_tree, "edits": images_tree if form else edit_tree, "responses": responses_tree}
-    build, path = builders[checked.command], ROUTE[checked.command].path
-    build, path = (chat_tree, CHAT_PATH) if checked.chat else (build, path)
-    tree = merge(build(checked), settings.get("extra-json", {}))
-    body, rows = form_request(checked, tree) if form else (json_body(tree), None)
+    body, rows = edit_form(checked) if form else (json_body(json_tree(checked)), None)
     headers = api_headers(settings, body)
     return Request("POST", api_url(settings, path), headers, body, None if form else body.shown(), rows)
 
@@ -4427,6 +4462,7 @@ class Result(Tries):
         self.mask: str | None = None
         self.request: Json | None = None  # what was asked for
         self.summary: Json | None = None  # of a batch
+        self.share = 1.0  # of the usual price
         self.reported = False  # the command has printed its own result
 
     @property
@@ -4850,6 +4886,8 @@ class Call:
         try:
             os.makedirs(folder, exist_ok=True)
             known = self.there.find(folder, lifted) if self.offline else None
+            if not overwrite and sha256_of(true_name) == lifted.hash.hexdigest():  # an earlier run got so far
+                known = true_name
             path = known or temp_files.place(lifted.path, true_name, overwrite)
         except OSError as error:
             return unwritten(error)
@@ -4905,11 +4943,8 @@ class Call:
 
     def ask(self, query: str = "", cancel: bool = False) -> Reply:
         """Asks for a stored response, or cancels it."""
-        from urllib.parse import quote
-
-        # The id comes from the server, and `..` in it would lead elsewhere.
-        name = quote(str(self.result.facts["id"]), safe="", errors="replace").replace(".", "%2E")
-        url = api_url(self.settings, f"/responses/{name}" + "/cancel" * cancel, query)
+        path = f"/responses/{url_part(str(self.result.facts['id']))}" + "/cancel" * cancel
+        url = api_url(self.settings, path, query)
         request = Request("POST" if cancel else "GET", url, api_headers(self.settings, None))
         return exchange(self.context, self.settings, request)
 
@@ -5159,13 +5194,15 @@ def asked_for(checked: Checked) -> Json:
     return {"prompt": checked.prompt, **sent, "inputs": inputs}
 
 
-def make_call(context: Context, call: Prepared) -> None:
-    """Sends a call that has passed all checks and saves what comes of it."""
+def make_call(context: Context, call: Prepared, reply: Reply | None = None) -> None:
+    """Sends a call that has passed all checks, unless its reply is here already, and saves what comes of it."""
     settings, result = call.checked.settings, context.result
     write_beside(context, call)
     result.request = asked_for(call.checked)
+    if reply and reply.status >= 400:
+        raise judged(reply, call.request, free=False)[0]
     made = Call(context, settings, call.names)
-    failure = made.send(call.request)
+    failure = made.receive(reply) if reply else made.send(call.request)
     if result.route == "responses":
         failure = made.settle(failure)
     free = result.route == "responses" and settings.get("tool-choice") in ("auto", "none")  # to answer in words
@@ -5199,7 +5236,7 @@ def result_of(result: Result, failure: Outcome, warnings: list[str], seconds: fl
         "partial_images": result.partials, "unclaimed": result.unclaimed, "text": result.text,
         "response_id": response_id,
         "request_id": result.request_id, "usage": facts.get("usage"),
-        "cost": cost_of(facts, result.route, result.model),
+        "cost": cost_of(facts, result.route, result.model, result.share),
         "request": result.request, **told_in({**facts, **as_object(facts.get("settled"))}),
         "seconds": round(seconds, 1), "attempts": result.count, "saved_response": result.saved_response,
         "session_file": result.session_file, "warnings": warnings, "error": error,
@@ -5468,6 +5505,8 @@ class Ledger:
         self.file: BinaryFile | None = None
         self.entries: dict[str, Entry] = {}
         self.spent = 0.0  # dollars
+        self.uploads: dict[str, Json] = {}  # the lines on pictures that were uploaded, by their hash
+        self.batches: dict[str, Any] = {}  # the ids of the vendor's batches by those of their input files
 
     def read(self) -> None:
         """Reads what earlier runs have written; what is no whole line is read past."""
@@ -5487,6 +5526,10 @@ class Ledger:
             usd = usd if isinstance(usd, (int, float)) else 0.0
             self.spent += usd - before.open_usd
             self.entries[name] = Entry(str(row.get("fingerprint")), at, 0.0 if "result" in row else usd)
+        elif "sha256" in row:
+            self.uploads[str(row["sha256"])] = row
+        elif "batch" in row:
+            self.batches[str(row.get("file"))] = row["batch"]
 
     def row(self, entry: Entry) -> Json:
         """Returns the line of an entry."""
@@ -5506,12 +5549,20 @@ class Ledger:
                 write_all(self.file, b"\n")  # a line that was torn stays apart
 
     def write(self, plan: Plan, **facts: Any) -> None:
-        """Appends a line on a job, which is on disk when this returns."""
-        row = {"job": plan.id, "line": plan.line, "fingerprint": plan.fingerprint, **facts}
+        """Appends a line on a job."""
+        self.append([plan.told(**facts)])
+
+    def append(self, rows: Rows) -> None:
+        """Appends lines, which are on disk when this returns."""
         with self.lock:
             if self.file:
-                write_all(self.file, json.dumps(row).encode() + b"\n")
+                write_all(self.file, b"".join(json.dumps(row).encode() + b"\n" for row in rows))
                 os.fsync(self.file.fileno())
+
+    def remember(self, **row: Any) -> None:
+        """Appends a line on what the server has of the batch, and knows it from now on."""
+        self.append([row])
+        self._note(row, 0)
 
     def close(self) -> None:
         """Ends the run's hold on the ledger."""
@@ -5558,6 +5609,10 @@ class Plan(NamedTuple):
     usd: float  # at most, as far as it is known
     fingerprint: str
 
+    def told(self, **facts: Any) -> Json:
+        """Returns a line of the ledger."""
+        return {"job": self.id, "line": self.line, "fingerprint": self.fingerprint, **facts}
+
 
 TURNED_AWAY = next(row.codes for row in STATUSES if row.retry == "safe")
 HOPELESS = 3  # failures that will meet every job, one after the other, end a batch
@@ -5574,6 +5629,8 @@ def will_meet_all(error: Json) -> Any:
 
 class Batch:
     """One run of a file of jobs: all are checked, then as many at once as the pace allows are sent."""
+
+    share = 1.0  # of the usual price
 
     def __init__(self, context: Context, settings: Settings, typed: Json, path: str) -> None:
         self.context, self.settings = context, settings
@@ -5651,12 +5708,13 @@ class Batch:
         if state == "run":
             self.check_outputs(context, job, call, known)
         cost, settings = estimate(call.checked) or {"usd": 0.0}, call.checked.settings
+        usd = cost["usd"] * self.share
         if state == "run":
             self.first = self.first or shown_call(context, call)
             kind = (job.route, call.checked.model, settings.get("size"), settings.get("quality"))
             sums = self.kinds.setdefault(kind, [0, 0, 0.0])
-            self.kinds[kind] = [sums[0] + 1, sums[1] + call.names.expected, sums[2] + cost["usd"]]
-        return Plan(job.line, job.id, state, call.names.expected, cost["usd"], fingerprint)
+            self.kinds[kind] = [sums[0] + 1, sums[1] + call.names.expected, sums[2] + usd]
+        return Plan(job.line, job.id, state, call.names.expected, usd, fingerprint)
 
     def check_outputs(self, context: Context, job: Job, call: Prepared, known: Json) -> None:
         """Checks that what a job will write is free, but for what an earlier try of it has written, and its alone."""
@@ -5691,14 +5749,19 @@ class Batch:
 
     def one(self, index: int, job: Job) -> tuple[Json, float]:
         """Makes the call of one job, between two lines of the ledger; returns its result, and what it cost."""
-        context, clock = self.job_context(job.route), self.context.progress.clock
-        plan, started = self.plans[index], clock()
+        context, plan = self.job_context(job.route), self.plans[index]
 
         def make() -> None:
             call = self.prepared(context, job)
             self.ledger.write(plan, begun=self.time(), usd=plan.usd, outputs=call.outputs)
             make_call(context, call)
 
+        return self.finished(plan, context, make)
+
+    def finished(self, plan: Plan, context: Context, make: Callable[[], object]) -> tuple[Json, float]:
+        """Does what is to be done for a job, and notes what has become of it; returns its result, and what it cost."""
+        clock = self.context.progress.clock
+        started = clock()
         with context.temp_files:
             failure = ended(context, make)
         found = result_of(context.result, failure, context.console.warnings, clock() - started)
@@ -5798,11 +5861,11 @@ class Batch:
             words = f"{HOPELESS} jobs failed alike, one after the other: {error['message']}"
             self.ending = self.ending or Failure(LEFT, words, error["hint"], rule="jobs-alike")
 
-    def tell(self) -> None:
+    def tell(self, left: str = "") -> None:
         """Shows how far it is."""
         done, total = self.made + len(self.failures), sum(plan.state == "run" for plan in self.plans)
         seconds = self.context.progress.clock() - self.context.progress.started
-        left = f"about {max(seconds * (total - done) / max(done, 1) / 60, 1):.0f} min" if done else "…"
+        left = left or (f"about {max(seconds * (total - done) / max(done, 1) / 60, 1):.0f} min" if done else "…")
         self.context.progress.phase(
             "batch", done=done, total=total, running=len(self.running), failed=len(self.failures),
             usd=round(self.ledger.spent, 2), left=left,
@@ -5833,7 +5896,8 @@ class Batch:
         failures += [self.failures[index] for index in sorted(self.failures)]
         jobs = {
             "total": len(states), "made": self.made, "made_before": states.count("done"), "failed": len(self.failures),
-            "unclear": len(unclear), "not_started": states.count("run") - self.made - len(self.failures),
+            "unclear": len(unclear), "under_way": len(self.running),
+            "not_started": states.count("run") - self.made - len(self.failures) - len(self.running),
         }  # fmt: skip
         return {
             "jobs": jobs, "pictures": self.pictures,
@@ -5848,7 +5912,8 @@ class Batch:
         left = jobs["total"] - jobs["made"] - jobs["made_before"]
         if not left:
             return
-        reasons = {"failed": "failed", "unclear": "may have been billed", "not_started": "not started"}
+        reasons = {"failed": "failed", "unclear": "may have been billed", "under_way": "under way",
+                   "not_started": "not started"}  # fmt: skip
         parts = [f"{jobs[name]} {words}" for name, words in reasons.items() if jobs[name]]
         hint = "run the same command again: it goes on where it was"
         failure = self.ending or Failure(LEFT, "", hint, rule="jobs-left")
@@ -5858,6 +5923,426 @@ class Batch:
         failure.message = f"{failure.message}; {words}".lstrip("; ")
         failure.details["may_be_billed"] = any(row["may_be_billed"] for row in found["failures"])
         raise failure
+
+
+# The vendor's Batch API: jobs go there in files of lines, and their results come back in files, hours later.
+V1 = "/v1"  # of the routes within a batch, whatever the base URL is
+MOST_LINES, MOST_IN_FILE = 50_000, 200_000_000  # of a batch: requests, bytes
+MOST_RESULTS = 100_000_000  # bytes; larger downloads are known to be cut
+RESULT_SIZE = 1.6  # bytes of a result for each pixel, in base64
+USUAL_PIXELS = 1536 * 1024  # where the size is the server's to choose
+FILE_LIFE = 30 * 86_400  # seconds until the server removes what we could not
+BATCH_LIFE = 2 * 86_400  # seconds that an input has to be there from when it is named
+BATCH_ENDED = ("completed", "expired", "cancelled")
+LOOK_FIRST, LOOK_MOST = 15.0, 300.0  # seconds from one look at the batches to the next
+MOST_SILENT = 20  # looks, one after the other, that the network may fail
+EXPIRED = "batch_expired"
+WAITS_ITS_TURN = "token_limit_exceeded"
+
+
+def line_name(name: str) -> str:
+    """Returns what a job is called within a batch: its id, or a hash of one that is long."""
+    import hashlib
+
+    return name if len(name) <= 64 else hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def told_by(text: bytes, key: bytes) -> Any:
+    """Returns the text or the number under a key of a line that may be cut or hold a picture; None if it has none."""
+    found = re.search(rb'"%s"\s*:\s*("(?:[^"\\]|\\.)*"|\d+)' % key, text)
+    return parse_json(found[1]) if found else None
+
+
+class LineMaker(JobMaker):
+    """Makes the settings of jobs that go into the vendor's batches."""
+
+    def settings(self, job: Job) -> Settings:
+        """Returns the settings of a job, with a problem for each that a batch cannot have."""
+        settings = super().settings(job)
+        return settings._replace(problems=[*settings.problems, *check_line(settings)])
+
+
+class Packet:
+    """Jobs of one route and model on their way into the input file of a batch."""
+
+    def __init__(self, file: BinaryFile) -> None:
+        self.file, self.size, self.results = file, 0, 0.0
+        self.lines: Rows = []  # of the ledger
+        self.jobs: dict[str, int] = {}  # the place of each by its name
+
+    def has_room(self, size: int, results: float) -> bool:
+        """Tells whether a line of a size fits in, and its results."""
+        fits = self.size + size <= MOST_IN_FILE and self.results + results <= MOST_RESULTS
+        return fits and len(self.jobs) < MOST_LINES
+
+
+class ApiBatch(Batch):
+    """One run of a file of jobs by the vendor's Batch API.
+
+    Each job is noted in the ledger with its input file before the batch of that file is made, and the batch as soon as
+    its id is known; so another run, also on another machine, goes on from there and makes no batch twice.
+    """
+
+    share = 0.5
+
+    def __init__(self, context: Context, settings: Settings, typed: Json, path: str) -> None:
+        super().__init__(context, settings, typed, path)
+        self.maker = LineMaker(context, typed, self.jobs)
+        self.pace = Pace(MOST_LINES**2, context.progress.clock)
+        self.net = self.job_context("batch")._replace(sleep=context.sleep, hold=context.hold)
+        self.copy = context.temp_files.create(spare_folder())  # of the jobs, to have each by its place
+        self.ends = [0]
+        self.open: dict[tuple[str, str], Packet] = {}  # by route and model
+        self.sent: dict[str, dict[str, int]] = {}  # by input file: the place of each job by its name
+        self.tried: set[str] = set()  # the input files whose batch may have been made
+        self.dry, self.uploads, self.packets = settings.get("dry-run"), 0, 0
+
+    # Check: as for single calls; but a job that is under way is waited for
+
+    def plan(self, context: Context, job: Job) -> Plan:
+        """Checks one job, and keeps it by its place."""
+        write_all(self.copy, json.dumps(job).encode())
+        self.ends.append(self.copy.tell())
+        return super().plan(context, job)
+
+    def job(self, index: int) -> Job:
+        """Returns a job by its place."""
+        start, end = self.ends[index : index + 2]
+        self.copy.seek(start)
+        return Job(*json.loads(self.copy.read(end - start)))
+
+    def state(self, job: Job, fingerprint: str, call: Prepared, known: Json) -> str:
+        """Returns what is to be done about a job: one that is under way will come to an end in this run."""
+        if "file" not in known or "result" in known:
+            return super().state(job, fingerprint, call, known)
+        self.sent.setdefault(str(known["file"]), {})[line_name(job.id)] = len(self.plans)
+        self.ledger.spent -= self.ledger.entries[job.id].open_usd
+        return "run"
+
+    def shown(self) -> Json:
+        """Returns what a dry run shows: how many batches there will be, how many uploads, and the first line."""
+        self.first = None
+        self.send(self.unsent())
+        under_way = sum(map(len, self.sent.values()))
+        more = {"engine": "batch-api", "batches": self.packets, "uploads": self.uploads, "under_way": under_way}
+        return {**super().shown(), **more}
+
+    # Send: jobs -> lines -> an input file -> a batch
+
+    def unsent(self) -> list[int]:
+        """Returns the places of the jobs that are to be sent."""
+        sent = {index for jobs in self.sent.values() for index in jobs.values()}
+        return [index for index, plan in enumerate(self.plans) if plan.state == "run" and index not in sent]
+
+    def ask(self, method: str, path: str, body: Body | None = None, query: str = "") -> Json:
+        """Asks the server, and returns its short answer; to create is left to be tried again by who knows how."""
+        settings = self.settings.changed("max-retries", 0, DEFAULT) if path == "/batches" and body else self.settings
+        request = Request(method, api_url(settings, path, query), api_headers(settings, body), body)
+        return as_object(parse_json(read_body(exchange(self.net, settings, request))))
+
+    def upload(self, purpose: str, path: str, name: str, media_type: str) -> str:
+        """Uploads a file, and returns its id."""
+        life = {"anchor": "created_at", "seconds": FILE_LIFE}
+        row = {"name": "file", "filename": name, "content_type": media_type, "path": path}
+        part = Part(path=path, size=os.path.getsize(path))
+        found = self.ask("POST", "/files", form_body({"purpose": purpose, "expires_after": life}, [(row, part)])[0])
+        if not isinstance(found.get("id"), str):
+            raise Failure(UNREADABLE, "the server does not say the id of an upload", "does it have the Batch API?")
+        return str(found["id"])
+
+    def uploaded(self, given: InputPicture) -> InputPicture:
+        """Returns an input picture as a line names it; a file is uploaded once, whatever its names are."""
+        if given.kind != "file":
+            return given
+        key = sha256_of(given.text) or given.text  # a dry run writes no mask
+        row, now = self.ledger.uploads.get(key, {}), self.context.now()
+        if not row.get("file") or row["at"] + FILE_LIFE < now + BATCH_LIFE:
+            name = f"{key[:16]}{suffix_of(given.picture.format if given.picture else '')}"
+            file = key if self.dry else self.upload("vision", given.text, name, content_type(given))
+            self.uploads += 1
+            self.ledger.remember(sha256=key, file=file, at=now)
+        return given._replace(kind="file_id", text=self.ledger.uploads[key]["file"])
+
+    def send(self, left: list[int]) -> list[int]:
+        """Hands jobs over, each batch at the latest at the end; returns those that the money does not last for."""
+        for count, index in enumerate(left):
+            if not self.may_start(index):
+                left = left[count:]
+                break
+            self.running[index] = self.plans[index].usd
+            self.pack(index)
+        else:
+            left = []
+        while self.open:
+            self.post(self.open.popitem()[1])
+        return left
+
+    def pack(self, index: int) -> None:
+        """Writes the line of a job into an input file that has room for it."""
+        job, plan, context = self.job(index), self.plans[index], self.job_context(self.job(index).route)
+        with context.temp_files:
+            call = self.prepared(context, job)
+            if not self.dry:
+                write_beside(context, call)
+            checked = call.checked
+            checked.inputs = list(map(self.uploaded, checked.inputs))
+        name, url = line_name(job.id), V1 + ROUTE[job.route].path
+        body = json_body({"custom_id": name, "method": "POST", "url": url, "body": json_tree(checked)})
+        self.first = self.first or body.shown()
+        size, kind = body.length + 1, (job.route, checked.top_model)
+        sides = re.fullmatch(r"(\d+)x(\d+)", checked.settings.get("size", ""))
+        results = plan.pictures * RESULT_SIZE * (int(sides[1]) * int(sides[2]) if sides else USUAL_PIXELS)
+        if kind in self.open and not self.open[kind].has_room(size, results):
+            self.post(self.open.pop(kind))
+        packet = self.open.get(kind) or Packet(self.context.temp_files.create(spare_folder()))
+        self.open[kind], packet.jobs[name] = packet, index
+        packet.size, packet.results = packet.size + size, packet.results + results
+        packet.lines.append(plan.told(begun=self.time(), usd=plan.usd, outputs=call.outputs))
+        for block in (*body, b"\n"):
+            write_all(packet.file, block)
+
+    def post(self, packet: Packet) -> None:
+        """Uploads an input file, and notes its jobs as under way."""
+        packet.file.close()
+        self.packets += 1
+        if not self.dry:
+            file = self.upload("batch", packet.file.name, "jobs.jsonl", "application/jsonl")
+            self.ledger.append([{**line, "file": file} for line in packet.lines])
+            self.sent[file] = packet.jobs
+        self.context.temp_files.remove(packet.file.name)
+
+    def create(self, file: str) -> None:
+        """Makes the batch of an input file, once: if an earlier try may have made it, it is looked for first."""
+        batch = self.found(file) if file in self.tried else None
+        if not batch and (self.over() or self.settings.get("cancel")):
+            for index in self.sent.pop(file).values():
+                del self.running[index]
+            return
+        self.tried.add(file)
+        if not batch:
+            endpoint = V1 + ROUTE[self.job(next(iter(self.sent[file].values()))).route].path
+            body = json_body({"input_file_id": file, "endpoint": endpoint, "completion_window": "24h"})
+            try:
+                batch = self.ask("POST", "/batches", body).get("id")
+            except Failure as failure:
+                self.refused(file, failure, {})
+        if isinstance(batch, str):
+            self.ledger.remember(file=file, batch=batch)
+
+    def found(self, file: str) -> Any:
+        """Returns the id of the batch of an input file, from the list of all; None if there is none that may run."""
+        after = ""
+        while True:
+            page = self.ask("GET", "/batches", query="limit=100" + after)
+            if not isinstance(page.get("data"), list):
+                raise Failure(UNREADABLE, "the server does not list its batches", "one may have been made, or not")
+            rows = [row for row in objects_in(page["data"]) if row.get("id")]
+            for row in rows:
+                if row.get("input_file_id") == file and row.get("status") != "failed":
+                    return row["id"]
+            before, after = after, f"&after={url_part(str(rows[-1]['id']))}" if rows else ""
+            if not page.get("has_more") or after == before:
+                return None
+
+    def refused(self, file: str, failure: Failure, own: Mapping[Any, Failure]) -> None:
+        """Notes why a batch does not run: it waits for its turn, there is no money, or its jobs have failed."""
+        code = failure.details.get("code")
+        if failure.exit == NETWORK:
+            raise failure
+        if code in MONEY:
+            self.ending = failure
+        elif code != WAITS_ITS_TURN and failure.details.get("status") not in TURNED_AWAY:
+            for number, index in enumerate(self.sent.pop(file).values(), 1):
+                self.fail(index, own.get(number, failure))
+                self.turned_away += [index] if own and number not in own else []
+            self.remove(file)
+
+    # Wait: until all batches have ended
+
+    def run(self) -> None:
+        """Sends what is to be sent, waits for it, and sends again what was turned away, as long as it gets less."""
+        hint = "run the same command again, here or wherever the ledger is: it goes on where it was"
+        left, self.tried = [] if self.settings.get("cancel") else self.unsent(), set(self.sent)
+        for jobs in self.sent.values():
+            self.running.update((index, self.plans[index].usd) for index in jobs.values())
+        try:
+            while (left or self.sent) and not self.over():
+                self.turned_away, count = [], len(left) + len(self.running)
+                left = self.send(left)
+                self.wait()
+                left = sorted({*left, *(self.turned_away if len(self.turned_away) < count else [])})
+                if self.sent:
+                    self.ending = Failure(RUNNING, f"the vendor has {plural(len(self.running), 'job')}", hint)
+            self.remove_uploads()
+        except KeyboardInterrupt:
+            self.ending = Failure(INTERRUPTED, "interrupted while waiting", hint)
+        except Failure as failure:
+            self.ending = failure
+        sent = {index for jobs in self.sent.values() for index in jobs.values()}
+        self.running = {index: usd for index, usd in self.running.items() if index in sent}
+
+    def wait(self) -> None:
+        """Looks at all batches until each has ended; with --no-wait, once."""
+        pause, silent = LOOK_FIRST, 0
+        while self.sent:
+            for file in list(self.sent):
+                try:
+                    self.look(file)
+                    silent = 0
+                except Failure as failure:
+                    silent += 1
+                    if failure.exit != NETWORK or silent > MOST_SILENT:
+                        raise
+            if not self.sent or self.settings.get("no-wait"):
+                return
+            self.context.sleep(pause)
+            pause = min(pause * POLL_GROWTH, LOOK_MOST)
+
+    def look(self, file: str) -> None:
+        """Makes a batch that is not made, and collects one that has ended."""
+        batch = self.ledger.batches.get(file)
+        if not batch:
+            self.create(file)
+            return
+        path = f"/batches/{url_part(str(batch))}"
+        found = self.ask("GET", path)
+        status, counts = str(found.get("status")), as_object(found.get("request_counts"))
+        answered = number_of(counts.get("completed")) + number_of(counts.get("failed"))
+        self.tell(f"{batch}: {status}, {answered} of {number_of(counts.get('total'))}")
+        if status == "failed":
+            self.ledger.remember(file=file, batch=None)
+            rows = objects_in(as_object(found.get("errors")).get("data")) or [{"message": "the batch failed"}]
+            failures = [(row.get("line"), refusal_of(self.said(row))) for row in rows]
+            self.refused(file, failures[0][1], {line: failure for line, failure in failures if line})
+        elif status in BATCH_ENDED:
+            self.collect(file, found, answered)
+        elif self.settings.get("cancel") and status != "cancelling":
+            self.ask("POST", f"{path}/cancel")
+
+    def said(self, error: Json) -> Json:
+        """Returns an error of the server with its words fit to be shown."""
+        return {**error, "message": self.context.console.said(str(error.get("message")), MOST_SAID)}
+
+    # Collect: files of lines -> pictures and results
+
+    def collect(self, file: str, found: Json, answered: int) -> None:
+        """Takes the results of a batch that has ended, and notes of each job that they lack why."""
+        status, jobs = found["status"], self.sent[file]
+        names = [str(found[key]) for key in ("output_file_id", "error_file_id") if found.get(key)]
+        seen: set[Any] = set()
+        before = -1
+        while before < 0 or before < len(seen) < answered:  # a download without a length may have been cut unseen
+            before = len(seen)
+            for name in names:
+                self.download(name, functools.partial(self.take, jobs, seen))
+        billed = status == "completed" or len(seen) < answered
+        lacking = [index for index in jobs.values() if index in self.running]
+        for index in lacking:
+            words = f"the batch is {status}, and its results lack this job"
+            self.fail(index, Failure(UNREADABLE, words, rule="batch-lacks", may_be_billed=billed))
+        strange = seen - jobs.keys() - {line_name(plan.id) for plan in self.plans if plan.state == "done"}
+        if strange:
+            words = f"{plural(len(strange), 'line')} of results are of no job that was sent"
+            self.context.console.warn(f"{words}: {', '.join(names)} stay at the server")
+        del self.sent[file]
+        self.remove(file, *([] if strange or lacking and billed else names))
+
+    def download(self, name: str, take: Callable[[BinaryFile], None]) -> None:
+        """Reads a file of lines, each to a file of ours; one that is cut goes on where it was, if the server can."""
+        url, etag, had, most = api_url(self.settings, f"/files/{url_part(name)}/content"), "", 0, -1
+        headers = [*api_headers(self.settings, None), ("Accept", "*/*")]
+        with self.net.temp_files, self.net.temp_files.create(spare_folder()) as line:
+            while most < had or not had:
+                known: list[Header] = [("Range", f"bytes={had}-"), ("If-Range", etag)] if etag else []
+                try:
+                    reply = exchange(self.net, self.settings, Request("GET", url, headers + known))
+                except Failure as failure:
+                    if failure.details.get("status") != 404:
+                        raise
+                    self.context.console.warn(f"the results are gone: {failure.message}")
+                    return
+                had, most = had if reply.status == 206 else 0, max(had, most)
+                line.truncate(line.seek(0, os.SEEK_END if had else os.SEEK_SET))
+                had += self.read_lines(reply, line, take)
+                if not reply.fault:
+                    line.seek(max(line.seek(0, os.SEEK_END) - 4, 0))
+                    if line.read().rstrip().endswith(b"}"):  # the last line may lack its end
+                        take(line)
+                    return
+                etag = reply.headers.get("etag", "") if reply.headers.get("accept-ranges") == "bytes" else ""
+                etag = etag if etag.startswith('"') and "content-encoding" not in reply.headers else ""
+            raise Failure(NETWORK, "the download of the results is cut again and again", "try again later")
+
+    def read_lines(self, reply: Reply, line: BinaryFile, take: Callable[[BinaryFile], None]) -> int:
+        """Reads a reply to its end, line by line; returns the number of bytes."""
+        reply.stop, size = self.net.stop, 0
+        for chunk in unpacked(reply):
+            size += len(chunk)
+            *ended, rest = chunk.split(b"\n")
+            for piece in ended:
+                write_all(line, piece)
+                take(line)
+                line.truncate(line.seek(0))
+            write_all(line, rest)
+        reply.close()
+        if reply.stop.requested:
+            raise KeyboardInterrupt
+        return size
+
+    def take(self, jobs: Mapping[Any, int], seen: set[Any], line: BinaryFile) -> None:
+        """Takes a line of results: the picture of its job goes to its place, and what became of it into the ledger."""
+        ends = b""
+        for at in sorted({0, max(line.seek(0, os.SEEK_END) - BLOCK, 0)}):  # the picture lies between
+            line.seek(at)
+            ends += line.read(BLOCK)
+        if not ends.strip():
+            return
+        name, status = told_by(ends, b"custom_id"), number_of(told_by(ends, b"status_code"))
+        seen.add(name)
+        index = jobs.get(name, -1)
+        if index not in self.running:
+            return
+        job = self.job(index)
+        context, reply = self.job_context(job.route)._replace(stop=Stop()), Reply(200, {}, blocks_of(line))
+        context.result.share, context.result.billed = self.share, 200 <= status < 300
+        context.result.request_id = told_by(ends, b"request_id")
+        if status >= 400:
+            response = as_object(as_object(parse_json(read_body(reply))).get("response"))
+            reply = Reply(status, {}, [json.dumps(response.get("body")).encode()])
+        with context.temp_files:
+            call = self.prepared(context, job)  # if that fails by now, the results are left where they are
+            found = self.end(index, context, lambda: make_call(context, call, reply))
+        if as_object(found["error"]).get("code") == EXPIRED:
+            self.turned_away.append(index)
+
+    def end(self, index: int, context: Context, make: Callable[[], object]) -> Json:
+        """Does what is to be done for a job that has ended, and returns its result."""
+        found, usd = self.finished(self.plans[index], context, make)
+        self.settle(index, found, usd)
+        return found
+
+    def fail(self, index: int, failure: Failure) -> None:
+        """Notes that a job has failed for a reason that stands in no line of its own."""
+
+        def make() -> None:
+            raise failure
+
+        self.end(index, self.job_context(self.job(index).route), make)
+
+    def remove(self, *files: str) -> None:
+        """Removes files from the server, unless they are to be kept."""
+        for name in files if not self.settings.get("keep-files") else ():
+            try:
+                self.ask("DELETE", f"/files/{url_part(name)}")
+            except Failure as failure:
+                self.context.console.warn(f"{name} is not removed from the server: {failure.message}")
+
+    def remove_uploads(self) -> None:
+        """Removes the input pictures from the server once no batch needs them."""
+        for row in self.ledger.uploads.values() if not (self.sent or self.settings.get("keep-files")) else ():
+            if row.get("file"):
+                self.remove(str(row["file"]))
+                self.ledger.append([{**row, "file": None}])
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -6037,7 +6522,8 @@ def batch(context: Context, settings: Settings, target: str | None) -> None:
     if not target:
         raise Failure(USAGE, "there is no file of jobs", "name a .jsonl, .csv or .txt file, or -", rule="jobs-file")
     enforce(settings_problems(settings), False, context.console)
-    made = Batch(context, settings, settings.typed, target)
+    engine = ApiBatch if settings.get("engine") == "batch-api" or settings.get("cancel") else Batch
+    made = engine(context, settings, settings.typed, target)
     dry = bool(settings.get("dry-run"))
     try:
         if not dry:
