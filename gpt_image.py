@@ -738,7 +738,7 @@ class Option(NamedTuple):
     chat: bool = False  # chat carries it too
     needs: str = ""  # the flag that it goes with: switched off on the command line, it takes this with it
     harmless: bool = False  # changes nothing that is sent, nor what it costs, so that any folder's .env may set it
-    unbatched: str = ""  # pattern of the values that no line of the vendor's batches can ask for
+    unbatched: str = ""  # pattern of the values that the vendor's batches do not take
     group: str = ""
 
     @property
@@ -761,7 +761,7 @@ OPTION_GROUPS = {
     ),
     "Picture": (
         Option("model", NAME, "image model", IMAGES, sends="top", env=("OPENAI_IMAGE_MODEL",), default="gpt-image-2",
-               chat=True),
+               chat=True, unbatched=r"gpt-image-2\.6-.*"),  # by word of third parties
         Option("model", NAME, "text model that calls the image tool", RESPONSES, sends="top",
                env=("OPENAI_RESPONSES_MODEL",), default="gpt-5.4"),
         Option("tool-model", NAME, "image model of the tool; left out, the server chooses", RESPONSES, sends="image",
@@ -977,7 +977,6 @@ class Model(NamedTuple):
     tokens: Mapping[str, int] = {}
     gone: str = ""
     instead: str = ""
-    batched: bool = True  # whether the vendor's batches take it
 
 
 BEFORE_26: Takes = {
@@ -992,7 +991,7 @@ TAKES_DALLE: Takes = {"quality": ("auto", "standard", "hd")}
 
 MODELS = (
     Model(r"gpt-image-2\.6-(sunburst|flare)(-\d{4}-\d\d-\d\d)?", TAKES_26, FREE_SIZES,
-          {"high": 48, "xhigh": 64, "max": 96}, batched=False),
+          {"high": 48, "xhigh": 64, "max": 96}),
     Model(r"gpt-image-2\.5-(sunburst|flare)(-\d{4}-\d\d-\d\d)?", TAKES_25, FREE_SIZES,
           {"low": 16, "medium": 24, "high": 48, "xhigh": 64, "max": 96}),
     Model(r"gpt-image-2(-\d{4}-\d\d-\d\d)?", TAKES_2, FREE_SIZES, {"low": 16, "medium": 48, "high": 96}),
@@ -2510,14 +2509,11 @@ def check_metadata(checked: Checked) -> Problems:
 
 
 def check_line(settings: Settings) -> Problems:
-    """Checks that a line of the vendor's Batch API can ask for what a job asks for."""
+    """Checks that a line of the vendor's batches can ask for what a job asks for."""
     for name, row in options_of(settings.command).items():
         if row.unbatched and re.fullmatch(row.unbatched, str(settings.get(name, ""))):
-            words = f"{settings.label(name)}: not possible with --engine batch-api"
-            yield Problem("engine-option", words, "leave it out, or use --engine calls", fatal=True)
-    if not model_row(settings.get("model")).batched:
-        hint = "use --engine calls or another model; --no-validate sends it all the same"
-        yield Problem("engine-model", f"{settings.label('model')}: the Batch API is said not to take it", hint)
+            words, hint = "the Batch API does not take it", "change it, or use --engine calls"
+            yield Problem("engine-batch", f"{settings.label(name)}: {words}", hint, fatal=not row.sends)
 
 
 CHECKS = (
@@ -3006,6 +3002,7 @@ class Reply:
         self.status, self.headers, self.reason = status, headers, reason
         self.chunks: Blocks = iter(chunks)
         self.fault: Fault | None = None
+        self.lifter: Any = None  # what has taken its pictures out, if they are out
         self.over, self.stop = False, Stop()  # whether nothing more is to be read, by the reply's word or the user's
         self.keep: Callable[[bytes], None] = lambda chunk: None
         self.close: Callable[[], None] = lambda: None
@@ -3564,7 +3561,7 @@ def write_all(file: BinaryFile, data: bytes) -> None:
         view = view[file.write(view) :]
 
 
-def rename_free(source: str, target: str) -> bool:
+def rename_free(source: str, target: str, replace: Callable[[str, str], None] = os.replace) -> bool:
     """Renames a file to a name that must be free; False if it is taken, even if it was taken this instant."""
     try:
         if os.name == "nt":
@@ -3573,13 +3570,13 @@ def rename_free(source: str, target: str) -> bool:
         os.link(source, target)
     except FileExistsError:
         return False
-    except OSError:  # a file system without hard links
+    except OSError:  # a file system without hard links, or another one
         try:
             os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
         except FileExistsError:
             return False
         try:
-            os.replace(source, target)
+            replace(source, target)
         except OSError:
             os.unlink(target)  # the empty file that held the name
             raise
@@ -3681,7 +3678,7 @@ class TempFiles:
         elif replace:
             self.replace(source, os.path.realpath(target))
         else:
-            while not rename_free(source, path if number == 1 else f"{stem}-{number}{suffix}"):
+            while not rename_free(source, path if number == 1 else f"{stem}-{number}{suffix}", self.replace):
                 number += 1
             self.tried[target] = number
             path = target if number == 1 else f"{stem}-{number}{suffix}"
@@ -4552,7 +4549,7 @@ class Call:
     def begin(self, reply: Reply) -> None:
         """Makes ready for the first reply, or for another one that goes on with the same pictures."""
         self.reply, self.cut, self.understood = reply, False, False
-        self.lifter = Lifter(self.new_picture)
+        self.lifter = reply.lifter or Lifter(self.new_picture)
         self.chat = Speech(Lifter(self.new_picture), [])
         self.answer = Speech(Lifter(self.new_picture), self.result.deltas)
         self.spoilt: list[Lifted] = []  # pictures that could not be read to their end
@@ -4587,7 +4584,7 @@ class Call:
     def receive(self, reply: Reply) -> Outcome:
         """Reads a reply to its end and saves each picture as it is complete; returns how it failed."""
         self.begin(reply)
-        kept = KeptReply(self.folders)
+        kept = KeptReply([] if reply.lifter else self.folders)  # without its pictures it is of no use
         reply.keep, reply.stop = kept.write, self.stop
         failure = self._safely(documents_of(unpacked(reply), self.lifter))
         while (failure or reply.fault) and reply.read():  # so that at least the reply is kept
@@ -5199,8 +5196,6 @@ def make_call(context: Context, call: Prepared, reply: Reply | None = None) -> N
     settings, result = call.checked.settings, context.result
     write_beside(context, call)
     result.request = asked_for(call.checked)
-    if reply and reply.status >= 400:
-        raise judged(reply, call.request, free=False)[0]
     made = Call(context, settings, call.names)
     failure = made.receive(reply) if reply else made.send(call.request)
     if result.route == "responses":
@@ -5419,6 +5414,7 @@ class JobMaker:
         self.context, self.jobs = context, jobs
         self.shared = {name: given for name, given in typed.items() if given is not None}
         self.words = {route: words_of(route) for route in ALL}
+        self.checks: tuple[Callable[[Settings], Problems], ...] = ()
         stem = "batch" if jobs.path == "-" else os.path.splitext(jobs.path)[0]
         self.folder = os.path.join(stem, "")
 
@@ -5464,7 +5460,8 @@ class JobMaker:
             else:
                 typed[name] = [(text, source) for text in texts] or None
         settings = resolve(job.route, typed, self.context.environ, self.context.dotenv)
-        return settings._replace(problems=[*problems, *settings.problems])
+        more = [found for check in self.checks for found in check(settings)]
+        return settings._replace(problems=[*problems, *settings.problems, *more])
 
 
 class Entry(NamedTuple):
@@ -5505,8 +5502,7 @@ class Ledger:
         self.file: BinaryFile | None = None
         self.entries: dict[str, Entry] = {}
         self.spent = 0.0  # dollars
-        self.uploads: dict[str, Json] = {}  # the lines on pictures that were uploaded, by their hash
-        self.batches: dict[str, Any] = {}  # the ids of the vendor's batches by those of their input files
+        self.known: dict[str, Any] = {}  # ids of the server: of a file by its hash, and of a batch by its input file
 
     def read(self) -> None:
         """Reads what earlier runs have written; what is no whole line is read past."""
@@ -5526,10 +5522,8 @@ class Ledger:
             usd = usd if isinstance(usd, (int, float)) else 0.0
             self.spent += usd - before.open_usd
             self.entries[name] = Entry(str(row.get("fingerprint")), at, 0.0 if "result" in row else usd)
-        elif "sha256" in row:
-            self.uploads[str(row["sha256"])] = row
-        elif "batch" in row:
-            self.batches[str(row.get("file"))] = row["batch"]
+        elif "of" in row:
+            self.known[str(row["of"])] = row.get("id")
 
     def row(self, entry: Entry) -> Json:
         """Returns the line of an entry."""
@@ -5559,10 +5553,10 @@ class Ledger:
                 write_all(self.file, b"".join(json.dumps(row).encode() + b"\n" for row in rows))
                 os.fsync(self.file.fileno())
 
-    def remember(self, **row: Any) -> None:
-        """Appends a line on what the server has of the batch, and knows it from now on."""
-        self.append([row])
-        self._note(row, 0)
+    def remember(self, thing: str, name: str | None) -> None:
+        """Notes the server's id of something; none if it is there no more."""
+        self.known[thing] = name
+        self.append([{"of": thing, "id": name}])
 
     def close(self) -> None:
         """Ends the run's hold on the ledger."""
@@ -5600,7 +5594,10 @@ def fingerprint_of(request: Request, extra: bytes) -> str:
 
 
 class Plan(NamedTuple):
-    """What is to be done about a job: "run" it, or nothing, since it is "done", or "unclear" as it may be billed."""
+    """What is to be done about a job: "run" it, or nothing, since it is "done", or "unclear" as it may be billed.
+
+    With the vendor's Batch API it may be "under_way", and is waited for.
+    """
 
     line: int
     id: str
@@ -5749,22 +5746,21 @@ class Batch:
 
     def one(self, index: int, job: Job) -> tuple[Json, float]:
         """Makes the call of one job, between two lines of the ledger; returns its result, and what it cost."""
-        context, plan = self.job_context(job.route), self.plans[index]
+        context, clock = self.job_context(job.route), self.context.progress.clock
+        plan, started = self.plans[index], clock()
 
         def make() -> None:
             call = self.prepared(context, job)
             self.ledger.write(plan, begun=self.time(), usd=plan.usd, outputs=call.outputs)
             make_call(context, call)
 
-        return self.finished(plan, context, make)
-
-    def finished(self, plan: Plan, context: Context, make: Callable[[], object]) -> tuple[Json, float]:
-        """Does what is to be done for a job, and notes what has become of it; returns its result, and what it cost."""
-        clock = self.context.progress.clock
-        started = clock()
         with context.temp_files:
             failure = ended(context, make)
-        found = result_of(context.result, failure, context.console.warnings, clock() - started)
+        return self.noted(plan, context, failure, clock() - started)
+
+    def noted(self, plan: Plan, context: Context, failure: Outcome, seconds: float = 0.0) -> tuple[Json, float]:
+        """Notes what has become of a job; returns its result, and what it cost."""
+        found = result_of(context.result, failure, context.console.warnings, seconds)
         billed = failure is None or context.result.may_be_billed
         usd = as_object(found["cost"]).get("usd", plan.usd if billed else 0.0)
         self.ledger.write(plan, ended=self.time(), usd=usd, result=found)
@@ -5863,7 +5859,7 @@ class Batch:
 
     def tell(self, left: str = "") -> None:
         """Shows how far it is."""
-        done, total = self.made + len(self.failures), sum(plan.state == "run" for plan in self.plans)
+        done, total = self.made + len(self.failures), sum(plan.state in ("run", "under_way") for plan in self.plans)
         seconds = self.context.progress.clock() - self.context.progress.started
         left = left or (f"about {max(seconds * (total - done) / max(done, 1) / 60, 1):.0f} min" if done else "…")
         self.context.progress.phase(
@@ -5880,7 +5876,7 @@ class Batch:
         usd = sum(sums[2] for sums in self.kinds.values())
         return {
             "dry_run": True, "route": "batch",
-            "jobs": {state: states.count(state) for state in ("run", "done", "unclear")},
+            "jobs": {state: states.count(state) for state in ("run", "under_way", "done", "unclear")},
             "pictures": sum(sums[1] for sums in self.kinds.values()),
             "by": [dict(zip(columns, (*kind, *sums))) for kind, sums in self.kinds.items()],
             "estimate": {"usd": round(usd, 4), "prices_of": FACTS_OF} if usd else None,
@@ -5891,13 +5887,14 @@ class Batch:
         """Returns what is reported of the batch."""
         states = [plan.state for plan in self.plans]
         unclear = [plan for plan in self.plans if plan.state == "unclear"]
+        open_jobs = [state for state in states if state in ("run", "under_way")]
         words = "it was begun, and its end is not known: it may have been billed"
         failures = [{"line": plan.line, "id": plan.id, "message": words, "may_be_billed": True} for plan in unclear]
         failures += [self.failures[index] for index in sorted(self.failures)]
         jobs = {
             "total": len(states), "made": self.made, "made_before": states.count("done"), "failed": len(self.failures),
             "unclear": len(unclear), "under_way": len(self.running),
-            "not_started": states.count("run") - self.made - len(self.failures) - len(self.running),
+            "not_started": len(open_jobs) - self.made - len(self.failures) - len(self.running),
         }  # fmt: skip
         return {
             "jobs": jobs, "pictures": self.pictures,
@@ -5915,8 +5912,9 @@ class Batch:
         reasons = {"failed": "failed", "unclear": "may have been billed", "under_way": "under way",
                    "not_started": "not started"}  # fmt: skip
         parts = [f"{jobs[name]} {words}" for name, words in reasons.items() if jobs[name]]
-        hint = "run the same command again: it goes on where it was"
-        failure = self.ending or Failure(LEFT, "", hint, rule="jobs-left")
+        hint = "run the same command again, here or wherever the ledger is: it goes on where it was"
+        failure = self.ending or Failure(LEFT, "", rule="jobs-left")
+        failure.hint = failure.hint or hint
         if self.context.stop.draining:
             failure = Failure(INTERRUPTED, "interrupted", hint)
         words = f"{left} of {plural(jobs['total'], 'job')} left: {', '.join(parts)}"
@@ -5925,19 +5923,14 @@ class Batch:
         raise failure
 
 
-# The vendor's Batch API: jobs go there in files of lines, and their results come back in files, hours later.
+# The vendor's Batch API: jobs go there as lines of files, and their results come back in files, hours later.
 V1 = "/v1"  # of the routes within a batch, whatever the base URL is
-MOST_LINES, MOST_IN_FILE = 50_000, 200_000_000  # of a batch: requests, bytes
+MOST_LINES, MOST_SENT = 50_000, 200_000_000  # of a batch: requests, bytes
 MOST_RESULTS = 100_000_000  # bytes; larger downloads are known to be cut
-RESULT_SIZE = 1.6  # bytes of a result for each pixel, in base64
-USUAL_PIXELS = 1536 * 1024  # where the size is the server's to choose
+PIXEL_SIZE, USUAL_SIZE = 1.6, "1536x1024"  # of results: bytes in base64, and the size where the server chooses it
 FILE_LIFE = 30 * 86_400  # seconds until the server removes what we could not
-BATCH_LIFE = 2 * 86_400  # seconds that an input has to be there from when it is named
-BATCH_ENDED = ("completed", "expired", "cancelled")
 LOOK_FIRST, LOOK_MOST = 15.0, 300.0  # seconds from one look at the batches to the next
 MOST_SILENT = 20  # looks, one after the other, that the network may fail
-EXPIRED = "batch_expired"
-WAITS_ITS_TURN = "token_limit_exceeded"
 
 
 def line_name(name: str) -> str:
@@ -5947,239 +5940,207 @@ def line_name(name: str) -> str:
     return name if len(name) <= 64 else hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def told_by(text: bytes, key: bytes) -> Any:
-    """Returns the text or the number under a key of a line that may be cut or hold a picture; None if it has none."""
-    found = re.search(rb'"%s"\s*:\s*("(?:[^"\\]|\\.)*"|\d+)' % key, text)
-    return parse_json(found[1]) if found else None
-
-
-class LineMaker(JobMaker):
-    """Makes the settings of jobs that go into the vendor's batches."""
-
-    def settings(self, job: Job) -> Settings:
-        """Returns the settings of a job, with a problem for each that a batch cannot have."""
-        settings = super().settings(job)
-        return settings._replace(problems=[*settings.problems, *check_line(settings)])
-
-
 class Packet:
     """Jobs of one route and model on their way into the input file of a batch."""
 
     def __init__(self, file: BinaryFile) -> None:
-        self.file, self.size, self.results = file, 0, 0.0
-        self.lines: Rows = []  # of the ledger
-        self.jobs: dict[str, int] = {}  # the place of each by its name
+        self.file, self.results = file, 0.0
+        self.jobs: dict[str, int] = {}  # the place of each by its name in the batch
+        self.noted: Rows = []  # for the ledger
 
     def has_room(self, size: int, results: float) -> bool:
-        """Tells whether a line of a size fits in, and its results."""
-        fits = self.size + size <= MOST_IN_FILE and self.results + results <= MOST_RESULTS
+        """Tells whether a line fits in, and its results."""
+        fits = self.file.tell() + size < MOST_SENT and self.results + results <= MOST_RESULTS
         return fits and len(self.jobs) < MOST_LINES
 
 
 class ApiBatch(Batch):
     """One run of a file of jobs by the vendor's Batch API.
 
-    Each job is noted in the ledger with its input file before the batch of that file is made, and the batch as soon as
-    its id is known; so another run, also on another machine, goes on from there and makes no batch twice.
+    The ledger knows each job and its input file before the batch of that file is made, and the batch as soon as its id
+    is known: so another run, also on another machine, goes on from there, and no batch is made twice.
     """
 
     share = 0.5
 
     def __init__(self, context: Context, settings: Settings, typed: Json, path: str) -> None:
+        import tempfile
+
         super().__init__(context, settings, typed, path)
-        self.maker = LineMaker(context, typed, self.jobs)
-        self.pace = Pace(MOST_LINES**2, context.progress.clock)
+        self.maker.checks = (check_line,)
+        self.pace = Pace(sys.maxsize, context.progress.clock)
         self.net = self.job_context("batch")._replace(sleep=context.sleep, hold=context.hold)
-        self.copy = context.temp_files.create(spare_folder())  # of the jobs, to have each by its place
-        self.ends = [0]
+        self.copy = tempfile.TemporaryFile(dir=spare_folder())  # of the jobs, to have each by its place
+        self.starts: list[int] = []
+        self.left: list[int] = []  # the places of the jobs that are to be sent
         self.open: dict[tuple[str, str], Packet] = {}  # by route and model
         self.sent: dict[str, dict[str, int]] = {}  # by input file: the place of each job by its name
         self.tried: set[str] = set()  # the input files whose batch may have been made
-        self.dry, self.uploads, self.packets = settings.get("dry-run"), 0, 0
+        self.uploads = 0
 
     # Check: as for single calls; but a job that is under way is waited for
 
     def plan(self, context: Context, job: Job) -> Plan:
         """Checks one job, and keeps it by its place."""
-        write_all(self.copy, json.dumps(job).encode())
-        self.ends.append(self.copy.tell())
-        return super().plan(context, job)
+        self.starts.append(self.copy.tell())
+        self.copy.write(json.dumps(job).encode() + b"\n")
+        plan = super().plan(context, job)
+        self.left += [len(self.plans)] if plan.state == "run" and not self.settings.get("cancel") else []
+        return plan
 
     def job(self, index: int) -> Job:
         """Returns a job by its place."""
-        start, end = self.ends[index : index + 2]
-        self.copy.seek(start)
-        return Job(*json.loads(self.copy.read(end - start)))
+        self.copy.seek(self.starts[index])
+        return Job(*json.loads(self.copy.readline()))
 
     def state(self, job: Job, fingerprint: str, call: Prepared, known: Json) -> str:
-        """Returns what is to be done about a job: one that is under way will come to an end in this run."""
+        """Returns what is to be done about a job: one that is under way will come to its end in this run."""
         if "file" not in known or "result" in known:
             return super().state(job, fingerprint, call, known)
-        self.sent.setdefault(str(known["file"]), {})[line_name(job.id)] = len(self.plans)
-        self.ledger.spent -= self.ledger.entries[job.id].open_usd
-        return "run"
+        file, index, usd = str(known["file"]), len(self.plans), self.ledger.entries[job.id].open_usd
+        self.tried.add(file)
+        self.sent.setdefault(file, {})[line_name(job.id)] = index
+        self.running[index], self.ledger.spent = usd, self.ledger.spent - usd
+        return "under_way"
 
     def shown(self) -> Json:
-        """Returns what a dry run shows: how many batches there will be, how many uploads, and the first line."""
-        self.first = None
-        self.send(self.unsent())
-        under_way = sum(map(len, self.sent.values()))
-        more = {"engine": "batch-api", "batches": self.packets, "uploads": self.uploads, "under_way": under_way}
-        return {**super().shown(), **more}
+        """Returns what a dry run shows: the first line, and how many batches and uploads there would be, too."""
+        self.first, before = None, len(self.sent)
+        self.send()
+        return {**super().shown(), "batches": len(self.sent) - before, "uploads": self.uploads}
 
     # Send: jobs -> lines -> an input file -> a batch
 
-    def unsent(self) -> list[int]:
-        """Returns the places of the jobs that are to be sent."""
-        sent = {index for jobs in self.sent.values() for index in jobs.values()}
-        return [index for index, plan in enumerate(self.plans) if plan.state == "run" and index not in sent]
-
     def ask(self, method: str, path: str, body: Body | None = None, query: str = "") -> Json:
-        """Asks the server, and returns its short answer; to create is left to be tried again by who knows how."""
-        settings = self.settings.changed("max-retries", 0, DEFAULT) if path == "/batches" and body else self.settings
+        """Asks the server, and returns its short answer; a batch is asked for once."""
+        settings = self.settings.changed("max-retries", 0, DEFAULT) if path == "/batches" else self.settings
         request = Request(method, api_url(settings, path, query), api_headers(settings, body), body)
         return as_object(parse_json(read_body(exchange(self.net, settings, request))))
 
     def upload(self, purpose: str, path: str, name: str, media_type: str) -> str:
         """Uploads a file, and returns its id."""
-        life = {"anchor": "created_at", "seconds": FILE_LIFE}
+        texts = {"purpose": purpose, "expires_after": {"anchor": "created_at", "seconds": FILE_LIFE}}
         row = {"name": "file", "filename": name, "content_type": media_type, "path": path}
-        part = Part(path=path, size=os.path.getsize(path))
-        found = self.ask("POST", "/files", form_body({"purpose": purpose, "expires_after": life}, [(row, part)])[0])
-        if not isinstance(found.get("id"), str):
-            raise Failure(UNREADABLE, "the server does not say the id of an upload", "does it have the Batch API?")
-        return str(found["id"])
+        body, _ = form_body(texts, [(row, Part(path=path, size=os.path.getsize(path)))])
+        return path if self.settings.get("dry-run") else str(self.ask("POST", "/files", body).get("id"))
 
     def uploaded(self, given: InputPicture) -> InputPicture:
         """Returns an input picture as a line names it; a file is uploaded once, whatever its names are."""
         if given.kind != "file":
             return given
-        key = sha256_of(given.text) or given.text  # a dry run writes no mask
-        row, now = self.ledger.uploads.get(key, {}), self.context.now()
-        if not row.get("file") or row["at"] + FILE_LIFE < now + BATCH_LIFE:
-            name = f"{key[:16]}{suffix_of(given.picture.format if given.picture else '')}"
-            file = key if self.dry else self.upload("vision", given.text, name, content_type(given))
+        key, kind = f"sha256:{sha256_of(given.text) or given.text}", content_type(given)  # a dry run writes no mask
+        if not self.ledger.known.get(key):
             self.uploads += 1
-            self.ledger.remember(sha256=key, file=file, at=now)
-        return given._replace(kind="file_id", text=self.ledger.uploads[key]["file"])
+            self.ledger.remember(key, self.upload("vision", given.text, kind.replace("image/", "picture."), kind))
+        return given._replace(kind="file_id", text=self.ledger.known[key])
 
-    def send(self, left: list[int]) -> list[int]:
-        """Hands jobs over, each batch at the latest at the end; returns those that the money does not last for."""
-        for count, index in enumerate(left):
-            if not self.may_start(index):
-                left = left[count:]
-                break
-            self.running[index] = self.plans[index].usd
-            self.pack(index)
-        else:
-            left = []
-        while self.open:
-            self.post(self.open.popitem()[1])
-        return left
+    def send(self) -> None:
+        """Hands over all that waits for it, for as long as the money lasts."""
+        while self.left and self.may_start(self.left[0]):
+            self.pack(self.left.pop(0))
+        for kind in list(self.open):
+            self.post(kind)
 
     def pack(self, index: int) -> None:
         """Writes the line of a job into an input file that has room for it."""
-        job, plan, context = self.job(index), self.plans[index], self.job_context(self.job(index).route)
+        job, plan = self.job(index), self.plans[index]
+        context, name = self.job_context(job.route), line_name(job.id)
         with context.temp_files:
             call = self.prepared(context, job)
-            if not self.dry:
+            if not self.settings.get("dry-run"):
                 write_beside(context, call)
             checked = call.checked
             checked.inputs = list(map(self.uploaded, checked.inputs))
-        name, url = line_name(job.id), V1 + ROUTE[job.route].path
-        body = json_body({"custom_id": name, "method": "POST", "url": url, "body": json_tree(checked)})
+        url, tree = V1 + ROUTE[job.route].path, json_tree(checked)
+        body = json_body({"custom_id": name, "method": "POST", "url": url, "body": tree})
         self.first = self.first or body.shown()
-        size, kind = body.length + 1, (job.route, checked.top_model)
-        sides = re.fullmatch(r"(\d+)x(\d+)", checked.settings.get("size", ""))
-        results = plan.pictures * RESULT_SIZE * (int(sides[1]) * int(sides[2]) if sides else USUAL_PIXELS)
-        if kind in self.open and not self.open[kind].has_room(size, results):
-            self.post(self.open.pop(kind))
-        packet = self.open.get(kind) or Packet(self.context.temp_files.create(spare_folder()))
-        self.open[kind], packet.jobs[name] = packet, index
-        packet.size, packet.results = packet.size + size, packet.results + results
-        packet.lines.append(plan.told(begun=self.time(), usd=plan.usd, outputs=call.outputs))
+        size = checked.settings.get("size", "auto").replace("auto", USUAL_SIZE)
+        results = plan.pictures * PIXEL_SIZE * math.prod(map(int, re.findall(r"\d+", size)))
+        kind = (job.route, checked.top_model)
+        if kind in self.open and not self.open[kind].has_room(body.length, results):
+            self.post(kind)
+        if kind not in self.open:
+            self.open[kind] = Packet(self.context.temp_files.create(spare_folder()))
+        packet = self.open[kind]
         for block in (*body, b"\n"):
             write_all(packet.file, block)
+        packet.jobs[name], packet.results, self.running[index] = index, packet.results + results, plan.usd
+        packet.noted.append(plan.told(begun=self.time(), usd=plan.usd, outputs=call.outputs))
 
-    def post(self, packet: Packet) -> None:
+    def post(self, kind: tuple[str, str]) -> None:
         """Uploads an input file, and notes its jobs as under way."""
+        packet = self.open.pop(kind)
         packet.file.close()
-        self.packets += 1
-        if not self.dry:
-            file = self.upload("batch", packet.file.name, "jobs.jsonl", "application/jsonl")
-            self.ledger.append([{**line, "file": file} for line in packet.lines])
-            self.sent[file] = packet.jobs
+        file = self.upload("batch", packet.file.name, "jobs.jsonl", "application/jsonl")
+        self.ledger.append([{**row, "file": file} for row in packet.noted])
+        self.sent[file] = packet.jobs
         self.context.temp_files.remove(packet.file.name)
 
     def create(self, file: str) -> None:
         """Makes the batch of an input file, once: if an earlier try may have made it, it is looked for first."""
         batch = self.found(file) if file in self.tried else None
         if not batch and (self.over() or self.settings.get("cancel")):
-            for index in self.sent.pop(file).values():
-                del self.running[index]
+            del self.sent[file]
             return
         self.tried.add(file)
-        if not batch:
-            endpoint = V1 + ROUTE[self.job(next(iter(self.sent[file].values()))).route].path
-            body = json_body({"input_file_id": file, "endpoint": endpoint, "completion_window": "24h"})
-            try:
-                batch = self.ask("POST", "/batches", body).get("id")
-            except Failure as failure:
-                self.refused(file, failure, {})
-        if isinstance(batch, str):
-            self.ledger.remember(file=file, batch=batch)
+        endpoint = V1 + ROUTE[self.job(min(self.sent[file].values())).route].path
+        body = json_body({"input_file_id": file, "endpoint": endpoint, "completion_window": "24h"})
+        try:
+            batch = batch or self.ask("POST", "/batches", body).get("id")
+        except Failure as failure:
+            self.refused(file, {None: failure})
+        if batch:
+            self.ledger.remember(file, str(batch))
 
     def found(self, file: str) -> Any:
-        """Returns the id of the batch of an input file, from the list of all; None if there is none that may run."""
-        after = ""
+        """Returns the id of the batch of an input file, from the list of all; None if there is none."""
+        query = "limit=100"
         while True:
-            page = self.ask("GET", "/batches", query="limit=100" + after)
+            page = self.ask("GET", "/batches", query=query)
             if not isinstance(page.get("data"), list):
-                raise Failure(UNREADABLE, "the server does not list its batches", "one may have been made, or not")
-            rows = [row for row in objects_in(page["data"]) if row.get("id")]
-            for row in rows:
+                raise Failure(UNREADABLE, "the server does not list its batches", "one may be under way, or not")
+            for row in objects_in(page["data"]):
                 if row.get("input_file_id") == file and row.get("status") != "failed":
-                    return row["id"]
-            before, after = after, f"&after={url_part(str(rows[-1]['id']))}" if rows else ""
-            if not page.get("has_more") or after == before:
+                    return row.get("id")
+            if not page.get("has_more"):
                 return None
+            query = f"limit=100&after={url_part(str(page.get('last_id')))}"
 
-    def refused(self, file: str, failure: Failure, own: Mapping[Any, Failure]) -> None:
-        """Notes why a batch does not run: it waits for its turn, there is no money, or its jobs have failed."""
+    def refused(self, file: str, why: Mapping[Any, Failure]) -> None:
+        """Acts on why a batch does not run, by line: it waits for its turn, there is no money, or its jobs fail."""
+        failure = next(iter(why.values()))
         code = failure.details.get("code")
         if failure.exit == NETWORK:
             raise failure
         if code in MONEY:
             self.ending = failure
-        elif code != WAITS_ITS_TURN and failure.details.get("status") not in TURNED_AWAY:
+        elif code != "token_limit_exceeded" and failure.details.get("status") not in TURNED_AWAY:
             for number, index in enumerate(self.sent.pop(file).values(), 1):
-                self.fail(index, own.get(number, failure))
-                self.turned_away += [index] if own and number not in own else []
+                self.fail(index, why.get(number, failure), again=number not in why and None not in why)
             self.remove(file)
 
     # Wait: until all batches have ended
 
     def run(self) -> None:
-        """Sends what is to be sent, waits for it, and sends again what was turned away, as long as it gets less."""
-        hint = "run the same command again, here or wherever the ledger is: it goes on where it was"
-        left, self.tried = [] if self.settings.get("cancel") else self.unsent(), set(self.sent)
-        for jobs in self.sent.values():
-            self.running.update((index, self.plans[index].usd) for index in jobs.values())
-        try:
-            while (left or self.sent) and not self.over():
-                self.turned_away, count = [], len(left) + len(self.running)
-                left = self.send(left)
-                self.wait()
-                left = sorted({*left, *(self.turned_away if len(self.turned_away) < count else [])})
-                if self.sent:
-                    self.ending = Failure(RUNNING, f"the vendor has {plural(len(self.running), 'job')}", hint)
-            self.remove_uploads()
-        except KeyboardInterrupt:
-            self.ending = Failure(INTERRUPTED, "interrupted while waiting", hint)
-        except Failure as failure:
-            self.ending = failure
+        """Runs all that is to be run; what keeps it from that is told at the end, with all that was made."""
+        self.ending = ended(self.context, self.run_all) or self.ending
         sent = {index for jobs in self.sent.values() for index in jobs.values()}
-        self.running = {index: usd for index, usd in self.running.items() if index in sent}
+        self.running = {index: 0.0 for index in sent & self.running.keys()}
+
+    def run_all(self) -> None:
+        """Sends what is to be sent and waits for it, and again what was turned away for as long as that gets less."""
+        while (self.left or self.sent) and not self.over():
+            self.turned_away, count = [], len(self.left) + len(self.running)
+            self.send()
+            self.wait()
+            self.left = sorted(self.left + self.turned_away * (len(self.turned_away) < count))
+            if self.sent:
+                words = f"{plural(len(self.running), 'job')} under way at the server"
+                self.ending = self.ending or Failure(RUNNING, words)
+        if not self.sent:
+            for key in [key for key, name in self.ledger.known.items() if name and key.startswith("sha256:")]:
+                self.remove(self.ledger.known[key])
+                self.ledger.remember(key, None)
 
     def wait(self) -> None:
         """Looks at all batches until each has ended; with --no-wait, once."""
@@ -6199,135 +6160,120 @@ class ApiBatch(Batch):
             pause = min(pause * POLL_GROWTH, LOOK_MOST)
 
     def look(self, file: str) -> None:
-        """Makes a batch that is not made, and collects one that has ended."""
-        batch = self.ledger.batches.get(file)
+        """Makes a batch that is not made, or collects one that has ended."""
+        batch = self.ledger.known.get(file)
         if not batch:
             self.create(file)
             return
-        path = f"/batches/{url_part(str(batch))}"
+        path = f"/batches/{url_part(batch)}"
         found = self.ask("GET", path)
-        status, counts = str(found.get("status")), as_object(found.get("request_counts"))
+        status, counts = found.get("status"), as_object(found.get("request_counts"))
         answered = number_of(counts.get("completed")) + number_of(counts.get("failed"))
-        self.tell(f"{batch}: {status}, {answered} of {number_of(counts.get('total'))}")
+        self.tell(f"{batch} is {status}, {answered} of {number_of(counts.get('total'))} answered")
         if status == "failed":
-            self.ledger.remember(file=file, batch=None)
+            self.ledger.remember(file, None)
             rows = objects_in(as_object(found.get("errors")).get("data")) or [{"message": "the batch failed"}]
-            failures = [(row.get("line"), refusal_of(self.said(row))) for row in rows]
-            self.refused(file, failures[0][1], {line: failure for line, failure in failures if line})
-        elif status in BATCH_ENDED:
+            self.refused(file, {row.get("line"): refusal_of(row) for row in rows})
+        elif status in ("completed", "expired", "cancelled"):
             self.collect(file, found, answered)
         elif self.settings.get("cancel") and status != "cancelling":
             self.ask("POST", f"{path}/cancel")
-
-    def said(self, error: Json) -> Json:
-        """Returns an error of the server with its words fit to be shown."""
-        return {**error, "message": self.context.console.said(str(error.get("message")), MOST_SAID)}
 
     # Collect: files of lines -> pictures and results
 
     def collect(self, file: str, found: Json, answered: int) -> None:
         """Takes the results of a batch that has ended, and notes of each job that they lack why."""
-        status, jobs = found["status"], self.sent[file]
+        jobs, before, seen = self.sent[file], -1, set[str]()
         names = [str(found[key]) for key in ("output_file_id", "error_file_id") if found.get(key)]
-        seen: set[Any] = set()
-        before = -1
-        while before < 0 or before < len(seen) < answered:  # a download without a length may have been cut unseen
+        while before < 0 or before < len(seen) < answered:  # a download without a length may be cut unseen
             before = len(seen)
-            for name in names:
-                self.download(name, functools.partial(self.take, jobs, seen))
-        billed = status == "completed" or len(seen) < answered
-        lacking = [index for index in jobs.values() if index in self.running]
-        for index in lacking:
-            words = f"the batch is {status}, and its results lack this job"
-            self.fail(index, Failure(UNREADABLE, words, rule="batch-lacks", may_be_billed=billed))
-        strange = seen - jobs.keys() - {line_name(plan.id) for plan in self.plans if plan.state == "done"}
-        if strange:
-            words = f"{plural(len(strange), 'line')} of results are of no job that was sent"
-            self.context.console.warn(f"{words}: {', '.join(names)} stay at the server")
+            for document in itertools.chain.from_iterable(map(self.lines, names)):
+                name = str(document.value.get("custom_id"))
+                seen.add(name)
+                self.take(jobs.get(name, -1), document.value)
+                for lifted in self.lifter.lifted.values():  # that nobody took
+                    lifted.drop()
+                self.lifter.lifted.clear()
+        billed = found["status"] == "completed" or len(seen) < answered
+        words = f"the batch is {found['status']}, and its results lack this job"
+        for index in jobs.values() & self.running.keys():
+            self.fail(index, Failure(UNREADABLE, words, rule="job-lacking", may_be_billed=billed))
         del self.sent[file]
-        self.remove(file, *([] if strange or lacking and billed else names))
+        billed = any(self.failures.get(index, {}).get("may_be_billed") for index in jobs.values())
+        if billed or seen - jobs.keys():
+            self.context.console.warn(f"not all results found their jobs: {', '.join(names)} stay at the server")
+            names = []
+        self.remove(file, *names)
 
-    def download(self, name: str, take: Callable[[BinaryFile], None]) -> None:
-        """Reads a file of lines, each to a file of ours; one that is cut goes on where it was, if the server can."""
-        url, etag, had, most = api_url(self.settings, f"/files/{url_part(name)}/content"), "", 0, -1
-        headers = [*api_headers(self.settings, None), ("Accept", "*/*")]
-        with self.net.temp_files, self.net.temp_files.create(spare_folder()) as line:
-            while most < had or not had:
-                known: list[Header] = [("Range", f"bytes={had}-"), ("If-Range", etag)] if etag else []
-                try:
-                    reply = exchange(self.net, self.settings, Request("GET", url, headers + known))
-                except Failure as failure:
-                    if failure.details.get("status") != 404:
-                        raise
-                    self.context.console.warn(f"the results are gone: {failure.message}")
-                    return
-                had, most = had if reply.status == 206 else 0, max(had, most)
-                line.truncate(line.seek(0, os.SEEK_END if had else os.SEEK_SET))
-                had += self.read_lines(reply, line, take)
-                if not reply.fault:
-                    line.seek(max(line.seek(0, os.SEEK_END) - 4, 0))
-                    if line.read().rstrip().endswith(b"}"):  # the last line may lack its end
-                        take(line)
-                    return
-                etag = reply.headers.get("etag", "") if reply.headers.get("accept-ranges") == "bytes" else ""
-                etag = etag if etag.startswith('"') and "content-encoding" not in reply.headers else ""
-            raise Failure(NETWORK, "the download of the results is cut again and again", "try again later")
+    def lines(self, name: str) -> Documents:
+        """Yields each line of a file of results as soon as it is whole; what is damaged ends with its line."""
+        with TempFiles() as temp_files:
+            new_picture = functools.partial(Lifted, temp_files, os.path.dirname(self.ledger.path) or ".")
+            reader = JsonReader(Lifter(new_picture), stream=False)
+            self.lifter = reader.lifter
+            for block in self.content(name):
+                for piece in block.splitlines(keepends=True):
+                    yield from reader.feed(piece)
+                    if piece.endswith((b"\r", b"\n")):
+                        yield from reader.finish()
+            yield from (document for document in reader.finish() if not document.cut)
 
-    def read_lines(self, reply: Reply, line: BinaryFile, take: Callable[[BinaryFile], None]) -> int:
-        """Reads a reply to its end, line by line; returns the number of bytes."""
-        reply.stop, size = self.net.stop, 0
-        for chunk in unpacked(reply):
-            size += len(chunk)
-            *ended, rest = chunk.split(b"\n")
-            for piece in ended:
-                write_all(line, piece)
-                take(line)
-                line.truncate(line.seek(0))
-            write_all(line, rest)
-        reply.close()
-        if reply.stop.requested:
-            raise KeyboardInterrupt
-        return size
+    def content(self, name: str) -> Blocks:
+        """Yields a file of the server; one that is cut goes on where it was if the server can do that, or fails."""
+        url, etag, had = api_url(self.settings, f"/files/{url_part(name)}/content"), "", 0
+        while True:
+            rest: list[Header] = [("Range", f"bytes={had}-"), ("If-Range", etag)] if etag else []
+            try:
+                reply = exchange(self.net, self.settings, Request("GET", url, api_headers(self.settings, None) + rest))
+            except Failure as failure:
+                if failure.details.get("status") != 404:
+                    raise
+                self.context.console.warn(f"{name}: {failure.message}")
+                return
+            before, reply.stop, head = had, self.net.stop, reply.headers
+            anew = bool(etag) and reply.status != 206
+            for block in unpacked(reply) if not anew else ():
+                had += len(block)
+                yield block
+            reply.close()
+            if reply.stop.requested:
+                raise KeyboardInterrupt
+            if not (anew or reply.fault):
+                return
+            etag = head.get("etag", "") if head.get("accept-ranges") == "bytes" else ""
+            if had == before or etag[:1] != '"' or "content-encoding" in head:
+                raise Failure(NETWORK, f"the download of {name} is cut after {amount(had)}")
 
-    def take(self, jobs: Mapping[Any, int], seen: set[Any], line: BinaryFile) -> None:
-        """Takes a line of results: the picture of its job goes to its place, and what became of it into the ledger."""
-        ends = b""
-        for at in sorted({0, max(line.seek(0, os.SEEK_END) - BLOCK, 0)}):  # the picture lies between
-            line.seek(at)
-            ends += line.read(BLOCK)
-        if not ends.strip():
-            return
-        name, status = told_by(ends, b"custom_id"), number_of(told_by(ends, b"status_code"))
-        seen.add(name)
-        index = jobs.get(name, -1)
+    def take(self, index: int, line: Json) -> None:
+        """Takes a line of results: its pictures go to their places, and what has become of its job into the ledger."""
+        response, error = as_object(line.get("response")), error_in(line)
+        status = number_of(response.get("status_code"))
         if index not in self.running:
             return
-        job = self.job(index)
-        context, reply = self.job_context(job.route)._replace(stop=Stop()), Reply(200, {}, blocks_of(line))
-        context.result.share, context.result.billed = self.share, 200 <= status < 300
-        context.result.request_id = told_by(ends, b"request_id")
         if status >= 400:
-            response = as_object(as_object(parse_json(read_body(reply))).get("response"))
             reply = Reply(status, {}, [json.dumps(response.get("body")).encode()])
+            self.fail(index, judged(reply, Request("POST", "", []), free=False)[0])
+        elif error:
+            self.fail(index, refusal_of(error), again=error.get("code") == "batch_expired")
+        else:
+            self.land(index, Reply(200, {}, [json.dumps(line).encode()]))
+
+    def land(self, index: int, reply: Reply) -> None:
+        """Saves the pictures of a job; what is no fault of the reply, such as a full disk, leaves it under way."""
+        job, reply.lifter = self.job(index), self.lifter
+        context = self.job_context(job.route)._replace(stop=Stop())  # what is here is saved, whatever the user wants
+        context.result.share, context.result.billed = self.share, True
         with context.temp_files:
-            call = self.prepared(context, job)  # if that fails by now, the results are left where they are
-            found = self.end(index, context, lambda: make_call(context, call, reply))
-        if as_object(found["error"]).get("code") == EXPIRED:
-            self.turned_away.append(index)
-
-    def end(self, index: int, context: Context, make: Callable[[], object]) -> Json:
-        """Does what is to be done for a job that has ended, and returns its result."""
-        found, usd = self.finished(self.plans[index], context, make)
-        self.settle(index, found, usd)
-        return found
-
-    def fail(self, index: int, failure: Failure) -> None:
-        """Notes that a job has failed for a reason that stands in no line of its own."""
-
-        def make() -> None:
+            failure = ended(context, lambda: make_call(context, self.prepared(context, job), reply))
+        if failure and failure.exit not in (REFUSED, NETWORK, UNREADABLE):
             raise failure
+        self.settle(index, *self.noted(self.plans[index], context, failure))
 
-        self.end(index, self.job_context(self.job(index).route), make)
+    def fail(self, index: int, failure: Failure, again: bool = False) -> None:
+        """Notes that a job has failed, and whether it is to be sent again in this run."""
+        failure.message = self.context.console.said(failure.message, MOST_SAID)
+        self.settle(index, *self.noted(self.plans[index], self.job_context(self.job(index).route), failure))
+        self.turned_away += [index] if again else []
 
     def remove(self, *files: str) -> None:
         """Removes files from the server, unless they are to be kept."""
@@ -6336,13 +6282,6 @@ class ApiBatch(Batch):
                 self.ask("DELETE", f"/files/{url_part(name)}")
             except Failure as failure:
                 self.context.console.warn(f"{name} is not removed from the server: {failure.message}")
-
-    def remove_uploads(self) -> None:
-        """Removes the input pictures from the server once no batch needs them."""
-        for row in self.ledger.uploads.values() if not (self.sent or self.settings.get("keep-files")) else ():
-            if row.get("file"):
-                self.remove(str(row["file"]))
-                self.ledger.append([{**row, "file": None}])
 
 
 # ---------------------------------------------------------------------------------------------------------------------
