@@ -861,7 +861,7 @@ OPTION_GROUPS = {
     "Output": (
         Option("output", PATTERN, "file, folder, or pattern with {index} and {partial}", SAVES, also=("o",)),
         Option("overwrite", FLAG, "replace files that exist", SAVES),
-        Option("save-response", TARGET, "keep the bytes of the reply in this file", (*ALL, "resume")),
+        Option("save-response", TARGET, "keep the bytes of the reply in this file", (*ALL, "resume"), unbatched=".+"),
         Option("dry-run", FLAG, "check everything and show the request; needs no key and sends nothing", CALLS),
         Option("curl", FLAG, "print the request as a curl command and send nothing"),
     ),
@@ -5556,7 +5556,7 @@ class Ledger:
     def remember(self, thing: str, name: str | None) -> None:
         """Notes the server's id of something; none if it is there no more."""
         self.known[thing] = name
-        self.append([{"of": thing, "id": name}])
+        self.append([{"job": None, "of": thing, "id": name}])
 
     def close(self) -> None:
         """Ends the run's hold on the ledger."""
@@ -5925,33 +5925,21 @@ class Batch:
 
 # The vendor's Batch API: jobs go there as lines of files, and their results come back in files, hours later.
 V1 = "/v1"  # of the routes within a batch, whatever the base URL is
-MOST_LINES, MOST_SENT = 50_000, 200_000_000  # of a batch: requests, bytes
-MOST_RESULTS = 100_000_000  # bytes; larger downloads are known to be cut
+# Bytes of a batch, there and back: larger downloads are known to be cut. It keeps below 50,000 requests by far.
+MOST_IN_BATCH = 100_000_000
 PIXEL_SIZE, USUAL_SIZE = 1.6, "1536x1024"  # of results: bytes in base64, and the size where the server chooses it
 FILE_LIFE = 30 * 86_400  # seconds until the server removes what we could not
 LOOK_FIRST, LOOK_MOST = 15.0, 300.0  # seconds from one look at the batches to the next
 MOST_SILENT = 20  # looks, one after the other, that the network may fail
 
 
-def line_name(name: str) -> str:
-    """Returns what a job is called within a batch: its id, or a hash of one that is long."""
-    import hashlib
-
-    return name if len(name) <= 64 else hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()
-
-
 class Packet:
     """Jobs of one route and model on their way into the input file of a batch."""
 
     def __init__(self, file: BinaryFile) -> None:
-        self.file, self.results = file, 0.0
-        self.jobs: dict[str, int] = {}  # the place of each by its name in the batch
+        self.file, self.size = file, 0.0  # of its lines and, probably, of their results
+        self.jobs: dict[str, int] = {}  # the place of each by its id
         self.noted: Rows = []  # for the ledger
-
-    def has_room(self, size: int, results: float) -> bool:
-        """Tells whether a line fits in, and its results."""
-        fits = self.file.tell() + size < MOST_SENT and self.results + results <= MOST_RESULTS
-        return fits and len(self.jobs) < MOST_LINES
 
 
 class ApiBatch(Batch):
@@ -5975,7 +5963,7 @@ class ApiBatch(Batch):
         self.left: list[int] = []  # the places of the jobs that are to be sent
         self.open: dict[tuple[str, str], Packet] = {}  # by route and model
         self.sent: dict[str, dict[str, int]] = {}  # by input file: the place of each job by its name
-        self.tried: set[str] = set()  # the input files whose batch may have been made
+        self.fresh: set[str] = set()  # the input files whose batch was surely not made
         self.uploads = 0
 
     # Check: as for single calls; but a job that is under way is waited for
@@ -5998,8 +5986,7 @@ class ApiBatch(Batch):
         if "file" not in known or "result" in known:
             return super().state(job, fingerprint, call, known)
         file, index, usd = str(known["file"]), len(self.plans), self.ledger.entries[job.id].open_usd
-        self.tried.add(file)
-        self.sent.setdefault(file, {})[line_name(job.id)] = index
+        self.sent.setdefault(file, {})[job.id] = index
         self.running[index], self.ledger.spent = usd, self.ledger.spent - usd
         return "under_way"
 
@@ -6018,11 +6005,13 @@ class ApiBatch(Batch):
         return as_object(parse_json(read_body(exchange(self.net, settings, request))))
 
     def upload(self, purpose: str, path: str, name: str, media_type: str) -> str:
-        """Uploads a file, and returns its id."""
+        """Uploads a file, and returns its id; a dry run returns its name."""
+        if self.settings.get("dry-run"):
+            return path
         texts = {"purpose": purpose, "expires_after": {"anchor": "created_at", "seconds": FILE_LIFE}}
         row = {"name": "file", "filename": name, "content_type": media_type, "path": path}
         body, _ = form_body(texts, [(row, Part(path=path, size=os.path.getsize(path)))])
-        return path if self.settings.get("dry-run") else str(self.ask("POST", "/files", body).get("id"))
+        return str(self.ask("POST", "/files", body).get("id"))
 
     def uploaded(self, given: InputPicture) -> InputPicture:
         """Returns an input picture as a line names it; a file is uploaded once, whatever its names are."""
@@ -6044,7 +6033,7 @@ class ApiBatch(Batch):
     def pack(self, index: int) -> None:
         """Writes the line of a job into an input file that has room for it."""
         job, plan = self.job(index), self.plans[index]
-        context, name = self.job_context(job.route), line_name(job.id)
+        context = self.job_context(job.route)
         with context.temp_files:
             call = self.prepared(context, job)
             if not self.settings.get("dry-run"):
@@ -6052,19 +6041,19 @@ class ApiBatch(Batch):
             checked = call.checked
             checked.inputs = list(map(self.uploaded, checked.inputs))
         url, tree = V1 + ROUTE[job.route].path, json_tree(checked)
-        body = json_body({"custom_id": name, "method": "POST", "url": url, "body": tree})
+        body = json_body({"custom_id": job.id, "method": "POST", "url": url, "body": tree})
         self.first = self.first or body.shown()
         size = checked.settings.get("size", "auto").replace("auto", USUAL_SIZE)
-        results = plan.pictures * PIXEL_SIZE * math.prod(map(int, re.findall(r"\d+", size)))
+        weight = body.length + plan.pictures * PIXEL_SIZE * math.prod(map(int, re.findall(r"\d+", size)))
         kind = (job.route, checked.top_model)
-        if kind in self.open and not self.open[kind].has_room(body.length, results):
+        if kind in self.open and self.open[kind].size + weight > MOST_IN_BATCH:
             self.post(kind)
         if kind not in self.open:
             self.open[kind] = Packet(self.context.temp_files.create(spare_folder()))
         packet = self.open[kind]
         for block in (*body, b"\n"):
             write_all(packet.file, block)
-        packet.jobs[name], packet.results, self.running[index] = index, packet.results + results, plan.usd
+        packet.jobs[job.id], packet.size, self.running[index] = index, packet.size + weight, plan.usd
         packet.noted.append(plan.told(begun=self.time(), usd=plan.usd, outputs=call.outputs))
 
     def post(self, kind: tuple[str, str]) -> None:
@@ -6074,15 +6063,16 @@ class ApiBatch(Batch):
         file = self.upload("batch", packet.file.name, "jobs.jsonl", "application/jsonl")
         self.ledger.append([{**row, "file": file} for row in packet.noted])
         self.sent[file] = packet.jobs
+        self.fresh.add(file)
         self.context.temp_files.remove(packet.file.name)
 
     def create(self, file: str) -> None:
         """Makes the batch of an input file, once: if an earlier try may have made it, it is looked for first."""
-        batch = self.found(file) if file in self.tried else None
+        batch = None if file in self.fresh else self.found(file)
         if not batch and (self.over() or self.settings.get("cancel")):
             del self.sent[file]
             return
-        self.tried.add(file)
+        self.fresh.discard(file)
         endpoint = V1 + ROUTE[self.job(min(self.sent[file].values())).route].path
         body = json_body({"input_file_id": file, "endpoint": endpoint, "completion_window": "24h"})
         try:
