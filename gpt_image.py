@@ -803,6 +803,7 @@ class Option(NamedTuple):
     chat: bool = False  # chat carries it too
     needs: str = ""  # the flag that it goes with: switched off on the command line, it takes this with it
     harmless: bool = False  # changes nothing that is sent, nor what it costs, so that any folder's .env may set it
+    unbatched: str = ""  # pattern of the values that the vendor's batches do not take
     group: str = ""
 
     @property
@@ -825,7 +826,7 @@ OPTION_GROUPS = {
     ),
     "Picture": (
         Option("model", NAME, "image model", IMAGES, also=("m",), sends="top", env=("OPENAI_IMAGE_MODEL",),
-               default="gpt-image-2", chat=True),
+               default="gpt-image-2", chat=True, unbatched=r"gpt-image-2\.6-.*"),  # by word of third parties
         Option("model", NAME, "text model that calls the image tool", RESPONSES, also=("m",), sends="top",
                env=("OPENAI_RESPONSES_MODEL",), default="gpt-5.4"),
         Option("tool-model", NAME, "image model of the tool; left out, the server chooses", RESPONSES, sends="image",
@@ -870,14 +871,15 @@ OPTION_GROUPS = {
                RESPONSES, sends="picture", field="detail"),
         Option("mask", PICTURE._replace(metavar="PATH|URL|file_id:ID|auto"),
                "PNG whose transparent parts say where to edit; auto lets a gateway make one", ("edits",),
-               input="mask auto"),
+               input="mask auto", unbatched="auto"),
         Option("mask", PICTURE, "PNG whose transparent parts say where to edit", RESPONSES, input="mask"),
         Option("mask-url", URL, "the same, always read as a URL", RESPONSES, input="mask url"),
         Option("mask-file-id", NAME, "the same, always read as the id of an uploaded file", RESPONSES,
                input="mask file_id"),
         Option("mask-box", BOXES, "make the mask: where to edit, in pixels or per cent (repeatable)",
                ("edits", "responses")),
-        Option("markup", PATH, "transparent PNG with marks that guide the edit", ("edits",), input="markup file"),
+        Option("markup", PATH, "transparent PNG with marks that guide the edit", ("edits",), input="markup file",
+               unbatched=".+"),
         Option("image-field-style", choice("brackets", "simple", "indexed", strict=True),
                "form field of the pictures: image[], image or image[0]", ("edits",), default="brackets"),
     ),
@@ -891,7 +893,7 @@ OPTION_GROUPS = {
                sends="top"),
         Option("instructions", TEXT, "standing instructions for the text model", RESPONSES, sends="top"),
         Option("background-mode", FLAG, "queue the response and collect it when it is ready", RESPONSES, sends="top",
-               field="background"),
+               field="background", unbatched="True"),
         Option("completion-window", choice(*POLL_MOST), "how long --background-mode may take; 2h and 8h cost less",
                RESPONSES, sends="top", field="background_options.completion_window", needs="background-mode"),
         Option("continuation-id", NAME, "an id of your own that lets related responses of --background-mode go first",
@@ -913,7 +915,7 @@ OPTION_GROUPS = {
         Option("reasoning-effort", EFFORT, "reasoning effort of the text model", RESPONSES, sends="top",
                field="reasoning.effort"),
         Option("stream", FLAG, "receive events as they happen, and previews", sends="top",
-               env=("OPENAI_IMAGE_STREAM",), negative="no-stream", chat=True),
+               env=("OPENAI_IMAGE_STREAM",), negative="no-stream", chat=True, unbatched="True"),
         Option("partial-images", number(0, 3), "previews to ask for; needs --stream", sends="image",
                env=("OPENAI_IMAGE_PARTIAL_IMAGES",), needs="stream"),
         Option("safety-identifier", END_USER, "a stable, hashed id of your end user", sends="top", chat=True),
@@ -921,14 +923,15 @@ OPTION_GROUPS = {
                chat=True),
         Option("extra-json", OBJECT, "fields to add to the body or replace in it, unchecked",
                env=("OPENAI_IMAGE_EXTRA_JSON",)),
-        Option("cancel", FLAG, "cancel the background response", ("resume",)),
+        Option("cancel", FLAG, "cancel what runs at the server; of a batch, what is finished is still collected",
+               ("resume", "batch")),
     ),
     "Output": (
         Option("output", PATTERN, "file, folder, - for standard output, or pattern with {index} {partial} {prompt} "
                "{date} {time} {model}", SAVES, also=("o",)),
         Option("overwrite", FLAG, "replace files that exist", SAVES),
         Option("sidecar", FLAG, "write a .json file beside each picture: its prompt and all else that is known", SAVES),
-        Option("save-response", TARGET, "keep the bytes of the reply in this file", (*ALL, "resume")),
+        Option("save-response", TARGET, "keep the bytes of the reply in this file", (*ALL, "resume"), unbatched=".+"),
         Option("dry-run", FLAG, "check everything and show the request; needs no key and sends nothing", CALLS),
         Option("curl", FLAG, "print the request as a curl command and send nothing"),
     ),
@@ -944,7 +947,7 @@ OPTION_GROUPS = {
         Option("no-validate", FLAG, "turn failed checks into warnings and send the request"),
         Option("protocol", choice("openai_images", "openai_chat", strict=True),
                "openai_chat for gateways with chat only", IMAGES, env=("OPENAI_IMAGE_PROTOCOL",),
-               default="openai_images"),
+               default="openai_images", unbatched="openai_chat"),
         Option("base-url", URL, "base URL of the API, including /v1", NET,
                env=("OPENAI_BASE_URL", "GPT_IMAGE2_BASE_URL"), default=OPENAI_URL, harmless=True),  # see check_pair
         Option("api-key", Kind(str.strip, "KEY"), "the key; better set in the environment or a .env", NET,
@@ -971,6 +974,10 @@ OPTION_GROUPS = {
         Option("ledger", TARGET, "file that records the state of each job (default: beside JOBS)", ("batch",)),
         Option("contact-sheet", TARGET._replace(metavar="FILE.html"),
                "a page to look through while it runs and after: every picture, and why others are missing", ("batch",)),
+        Option("engine", choice("calls", "batch-api", strict=True),
+               "single calls, or the vendor's Batch API: half the price, and up to a day", ("batch",), default="calls"),
+        Option("no-wait", FLAG, "end when the vendor has all jobs; the same command collects them later", ("batch",)),
+        Option("keep-files", FLAG, "leave what was uploaded for the Batch API at the server", ("batch",)),
         Option("max-cost", DOLLARS, "send nothing that could bring the cost above this", CALLS),
     ),
     "Config": (
@@ -1249,8 +1256,8 @@ def tokens_of(model: Model, size: str, quality: str) -> int:
     return math.ceil(factor * int(factor * short / long + 0.5) * (2_000_000 + long * short) / 4_000_000)
 
 
-def cost_of(facts: Json, route: str, model: str | None) -> Json | None:
-    """Returns the dollars of a call by its usage, or None where prices, such as of an svg's author, are not known."""
+def cost_of(facts: Json, route: str, model: str | None, share: float) -> Json | None:
+    """Returns the dollars of a call by its usage, at a share of the price; None where it is not known, as of an svg."""
     if route not in IMAGES or not model_row(model or "").tokens or facts.get("svg_usage"):
         return None
     try:
@@ -1262,7 +1269,7 @@ def cost_of(facts: Json, route: str, model: str | None) -> Json | None:
             counts[f"cached_{kind}"] = cached.get(f"{kind}_tokens", 0)
             counts[kind] = details.get(f"{kind}_tokens", 0) - counts[f"cached_{kind}"]
         complete = sum(counts.values()) == usage["input_tokens"] + usage["output_tokens"]
-        dollars = sum(counts[name] * PRICES[name] for name in counts) / 1e6
+        dollars = sum(counts[name] * PRICES[name] for name in counts) * share / 1e6
     except (ArithmeticError, AttributeError, LookupError, TypeError):
         return None
     return {"usd": round(dollars, 6), "prices_of": FACTS_OF} if complete else None
@@ -2711,6 +2718,14 @@ def check_metadata(checked: Checked) -> Problems:
         )
 
 
+def check_line(settings: Settings) -> Problems:
+    """Checks that a line of the vendor's batches can ask for what a job asks for."""
+    for name, row in options_of(settings.command).items():
+        if row.unbatched and re.fullmatch(row.unbatched, str(settings.get(name, ""))):
+            words, hint = "the Batch API does not take it", "change it, or use --engine calls"
+            yield Problem("engine-batch", f"{settings.label(name)}: {words}", hint, fatal=not row.sends)
+
+
 CHECKS = (
     check_base_url, check_prompt, check_model, check_values, check_size, check_format, check_output,
     check_needs, check_response, check_images, check_mask, check_form, check_metadata,
@@ -3009,13 +3024,12 @@ def part_head(row: Json) -> str:
     return f"{head}\r\n\r\n"
 
 
-def form_request(checked: Checked, tree: Json) -> tuple[Body, Rows]:
-    """Returns the multipart body of an edit and the rows a dry run shows of it."""
+def form_body(tree: Json, files: Iterable[tuple[Json, Part]]) -> tuple[Body, Rows]:
+    """Returns the multipart body of fields and files, and the rows a dry run shows of it."""
     boundary, parts = "gpt-image-" + os.urandom(12).hex(), []
     texts = [pair for name, value in tree.items() for pair in form_fields(name, value)]
-    texts += [("mask", "auto")] * any(given.kind == "auto" for given in checked.inputs)
     # The texts first, as the SDK sends them: who reads a form as a stream then knows what its files are for.
-    rows = [*(({"name": name, "value": text}, Part(text.encode())) for name, text in texts), *form_files(checked)]
+    rows = [*(({"name": name, "value": text}, Part(text.encode())) for name, text in texts), *files]
     for row, content in rows:
         parts += [Part(f"--{boundary}\r\n{part_head(row)}".encode()), content, Part(b"\r\n")]
     parts.append(Part(f"--{boundary}--\r\n".encode()))
@@ -3027,6 +3041,13 @@ def api_url(settings: Settings, path: str, query: str = "") -> str:
     base, _, own = settings.get("base-url").partition("?")
     queries = "&".join(filter(None, (query, own)))
     return str(base.rstrip("/") + path + (f"?{queries}" if queries else ""))
+
+
+def url_part(name: str) -> str:
+    """Returns an id as a part of a URL: it comes from the server, and `..` in it would lead elsewhere."""
+    from urllib.parse import quote
+
+    return quote(name, safe="", errors="replace").replace(".", "%2E")
 
 
 def api_headers(settings: Settings, body: Body | None) -> list[Header]:
@@ -3043,15 +3064,25 @@ def api_headers(settings: Settings, body: Body | None) -> list[Header]:
     return list({name.lower(): (name, value) for name, value in rows}.values())
 
 
+def json_tree(checked: Checked) -> Json:
+    """Returns the JSON of a call, with --extra-json merged in."""
+    builders = {"generations": images_tree, "edits": edit_tree, "responses": responses_tree}
+    build = chat_tree if checked.chat else builders[checked.command]
+    return merge(build(checked), checked.settings.get("extra-json", {}))
+
+
+def edit_form(checked: Checked) -> tuple[Body, Rows]:
+    """Returns the multipart body of an edit, and the rows a dry run shows of it."""
+    tree = merge(images_tree(checked), checked.settings.get("extra-json", {}))
+    auto = {"mask": "auto"} if any(given.kind == "auto" for given in checked.inputs) else {}
+    return form_body({**tree, **auto}, form_files(checked))
+
+
 def build_request(checked: Checked) -> Request:
-    """Returns the request of a call, with --extra-json merged in."""
-    settings = checked.settings
+    """Returns the request of a call."""
+    settings, path = checked.settings, CHAT_PATH if checked.chat else ROUTE[checked.command].path
     form = checked.command == "edits" and not checked.chat and not json_form_causes(checked)
-    builders = {"generations": images_tree, "edits": images_tree if form else edit_tree, "responses": responses_tree}
-    build, path = builders[checked.command], ROUTE[checked.command].path
-    build, path = (chat_tree, CHAT_PATH) if checked.chat else (build, path)
-    tree = merge(build(checked), settings.get("extra-json", {}))
-    body, rows = form_request(checked, tree) if form else (json_body(tree), None)
+    body, rows = edit_form(checked) if form else (json_body(json_tree(checked)), None)
     headers = api_headers(settings, body)
     return Request("POST", api_url(settings, path), headers, body, None if form else body.shown(), rows)
 
@@ -3174,6 +3205,7 @@ class Reply:
         self.status, self.headers, self.reason = status, headers, reason
         self.chunks: Blocks = iter(chunks)
         self.fault: Fault | None = None
+        self.lifter: Any = None  # what has taken its pictures out, if they are out
         self.over, self.stop = False, Stop()  # whether nothing more is to be read, by the reply's word or the user's
         self.keep: Callable[[bytes], None] = lambda chunk: None
         self.close: Callable[[], None] = lambda: None
@@ -3740,7 +3772,7 @@ def write_all(file: BinaryFile, data: bytes) -> None:
         view = view[file.write(view) :]
 
 
-def rename_free(source: str, target: str) -> bool:
+def rename_free(source: str, target: str, replace: Callable[[str, str], None] = os.replace) -> bool:
     """Renames a file to a name that must be free; False if it is taken, even if it was taken this instant."""
     try:
         if os.name == "nt":
@@ -3749,13 +3781,13 @@ def rename_free(source: str, target: str) -> bool:
         os.link(source, target)
     except FileExistsError:
         return False
-    except OSError:  # a file system without hard links
+    except OSError:  # a file system without hard links, or another one
         try:
             os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
         except FileExistsError:
             return False
         try:
-            os.replace(source, target)
+            replace(source, target)
         except OSError:
             os.unlink(target)  # the empty file that held the name
             raise
@@ -3859,7 +3891,7 @@ class TempFiles:
         elif replace:
             self.replace(source, os.path.realpath(target))
         else:
-            while not rename_free(source, path if number == 1 else f"{stem}-{number}{suffix}"):
+            while not rename_free(source, path if number == 1 else f"{stem}-{number}{suffix}", self.replace):
                 number += 1
             self.tried[target] = number
             path = target if number == 1 else f"{stem}-{number}{suffix}"
@@ -4674,6 +4706,7 @@ class Result(Tries):
         self.mask: str | None = None
         self.request: Json | None = None  # what was asked for
         self.summary: Json | None = None  # of a batch
+        self.share = 1.0  # of the usual price
         self.reported = False  # the command has printed its own result
 
     @property
@@ -4689,7 +4722,7 @@ class Result(Tries):
             "partial_images": self.partials, "unclaimed": self.unclaimed, "text": self.text,
             "response_id": facts.get("id") if self.route == "responses" else None,
             "request_id": self.request_id, "usage": facts.get("usage"),
-            "cost": cost_of(facts, self.route, self.model),
+            "cost": cost_of(facts, self.route, self.model, self.share),
             "request": self.request, **told_in({**facts, **as_object(facts.get("settled"))}),
         }  # fmt: skip
 
@@ -4763,7 +4796,7 @@ class Call:
     def begin(self, reply: Reply) -> None:
         """Makes ready for the first reply, or for another one that goes on with the same pictures."""
         self.reply, self.cut, self.understood = reply, False, False
-        self.lifter = Lifter(self.new_picture)
+        self.lifter = reply.lifter or Lifter(self.new_picture)
         self.chat = Speech(Lifter(self.new_picture), [])
         self.answer = Speech(Lifter(self.new_picture), self.result.deltas)
         self.spoilt: list[Lifted] = []  # pictures that could not be read to their end
@@ -4798,7 +4831,7 @@ class Call:
     def receive(self, reply: Reply) -> Outcome:
         """Reads a reply to its end and saves each picture as it is complete; returns how it failed."""
         self.begin(reply)
-        kept = KeptReply(self.folders)
+        kept = KeptReply([] if reply.lifter else self.folders)  # without its pictures it is of no use
         reply.keep, reply.stop = kept.write, self.stop
         failure = self._safely(documents_of(self.in_time(unpacked(reply)), self.lifter))
         while (failure or reply.fault) and reply.read():  # so that at least the reply is kept
@@ -5126,6 +5159,8 @@ class Call:
         try:
             os.makedirs(folder, exist_ok=True)
             known = self.there.find(folder, lifted) if self.offline else None
+            if not overwrite and sha256_of(true_name) == lifted.hash.hexdigest():  # an earlier run got so far
+                known = true_name
             path = known or temp_files.place(lifted.path, true_name, overwrite)
         except OSError as error:
             return unwritten(error)
@@ -5186,11 +5221,8 @@ class Call:
 
     def ask(self, query: str = "", cancel: bool = False) -> Reply:
         """Asks for a stored response, or cancels it."""
-        from urllib.parse import quote
-
-        # The id comes from the server, and `..` in it would lead elsewhere.
-        name = quote(str(self.result.facts["id"]), safe="", errors="replace").replace(".", "%2E")
-        url = api_url(self.settings, f"/responses/{name}" + "/cancel" * cancel, query)
+        path = f"/responses/{url_part(str(self.result.facts['id']))}" + "/cancel" * cancel
+        url = api_url(self.settings, path, query)
         request = Request("POST" if cancel else "GET", url, api_headers(self.settings, None))
         return exchange(self.context._replace(left=self.left), self.settings, request)
 
@@ -5450,13 +5482,13 @@ def asked_for(call: Prepared) -> Json:
     return found
 
 
-def make_call(context: Context, call: Prepared) -> None:
-    """Sends a call that has passed all checks and saves what comes of it."""
+def make_call(context: Context, call: Prepared, reply: Reply | None = None) -> None:
+    """Sends a call that has passed all checks, unless its reply is here already, and saves what comes of it."""
     settings, result = call.checked.settings, context.result
     write_beside(context, call)
     result.request = asked_for(call)
     made = Call(context, settings, call.names)
-    failure = made.send(call.request)
+    failure = made.receive(reply) if reply else made.send(call.request)
     if result.route == "responses":
         failure = made.settle(failure)
     free = result.route == "responses" and settings.get("tool-choice") in ("auto", "none")  # to answer in words
@@ -5663,6 +5695,7 @@ class JobMaker:
         # Not to wait is for the whole batch.
         self.shared = {name: given for name, given in typed.items() if given is not None and name != "no-wait"}
         self.words = {route: words_of(route) for route in ALL}
+        self.checks: tuple[Callable[[Settings], Problems], ...] = ()
         stem = "batch" if jobs.path == "-" else os.path.splitext(jobs.path)[0]
         self.folder = os.path.join(stem, "")
 
@@ -5709,7 +5742,8 @@ class JobMaker:
             else:
                 typed[name] = [(text, source) for text in texts] or None
         settings = resolve(job.route, typed, self.context.environ, self.context.dotenv)
-        return settings._replace(problems=[*problems, *settings.problems])
+        more = [found for check in self.checks for found in check(settings)]
+        return settings._replace(problems=[*problems, *settings.problems, *more])
 
 
 class Entry(NamedTuple):
@@ -5750,6 +5784,7 @@ class Ledger:
         self.file: BinaryFile | None = None
         self.entries: dict[str, Entry] = {}
         self.spent = 0.0  # dollars
+        self.known: dict[str, Any] = {}  # ids of the server: of a file by its hash, and of a batch by its input file
 
     def read(self) -> None:
         """Reads what earlier runs have written; a line that is not whole is passed over."""
@@ -5769,6 +5804,8 @@ class Ledger:
             usd = usd if isinstance(usd, (int, float)) else 0.0
             self.spent += usd - before.open_usd
             self.entries[name] = Entry(str(row.get("fingerprint")), at, 0.0 if "result" in row else usd)
+        elif "of" in row:
+            self.known[str(row["of"])] = row.get("id")
 
     def row(self, entry: Entry) -> Json:
         """Returns the line of an entry."""
@@ -5788,14 +5825,25 @@ class Ledger:
                 write_all(self.file, b"\n")  # a line that was torn stays apart
 
     def write(self, plan: Plan, **facts: Any) -> None:
-        """Appends a line on a job, which is on disk when this returns."""
-        row = {"job": plan.id, "line": plan.line, "fingerprint": plan.fingerprint, **facts}
+        """Appends a line on a job."""
+        self.append([plan.told(**facts)])
+
+    def append(self, rows: Rows) -> None:
+        """Appends lines, which are on disk when this returns."""
         with self.lock:
             if self.file:
-                at = length_of(self.file)
-                write_all(self.file, json.dumps(row).encode() + b"\n")
+                at, lines = length_of(self.file), [json.dumps(row).encode() + b"\n" for row in rows]
+                write_all(self.file, b"".join(lines))
                 os.fsync(self.file.fileno())
-                self.entries[plan.id] = Entry(plan.fingerprint, at, 0.0)
+                for row, line in zip(rows, lines):
+                    if row["job"]:
+                        self.entries[row["job"]] = Entry(row["fingerprint"], at, 0.0)
+                    at += len(line)
+
+    def remember(self, thing: str, name: str | None) -> None:
+        """Notes the server's id of something; none if it is there no more."""
+        self.known[thing] = name
+        self.append([{"job": None, "of": thing, "id": name}])
 
     def close(self) -> None:
         """Ends the run's hold on the ledger."""
@@ -5833,7 +5881,10 @@ def fingerprint_of(request: Request, extra: bytes) -> str:
 
 
 class Plan(NamedTuple):
-    """What is to be done about a job: "run" it, or nothing, since it is "done", or "unclear" as it may be billed."""
+    """What is to be done about a job: "run" it, or nothing, since it is "done", or "unclear" as it may be billed.
+
+    With the vendor's Batch API it may be "under_way", and is waited for.
+    """
 
     line: int
     id: str
@@ -5841,6 +5892,10 @@ class Plan(NamedTuple):
     pictures: int
     usd: float  # at most, as far as it is known
     fingerprint: str
+
+    def told(self, **facts: Any) -> Json:
+        """Returns a line of the ledger."""
+        return {"job": self.id, "line": self.line, "fingerprint": self.fingerprint, **facts}
 
 
 TURNED_AWAY = next(row.codes for row in STATUSES if row.retry == "safe")
@@ -6003,6 +6058,8 @@ class ContactSheet(string.Formatter):
 class Batch:
     """One run of a file of jobs: all are checked, then as many at once as the pace allows are sent."""
 
+    share = 1.0  # of the usual price
+
     def __init__(self, context: Context, settings: Settings, typed: Json, path: str) -> None:
         self.context, self.settings = context, settings
         self.jobs = JobFile(context, path, settings.get("route"))
@@ -6078,13 +6135,14 @@ class Batch:
         if state == "run":
             self.check_outputs(context, job, call, known)
         cost, settings = estimate(call.checked) or {"usd": 0.0}, call.checked.settings
+        usd = cost["usd"] * self.share
         if state == "run":
             self.ledger.entries.pop(job.id, None)  # from here on, what comes of this run counts
             self.first = self.first or shown_call(context, call)
             kind = (job.route, call.checked.model, settings.get("size"), settings.get("quality"))
             sums = self.kinds.setdefault(kind, [0, 0, 0.0])
-            self.kinds[kind] = [sums[0] + 1, sums[1] + call.names.expected, sums[2] + cost["usd"]]
-        return Plan(job.line, job.id, state, call.names.expected, cost["usd"], fingerprint)
+            self.kinds[kind] = [sums[0] + 1, sums[1] + call.names.expected, sums[2] + usd]
+        return Plan(job.line, job.id, state, call.names.expected, usd, fingerprint)
 
     def check_outputs(self, context: Context, job: Job, call: Prepared, known: Json) -> None:
         """Checks that what a job will write is free, but for what an earlier try of it has written, and its alone."""
@@ -6129,7 +6187,11 @@ class Batch:
 
         with context.temp_files:
             failure = ended(context, make)
-        found = result_of(context.result, failure, context.console.warnings, clock() - started)
+        return self.noted(plan, context, failure, clock() - started)
+
+    def noted(self, plan: Plan, context: Context, failure: Outcome, seconds: float = 0.0) -> tuple[Json, float]:
+        """Notes what has become of a job; returns its result, and what it cost."""
+        found = result_of(context.result, failure, context.console.warnings, seconds)
         billed = failure is None or context.result.may_be_billed
         usd = as_object(found["cost"]).get("usd", plan.usd if billed else 0.0)
         self.ledger.write(plan, ended=self.time(), usd=usd, result=found)
@@ -6226,11 +6288,11 @@ class Batch:
             words = f"{HOPELESS} jobs in a row failed in the same way: {error['message']}"
             self.ending = self.ending or Failure(LEFT, words, error["hint"], rule="jobs-alike")
 
-    def tell(self) -> None:
+    def tell(self, left: str = "") -> None:
         """Shows how far it is."""
-        done, total = self.made + len(self.failures), sum(plan.state == "run" for plan in self.plans)
+        done, total = self.made + len(self.failures), sum(plan.state in ("run", "under_way") for plan in self.plans)
         seconds = self.context.progress.clock() - self.context.progress.started
-        left = f"about {max(seconds * (total - done) / max(done, 1) / 60, 1):.0f} min" if done else "…"
+        left = left or (f"about {max(seconds * (total - done) / max(done, 1) / 60, 1):.0f} min" if done else "…")
         self.context.progress.phase(
             "batch", done=done, total=total, running=len(self.running), failed=len(self.failures),
             usd=round(self.ledger.spent, 2), left=left,
@@ -6246,7 +6308,7 @@ class Batch:
         usd = sum(sums[2] for sums in self.kinds.values())
         return {
             "dry_run": True, "route": "batch",
-            "jobs": {state: states.count(state) for state in ("run", "done", "unclear")},
+            "jobs": {state: states.count(state) for state in ("run", "under_way", "done", "unclear")},
             "pictures": sum(sums[1] for sums in self.kinds.values()),
             "by": [dict(zip(columns, (*kind, *sums))) for kind, sums in self.kinds.items()],
             "estimate": {"usd": round(usd, 4), "prices_of": FACTS_OF} if usd else None,
@@ -6258,12 +6320,14 @@ class Batch:
         """Returns what is reported of the batch."""
         states = [plan.state for plan in self.plans]
         unclear = [plan for plan in self.plans if plan.state == "unclear"]
+        open_jobs = [state for state in states if state in ("run", "under_way")]
         words = "it was begun, and its end is not known: it may have been billed"
         failures = [{"line": plan.line, "id": plan.id, "message": words, "may_be_billed": True} for plan in unclear]
         failures += [self.failures[index] for index in sorted(self.failures)]
         jobs = {
             "total": len(states), "made": self.made, "made_before": states.count("done"), "failed": len(self.failures),
-            "unclear": len(unclear), "not_started": states.count("run") - self.made - len(self.failures),
+            "unclear": len(unclear), "under_way": len(self.running),
+            "not_started": len(open_jobs) - self.made - len(self.failures) - len(self.running),
         }  # fmt: skip
         return {
             "jobs": jobs, "pictures": self.pictures,
@@ -6279,16 +6343,369 @@ class Batch:
         left = jobs["total"] - jobs["made"] - jobs["made_before"]
         if not left:
             return
-        reasons = {"failed": "failed", "unclear": "may have been billed", "not_started": "not started"}
+        reasons = {"failed": "failed", "unclear": "may have been billed", "under_way": "under way",
+                   "not_started": "not started"}  # fmt: skip
         parts = [f"{jobs[name]} {words}" for name, words in reasons.items() if jobs[name]]
-        hint = "run the same command again: it continues where it stopped"
-        failure = self.ending or Failure(LEFT, "", hint, rule="jobs-left")
+        hint = "run the same command again, here or wherever the ledger is: it continues where it stopped"
+        failure = self.ending or Failure(LEFT, "", rule="jobs-left")
+        failure.hint = failure.hint or hint
         if self.context.stop.draining:
             failure = Failure(INTERRUPTED, "interrupted", hint)
         words = f"{left} of {plural(jobs['total'], 'job')} left: {', '.join(parts)}"
         failure.message = f"{failure.message}; {words}".lstrip("; ")
         failure.details["may_be_billed"] = any(row["may_be_billed"] for row in found["failures"])
         raise failure
+
+
+# The vendor's Batch API: jobs go there as lines of files, and their results come back in files, hours later.
+V1 = "/v1"  # of the routes within a batch, whatever the base URL is
+# Bytes of a batch, there and back: larger downloads are known to be cut. It keeps below 50,000 requests by far.
+MOST_IN_BATCH = 100_000_000
+PIXEL_SIZE, USUAL_SIZE = 1.6, "1536x1024"  # of results: bytes in base64, and the size where the server chooses it
+FILE_LIFE = 30 * 86_400  # seconds until the server removes what we could not
+LOOK_FIRST, LOOK_MOST = 15.0, 300.0  # seconds from one look at the batches to the next
+MOST_SILENT = 20  # looks, one after the other, that the network may fail
+
+
+class Packet:
+    """Jobs of one route and model on their way into the input file of a batch."""
+
+    def __init__(self, file: BinaryFile) -> None:
+        self.file, self.size = file, 0.0  # of its lines and, probably, of their results
+        self.jobs: dict[str, int] = {}  # the place of each by its id
+        self.noted: Rows = []  # for the ledger
+
+
+class ApiBatch(Batch):
+    """One run of a file of jobs by the vendor's Batch API.
+
+    The ledger knows each job and its input file before the batch of that file is made, and the batch as soon as its id
+    is known: so another run, also on another machine, goes on from there, and no batch is made twice.
+    """
+
+    share = 0.5
+
+    def __init__(self, context: Context, settings: Settings, typed: Json, path: str) -> None:
+        import tempfile
+
+        super().__init__(context, settings, typed, path)
+        self.maker.checks = (check_line,)
+        self.pace = Pace(sys.maxsize, context.progress.clock)
+        self.net = self.job_context("batch")._replace(sleep=context.sleep, hold=context.hold)
+        self.copy = tempfile.TemporaryFile(dir=spare_folder())  # of the jobs, to have each by its place
+        self.starts: list[int] = []
+        self.left: list[int] = []  # the places of the jobs that are to be sent
+        self.open: dict[tuple[str, str], Packet] = {}  # by route and model
+        self.sent: dict[str, dict[str, int]] = {}  # by input file: the place of each job by its name
+        self.fresh: set[str] = set()  # the input files whose batch was surely not made
+        self.uploads = 0
+
+    # Check: as for single calls; but a job that is under way is waited for
+
+    def plan(self, context: Context, job: Job) -> Plan:
+        """Checks one job, and keeps it by its place."""
+        self.starts.append(self.copy.tell())
+        self.copy.write(json.dumps(job).encode() + b"\n")
+        plan = super().plan(context, job)
+        self.left += [len(self.plans)] if plan.state == "run" and not self.settings.get("cancel") else []
+        return plan
+
+    def job(self, index: int) -> Job:
+        """Returns a job by its place."""
+        self.copy.seek(self.starts[index])
+        return Job(*json.loads(self.copy.readline()))
+
+    def state(self, job: Job, fingerprint: str, call: Prepared, known: Json) -> str:
+        """Returns what is to be done about a job: one that is under way will come to its end in this run."""
+        if "file" not in known or "result" in known:
+            return super().state(job, fingerprint, call, known)
+        file, index, usd = str(known["file"]), len(self.plans), self.ledger.entries[job.id].open_usd
+        self.sent.setdefault(file, {})[job.id] = index
+        self.running[index], self.ledger.spent = usd, self.ledger.spent - usd
+        return "under_way"
+
+    def shown(self) -> Json:
+        """Returns what a dry run shows: the first line, and how many batches and uploads there would be, too."""
+        self.first, before = None, len(self.sent)
+        self.send()
+        return {**super().shown(), "batches": len(self.sent) - before, "uploads": self.uploads}
+
+    # Send: jobs -> lines -> an input file -> a batch
+
+    def ask(self, method: str, path: str, body: Body | None = None, query: str = "") -> Json:
+        """Asks the server, and returns its short answer; a batch is asked for once."""
+        settings = self.settings.changed("max-retries", 0, DEFAULT) if path == "/batches" else self.settings
+        request = Request(method, api_url(settings, path, query), api_headers(settings, body), body)
+        return as_object(parse_json(read_body(exchange(self.net, settings, request))))
+
+    def upload(self, purpose: str, path: str, name: str, media_type: str) -> str:
+        """Uploads a file, and returns its id; a dry run returns its name."""
+        if self.settings.get("dry-run"):
+            return path
+        texts = {"purpose": purpose, "expires_after": {"anchor": "created_at", "seconds": FILE_LIFE}}
+        row = {"name": "file", "filename": name, "content_type": media_type, "path": path}
+        body, _ = form_body(texts, [(row, Part(path=path, size=os.path.getsize(path)))])
+        return str(self.ask("POST", "/files", body).get("id"))
+
+    def uploaded(self, given: InputPicture) -> InputPicture:
+        """Returns an input picture as a line names it; a file is uploaded once, whatever its names are."""
+        if given.kind != "file":
+            return given
+        key, kind = f"sha256:{sha256_of(given.text) or given.text}", content_type(given)  # a dry run writes no mask
+        if not self.ledger.known.get(key):
+            self.uploads += 1
+            self.ledger.remember(key, self.upload("vision", given.text, kind.replace("image/", "picture."), kind))
+        return given._replace(kind="file_id", text=self.ledger.known[key])
+
+    def send(self) -> None:
+        """Hands over all that waits for it, for as long as the money lasts."""
+        while self.left and self.may_start(self.left[0]):
+            self.pack(self.left.pop(0))
+        for kind in list(self.open):
+            self.post(kind)
+
+    def pack(self, index: int) -> None:
+        """Writes the line of a job into an input file that has room for it."""
+        job, plan = self.job(index), self.plans[index]
+        context = self.job_context(job.route)
+        with context.temp_files:
+            call = self.prepared(context, job)
+            if not self.settings.get("dry-run"):
+                write_beside(context, call)
+            checked = call.checked
+            checked.inputs = list(map(self.uploaded, checked.inputs))
+        url, tree = V1 + ROUTE[job.route].path, json_tree(checked)
+        body = json_body({"custom_id": job.id, "method": "POST", "url": url, "body": tree})
+        self.first = self.first or body.shown()
+        size = checked.settings.get("size", "auto").replace("auto", USUAL_SIZE)
+        weight = body.length + plan.pictures * PIXEL_SIZE * math.prod(map(int, re.findall(r"\d+", size)))
+        kind = (job.route, checked.top_model)
+        if kind in self.open and self.open[kind].size + weight > MOST_IN_BATCH:
+            self.post(kind)
+        if kind not in self.open:
+            self.open[kind] = Packet(self.context.temp_files.create(spare_folder()))
+        packet = self.open[kind]
+        for block in (*body, b"\n"):
+            write_all(packet.file, block)
+        packet.jobs[job.id], packet.size, self.running[index] = index, packet.size + weight, plan.usd
+        packet.noted.append(plan.told(begun=self.time(), usd=plan.usd, outputs=call.outputs))
+
+    def post(self, kind: tuple[str, str]) -> None:
+        """Uploads an input file, and notes its jobs as under way."""
+        packet = self.open.pop(kind)
+        packet.file.close()
+        file = self.upload("batch", packet.file.name, "jobs.jsonl", "application/jsonl")
+        self.ledger.append([{**row, "file": file} for row in packet.noted])
+        self.sent[file] = packet.jobs
+        self.fresh.add(file)
+        self.context.temp_files.remove(packet.file.name)
+
+    def create(self, file: str) -> None:
+        """Makes the batch of an input file, once: if an earlier try may have made it, it is looked for first."""
+        batch = None if file in self.fresh else self.found(file)
+        if not batch and (self.over() or self.settings.get("cancel")):
+            del self.sent[file]
+            return
+        self.fresh.discard(file)
+        endpoint = V1 + ROUTE[self.job(min(self.sent[file].values())).route].path
+        body = json_body({"input_file_id": file, "endpoint": endpoint, "completion_window": "24h"})
+        try:
+            batch = batch or self.ask("POST", "/batches", body).get("id")
+        except Failure as failure:
+            self.refused(file, {None: failure})
+        if batch:
+            self.ledger.remember(file, str(batch))
+
+    def found(self, file: str) -> Any:
+        """Returns the id of the batch of an input file, from the list of all; None if there is none."""
+        query = "limit=100"
+        while True:
+            page = self.ask("GET", "/batches", query=query)
+            if not isinstance(page.get("data"), list):
+                raise Failure(UNREADABLE, "the server does not list its batches", "one may be under way, or not")
+            for row in objects_in(page["data"]):
+                if row.get("input_file_id") == file and row.get("status") != "failed":
+                    return row.get("id")
+            if not page.get("has_more"):
+                return None
+            query = f"limit=100&after={url_part(str(page.get('last_id')))}"
+
+    def refused(self, file: str, why: Mapping[Any, Failure]) -> None:
+        """Acts on why a batch does not run, by line: it waits for its turn, there is no money, or its jobs fail."""
+        failure = next(iter(why.values()))
+        code = failure.details.get("code")
+        if failure.exit == NETWORK:
+            raise failure
+        if code in MONEY:
+            self.ending = failure
+        elif code != "token_limit_exceeded" and failure.details.get("status") not in TURNED_AWAY:
+            for number, index in enumerate(self.sent.pop(file).values(), 1):
+                self.fail(index, why.get(number, failure), again=number not in why and None not in why)
+            self.remove(file)
+
+    # Wait: until all batches have ended
+
+    def run(self) -> None:
+        """Runs all that is to be run; what keeps it from that is told at the end, with all that was made."""
+        self.ending = ended(self.context, self.run_all) or self.ending
+        sent = {index for jobs in self.sent.values() for index in jobs.values()}
+        self.running = {index: 0.0 for index in sent & self.running.keys()}
+
+    def run_all(self) -> None:
+        """Sends what is to be sent and waits for it, and again what was turned away for as long as that gets less."""
+        while (self.left or self.sent) and not self.over():
+            self.turned_away, count = [], len(self.left) + len(self.running)
+            self.send()
+            self.wait()
+            self.left = sorted(self.left + self.turned_away * (len(self.turned_away) < count))
+            if self.sent:
+                words = f"{plural(len(self.running), 'job')} under way at the server"
+                self.ending = self.ending or Failure(RUNNING, words)
+        if not self.sent:
+            for key in [key for key, name in self.ledger.known.items() if name and key.startswith("sha256:")]:
+                self.remove(self.ledger.known[key])
+                self.ledger.remember(key, None)
+
+    def wait(self) -> None:
+        """Looks at all batches until each has ended; with --no-wait, once."""
+        pause, silent = LOOK_FIRST, 0
+        while self.sent:
+            for file in list(self.sent):
+                try:
+                    self.look(file)
+                    silent = 0
+                except Failure as failure:
+                    silent += 1
+                    if failure.exit != NETWORK or silent > MOST_SILENT:
+                        raise
+            if not self.sent or self.settings.get("no-wait"):
+                return
+            self.context.sleep(pause)
+            pause = min(pause * POLL_GROWTH, LOOK_MOST)
+
+    def look(self, file: str) -> None:
+        """Makes a batch that is not made, or collects one that has ended."""
+        batch = self.ledger.known.get(file)
+        if not batch:
+            self.create(file)
+            return
+        path = f"/batches/{url_part(batch)}"
+        found = self.ask("GET", path)
+        status, counts = found.get("status"), as_object(found.get("request_counts"))
+        answered = number_of(counts.get("completed")) + number_of(counts.get("failed"))
+        self.tell(f"{batch} is {status}, {answered} of {number_of(counts.get('total'))} answered")
+        if status == "failed":
+            self.ledger.remember(file, None)
+            rows = objects_in(as_object(found.get("errors")).get("data")) or [{"message": "the batch failed"}]
+            self.refused(file, {row.get("line"): refusal_of(row) for row in rows})
+        elif status in ("completed", "expired", "cancelled"):
+            self.collect(file, found, answered)
+        elif self.settings.get("cancel") and status != "cancelling":
+            self.ask("POST", f"{path}/cancel")
+
+    # Collect: files of lines -> pictures and results
+
+    def collect(self, file: str, found: Json, answered: int) -> None:
+        """Takes the results of a batch that has ended, and notes of each job that they lack why."""
+        jobs, before, seen = self.sent[file], -1, set[str]()
+        names = [str(found[key]) for key in ("output_file_id", "error_file_id") if found.get(key)]
+        while before < 0 or before < len(seen) < answered:  # a download without a length may be cut unseen
+            before = len(seen)
+            for document in itertools.chain.from_iterable(map(self.lines, names)):
+                name = str(document.value.get("custom_id"))
+                seen.add(name)
+                self.take(jobs.get(name, -1), document.value)
+                for lifted in self.lifter.lifted.values():  # that nobody took
+                    lifted.drop()
+                self.lifter.lifted.clear()
+        billed = found["status"] == "completed" or len(seen) < answered
+        words = f"the batch is {found['status']}, and its results lack this job"
+        for index in jobs.values() & self.running.keys():
+            self.fail(index, Failure(UNREADABLE, words, rule="job-lacking", may_be_billed=billed))
+        del self.sent[file]
+        billed = any(self.failures.get(index, {}).get("may_be_billed") for index in jobs.values())
+        if billed or seen - jobs.keys():
+            self.context.console.warn(f"not all results found their jobs: {', '.join(names)} stay at the server")
+            names = []
+        self.remove(file, *names)
+
+    def lines(self, name: str) -> Documents:
+        """Yields each line of a file of results as soon as it is whole; what is damaged ends with its line."""
+        with TempFiles() as temp_files:
+            new_picture = functools.partial(Lifted, temp_files, os.path.dirname(self.ledger.path) or ".")
+            reader = JsonReader(Lifter(new_picture), stream=False)
+            self.lifter = reader.lifter
+            for block in self.content(name):
+                for piece in block.splitlines(keepends=True):
+                    yield from reader.feed(piece)
+                    if piece.endswith((b"\r", b"\n")):
+                        yield from reader.finish()
+            yield from (document for document in reader.finish() if not document.cut)
+
+    def content(self, name: str) -> Blocks:
+        """Yields a file of the server; one that is cut goes on where it was if the server can do that, or fails."""
+        url, etag, had = api_url(self.settings, f"/files/{url_part(name)}/content"), "", 0
+        while True:
+            rest: list[Header] = [("Range", f"bytes={had}-"), ("If-Range", etag)] if etag else []
+            try:
+                reply = exchange(self.net, self.settings, Request("GET", url, api_headers(self.settings, None) + rest))
+            except Failure as failure:
+                if failure.details.get("status") != 404:
+                    raise
+                self.context.console.warn(f"{name}: {failure.message}")
+                return
+            before, reply.stop, head = had, self.net.stop, reply.headers
+            anew = bool(etag) and reply.status != 206
+            for block in unpacked(reply) if not anew else ():
+                had += len(block)
+                yield block
+            reply.close()
+            if reply.stop.requested:
+                raise KeyboardInterrupt
+            if not (anew or reply.fault):
+                return
+            etag = head.get("etag", "") if head.get("accept-ranges") == "bytes" else ""
+            if had == before or etag[:1] != '"' or "content-encoding" in head:
+                raise Failure(NETWORK, f"the download of {name} is cut after {amount(had)}")
+
+    def take(self, index: int, line: Json) -> None:
+        """Takes a line of results: its pictures go to their places, and what has become of its job into the ledger."""
+        response, error = as_object(line.get("response")), error_in(line)
+        status = number_of(response.get("status_code"))
+        if index not in self.running:
+            return
+        if status >= 400:
+            reply = Reply(status, {}, [json.dumps(response.get("body")).encode()])
+            self.fail(index, judged(reply, Request("POST", "", []), free=False)[0])
+        elif error:
+            self.fail(index, refusal_of(error), again=error.get("code") == "batch_expired")
+        else:
+            self.land(index, Reply(200, {}, [json.dumps(line).encode()]))
+
+    def land(self, index: int, reply: Reply) -> None:
+        """Saves the pictures of a job; what is no fault of the reply, such as a full disk, leaves it under way."""
+        job, reply.lifter = self.job(index), self.lifter
+        context = self.job_context(job.route)._replace(stop=Stop())  # what is here is saved, whatever the user wants
+        context.result.share, context.result.billed = self.share, True
+        with context.temp_files:
+            failure = ended(context, lambda: make_call(context, self.prepared(context, job), reply))
+        if failure and failure.exit not in (REFUSED, NETWORK, UNREADABLE):
+            raise failure
+        self.settle(index, *self.noted(self.plans[index], context, failure))
+
+    def fail(self, index: int, failure: Failure, again: bool = False) -> None:
+        """Notes that a job has failed, and whether it is to be sent again in this run."""
+        failure.message = self.context.console.said(failure.message, MOST_SAID)
+        self.settle(index, *self.noted(self.plans[index], self.job_context(self.job(index).route), failure))
+        self.turned_away += [index] if again else []
+
+    def remove(self, *files: str) -> None:
+        """Removes files from the server, unless they are to be kept."""
+        for name in files if not self.settings.get("keep-files") else ():
+            try:
+                self.ask("DELETE", f"/files/{url_part(name)}")
+            except Failure as failure:
+                self.context.console.warn(f"{name} is not removed from the server: {failure.message}")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -6610,7 +7027,8 @@ def batch(context: Context, settings: Settings, target: str | None) -> None:
     if not target:
         raise Failure(USAGE, "there is no file of jobs", "name a .jsonl, .csv or .txt file, or -", rule="jobs-file")
     enforce(settings_problems(settings), False, context.console)
-    made = Batch(context, settings, settings.typed, target)
+    engine = ApiBatch if settings.get("engine") == "batch-api" or settings.get("cancel") else Batch
+    made = engine(context, settings, settings.typed, target)
     dry = bool(settings.get("dry-run"))
     try:
         if not dry:
