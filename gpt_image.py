@@ -6364,7 +6364,7 @@ MOST_IN_BATCH = 100_000_000
 PIXEL_SIZE, USUAL_SIZE = 1.6, "1536x1024"  # of results: bytes in base64, and the size where the server chooses it
 FILE_LIFE = 30 * 86_400  # seconds until the server removes what we could not
 LOOK_FIRST, LOOK_MOST = 15.0, 300.0  # seconds from one look at the batches to the next
-MOST_SILENT = 20  # looks, one after the other, that the network may fail
+MOST_SILENT = 20  # rounds of looks, one after the other, in which the network may fail each
 
 
 class Packet:
@@ -6570,12 +6570,12 @@ class ApiBatch(Batch):
         """Looks at all batches until each has ended; with --no-wait, once."""
         pause, silent = LOOK_FIRST, 0
         while self.sent:
+            silent += 1
             for file in list(self.sent):
                 try:
                     self.look(file)
                     silent = 0
                 except Failure as failure:
-                    silent += 1
                     if failure.exit != NETWORK or silent > MOST_SILENT:
                         raise
             if not self.sent or self.settings.get("no-wait"):

@@ -228,7 +228,8 @@ class MishapTest(EngineTest):
     def test_a_network_that_is_away_for_long_ends_the_run_and_no_job(self) -> None:
         gateway = self.gateway(polls=0)
         self.jobs(2)
-        self.assertEqual(self.hand_over(gateway, "--no-wait").code, 8)
+        with mock.patch.object(gpt_image, "MOST_IN_BATCH", 1):  # a batch for each
+            self.assertEqual(self.hand_over(gateway, "--no-wait").code, 8)
         gone = FakeTransport(*[gpt_image.Fault("no route to host", sent=False)] * 200)
         ran = self.hand_over(gateway, transport=gone)
         self.assertEqual((ran.code, ran.json["jobs"]["under_way"]), (5, 2))
@@ -295,6 +296,15 @@ class GoingOnTest(EngineTest):
         self.assertIn("POST /batches/*/cancel", self.asked(gateway))
         self.assertEqual(self.hand_over(gateway).code, 0)
         self.assert_all_once(gateway, SIX)
+
+    def test_single_calls_leave_alone_what_is_under_way_at_the_vendor(self) -> None:
+        gateway = self.gateway(polls=1)
+        self.jobs(2)
+        self.assertEqual(self.hand_over(gateway, "--no-wait").code, 8)
+        ran = self.run_main("batch", "jobs.jsonl", *SMALL, gateway=gateway)
+        self.assertEqual((ran.code, ran.json["jobs"]["unclear"], ran.json["jobs"]["made"]), (9, 2, 0))
+        self.assertEqual(self.hand_over(gateway).code, 0)
+        self.assert_all_once(gateway, SIX[:2])
 
     def test_cancel_makes_no_batch_of_what_was_not_sent(self) -> None:
         gateway = self.gateway(polls=0)
