@@ -180,6 +180,10 @@ class DocumentTest(ProgramTest):
         Path("prompt.txt").write_text("A lighthouse at dusk\n", "utf-8")
         Path("extra.json").write_text('{"seed": 7}\n', "utf-8")
         Path("team.env").write_text("OPENAI_IMAGE_SIZE=1536x1024\n", "utf-8")
+        for block in blocks(ROOT / "references" / "batch.md"):
+            name = block.language.partition(" ")[2]
+            if name:
+                Path(name).write_text("\n".join(block.lines) + "\n", "utf-8")
 
     def run_documented(self, command: Command, terminal: bool = False) -> Ran:
         """Runs a command for real against a gateway in its scenario."""
@@ -210,9 +214,9 @@ class CommandsTest(DocumentTest):
 
     def check(self, command: Command) -> None:
         """Dry-runs a command of a route; of another command, checks that it can be read."""
-        if command.argv[:1] and command.argv[0] in ("generations", "edits", "responses"):
+        if command.argv[:1] and command.argv[0] in ("generations", "edits", "responses", "batch"):
             ends = command.exit if "--dry-run" in command.argv else 0
-            ran = self.run_main(*command.argv, "--dry-run", env={"RELAY_KEY": "sk-relay-0123456789"})
+            ran = self.run_main(*command.argv, "--dry-run", env={"RELAY_KEY": "sk-relay-0123456789"}, stdin="A lake\n")
             self.assertEqual(ran.code, ends, ran.err)
             self.assertIn(command.shows, ran.out)
             return
@@ -228,6 +232,16 @@ class CommandsTest(DocumentTest):
                     self.check(command)
                 count += 1
         self.assertGreater(count, 60)
+
+    def test_the_files_of_jobs_in_batch_md_become_their_pictures(self) -> None:
+        wanted = ["hero.webp", "heron-dawn.png", "fox-midnight.png", "snow.png", "jazz.png", "1.png", "2.png"]
+        for block in blocks(ROOT / "references" / "batch.md"):
+            for command in commands(block):
+                if "-" not in command.argv:
+                    ran = self.run_documented(command)
+                    self.assertEqual(ran.code, 0, ran.err)
+        self.assertEqual(sorted(wanted), sorted(os.path.basename(name) for folder in ("out", "jobs", "lakes")
+                                                for name in self.files(folder) if "mask" not in name))  # fmt: skip
 
     def test_every_command_within_a_line_names_options_that_exist(self) -> None:
         known = {word for row in gpt_image.OPTIONS for word in gpt_image.spellings(row)}
