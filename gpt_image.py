@@ -5325,17 +5325,14 @@ class JobFile:
         try:
             with context.temp_files.create(spare_folder()) as copy:
                 self.copy = copy.name
-                for block in self._blocks(context.stdin):
-                    write_all(copy, block)
+                if path == "-":
+                    write_all(copy, context.stdin.read().encode("utf-8", "surrogateescape"))
+                    return
+                with open(path, "rb") as file:
+                    for block in iter(lambda: file.read(BLOCK), b""):
+                        write_all(copy, block)
         except OSError as error:
             raise Failure(USAGE, f"{self.name}: {error.strerror}", "check the path", rule="jobs-file") from error
-
-    def _blocks(self, stdin: TextFile) -> Blocks:
-        if self.path == "-":
-            yield from (text.encode("utf-8", "surrogateescape") for text in iter(lambda: stdin.read(BLOCK), ""))
-            return
-        with open(self.path, "rb") as file:
-            yield from iter(lambda: file.read(BLOCK), b"")
 
     def __iter__(self) -> Iterator[Job]:
         with open(self.copy, "rb") as file:
@@ -5409,7 +5406,8 @@ class JobMaker:
         self.context, self.jobs = context, jobs
         self.shared = {name: given for name, given in typed.items() if given is not None and name not in OF_THE_BATCH}
         self.words = {route: words_of(route) for route in ALL}
-        self.folder = os.path.join(os.path.splitext(jobs.stem)[0], "")
+        stem = os.path.splitext(jobs.stem)[0]
+        self.folder = os.path.join(f"{stem}-pictures" if os.path.isfile(stem) else stem, "")
 
     def place(self, job: Job | Plan) -> str:
         """Returns the words for where a job stands."""
@@ -5626,7 +5624,7 @@ def will_meet_all(error: Json) -> Any:
     """Returns what tells a failure that will meet every job, such as a wrong key; None for one of a job's own."""
     about_all = error["status"] in (401, 402, 403, 404) or error["code"] in MONEY
     unreached = error["exit"] == NETWORK and error["status"] is None and not error["may_be_billed"]
-    return (error["status"], error["code"], error["exit"]) if about_all or unreached else None
+    return error["status"] or error["exit"] if about_all or unreached else None
 
 
 class Batch:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import base64
 import codecs
 import collections
+import errno
 import hashlib
 import json
 import os
 import re
+import sys
 import threading
 import unittest
 import unittest.mock
@@ -220,6 +222,11 @@ class FilesOfJobsTest(BatchTest):
                     self.assertIn(piece, " ".join(message for _, message in found))
         self.assertEqual(self.problems("missing.csv")[0][0], "jobs-file")
         self.assertEqual(self.problems()[0][0], "jobs-file")
+
+    def test_a_file_without_a_suffix_is_no_folder(self) -> None:
+        self.write("sea", "A\n")
+        self.assertEqual(self.prompts("sea"), ["A"])
+        self.assertEqual(self.files("sea-pictures"), ["1.png"])
 
     def test_a_fifo_is_read_once_and_gives_no_name(self) -> None:
         os.mkfifo("pipe")
@@ -651,6 +658,25 @@ class LedgerTest(BatchTest):
             self.assertEqual(self.problems("jobs.jsonl", code=7)[0][0], "ledger-locked")
             self.dry("jobs.jsonl")
         self.assertEqual(self.batch("jobs.jsonl").code, 0)
+
+    def test_a_lock_is_that_of_the_system_where_it_has_one(self) -> None:
+        class Msvcrt:
+            LK_NBLCK = 2
+
+            def locking(self, number: int, mode: int, count: int) -> None:
+                if mode == self.LK_NBLCK and self.error:
+                    raise OSError(self.error, "no")
+
+            def __init__(self, error: int) -> None:
+                self.error = error
+
+        with open("ledger", "a+b", buffering=0) as file:
+            for error, free in ((0, True), (errno.EACCES, False), (errno.EDEADLK, False), (errno.ENOLCK, True)):
+                with self.subTest(error), unittest.mock.patch.object(sys, "platform", "win32"):
+                    with unittest.mock.patch.dict(sys.modules, {"msvcrt": Msvcrt(error)}):
+                        self.assertEqual(gpt_image.lock(file), free)
+            gpt_image.write_all(file, b"line")
+        self.assertEqual(Path("ledger").read_bytes(), b"line")  # at its end, wherever the lock is
 
     def test_a_ledger_that_cannot_be_written_stops_the_batch(self) -> None:
         self.jobs(*({"prompt": f"A {number}"} for number in range(9)))
