@@ -5738,7 +5738,8 @@ class Batch:
         def make() -> None:
             call = prepare(context, self.maker.settings(job), None)
             outputs.extend(call.written)
-            self.ledger.write(plan, begun=self.time(), usd=plan.usd, outputs=outputs)
+            session = call.names.beside(SESSION_ENDING)
+            self.ledger.write(plan, begun=self.time(), usd=plan.usd, outputs=outputs, session=session)
             self.running[index] = 0.0
             make_call(context, call)
 
@@ -5853,8 +5854,11 @@ class Batch:
     def failure_row(self, plan: Plan) -> Json:
         """Says why a job failed or was left alone, and returns what is reported of it."""
         words, hint = "it was begun, and its end is not known", "look at your usage, or use --retry-billable"
-        unknown = {"message": words, "hint": hint, "may_be_billed": True}
-        error = as_object(as_object(self.ledger.row(plan.id).get("result")).get("error")) or unknown
+        row = self.ledger.row(plan.id)
+        session = str(row.get("session"))
+        recovery = program("resume", session) if os.path.isfile(session) else None
+        unknown = {"message": words, "hint": recovery or hint, "may_be_billed": True, "recovery": recovery}
+        error = as_object(as_object(row.get("result")).get("error")) or unknown
         self.context.console.tell(f"{self.maker.place(plan)}: {error.get('message')}")
         kept = ("exit", "rule", "status", "code", "message", "hint", "may_be_billed", "recovery")
         return {"line": plan.line, "id": plan.id, **{name: error.get(name) for name in kept}}
