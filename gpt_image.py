@@ -18,8 +18,9 @@ One file, standard library only, to be read from top to bottom: each section use
      3 Kinds, Tables      all knowledge of the API: rows    10 Reply      bytes -> short JSON, pictures -> disk
      4 Pictures           what a file's bytes say           11 Events     documents of any dialect -> meaning
      5 Settings           where each value comes from       12 Call       send, receive, save, poll, conclude
-     6 Validation         every broken rule, unsent         13 Commands   one function each
-     7 Request            a body that streams from disk     14 Main       arguments -> exit code
+     6 Validation         every broken rule, unsent         13 Batch      many calls, none of them paid twice
+     7 Request            a body that streams from disk     14 Commands   one function each
+                                                            15 Main       arguments -> exit code
 
 Four promises, each kept by a test:
  1. the key is used in one place, goes to one origin, and is never printed, logged or stored;
@@ -1737,6 +1738,7 @@ class Settings(NamedTuple):
     rows: Mapping[str, Setting]
     problems: Iterable[Problem] = ()  # texts that are not of their option's kind
     typed: Json = {}  # what stood on the command line, by option name
+    fill: Callable[[str], str] = str  # fills what a batch varies in the text of a file
 
     def get(self, name: str, default: Any = None) -> Any:
         """Returns the value of a setting, or the default if it is not set."""
@@ -2192,13 +2194,12 @@ class Checked:
         return Problem(rule, f"{self.settings.label(name)}: {words}", hint, **grade)
 
 
-def read_prompt(path: str, stdin: TextFile) -> str:
+def read_prompt(path: str, stdin: TextFile, fill: Callable[[str], str]) -> str:
     """Reads a prompt from a file or from standard input."""
     try:
-        text = stdin.read().lstrip("\ufeff") if path == "-" else read_text(path)
+        return fill(stdin.read().lstrip("\ufeff") if path == "-" else read_text(path)).rstrip("\r\n")
     except (ValueError, OSError) as error:
-        raise Failure(USAGE, f"--prompt-file {path}: {error}", "check the path", rule="prompt-file") from error
-    return text.rstrip("\r\n")
+        raise Failure(USAGE, f"--prompt-file {path}: {error}", "check the file", rule="prompt-file") from error
 
 
 def output_suffix(output: str) -> str:
@@ -2226,7 +2227,7 @@ def gather_checked(settings: Settings, positional: str | None, stdin: TextFile, 
     }
     prompts = {way: given for way, given in ways.items() if given is not None}
     if list(prompts) == ["--prompt-file"]:
-        prompts["--prompt-file"] = read_prompt(settings.get("prompt-file"), stdin)
+        prompts["--prompt-file"] = read_prompt(settings.get("prompt-file"), stdin, settings.fill)
     today = time.strftime("%Y-%m-%d", time.gmtime(now))
     return Checked(follow_suffix(settings), prompts, gather_inputs(settings), today)
 
@@ -2772,6 +2773,14 @@ def estimate(checked: Checked) -> Json | None:
     return {**most, **({} if least == most else {"least": least}), "prices_of": FACTS_OF}
 
 
+def check_cost(checked: Checked) -> Problems:
+    """Refuses a call that may cost more than is allowed."""
+    most, found = checked.settings.get("max-cost"), estimate(checked)
+    if most is not None and (not found or found["usd"] > most):
+        words = f"the call may cost {found['usd']:.4f} USD" if found else "what the call may cost is not known"
+        yield checked.problem("max-cost", "max-cost", words, "allow more, or name --size and --quality", fatal=True)
+
+
 def boxed_mask(checked: Checked) -> bytes:
     """Returns the mask of --mask-box, as large as the first picture; nothing where it is not asked for."""
     first = checked.role("image")[0].picture if checked.has("mask-box") else None
@@ -3147,9 +3156,12 @@ class Stop:
     """
 
     def __init__(self) -> None:
+        from _thread import allocate_lock
+
         self.requested, self.armed = False, True
         self.jobs, self.draining = False, False  # whether the calls of a batch run in threads, and no new one starts
         self.sockets: set[Any] = set()
+        self.lock = allocate_lock()  # for what the threads of a batch share
 
     def __enter__(self) -> Stop:
         self.handlers: list[tuple[Any, Any]] = []
@@ -3481,7 +3493,9 @@ def opener_for(attempt: Attempt, redirects: bool) -> urllib.request.OpenerDirect
 
         def https_open(self, request: Any) -> Any:
             trusted = [os.environ.get(name, "") for name in ("SSL_CERT_FILE", "SSL_CERT_DIR")]
-            return self.do_open(secure, request, context=tls_context(*trusted))
+            with attempt.stop.lock:
+                context = tls_context(*trusted)
+            return self.do_open(secure, request, context=context)
 
     class WebRedirect(urllib.request.HTTPRedirectHandler):
         def redirect_request(self, *reply: Any) -> Any:  # its last part is the URL
@@ -3829,10 +3843,12 @@ def identity(name: str) -> tuple[int, int] | None:
 class TempFiles:
     """The temporary files of a call; what was not given a name by the end is removed, whatever the end is."""
 
-    def __init__(self, inputs: Iterable[tuple[int, int] | None] = ()) -> None:
+    def __init__(self, whole: TempFiles | None = None) -> None:
         self.files: set[str] = set()
-        self.inputs = set(inputs)  # the identities of files that are read, and never replaced
-        self.written: set[str] = set()  # the names this call has given: none of them is given twice
+        # What holds for all calls of a run: the identities of files that are read, and never replaced, and the names
+        # that were given, none of them twice.
+        self.inputs: set[tuple[int, int] | None] = whole.inputs if whole else set()
+        self.written: set[str] = whole.written if whole else set()
         self.tried: dict[str, int] = {}  # the number that a name has got to, if it was taken
 
     def __enter__(self) -> TempFiles:
@@ -5432,7 +5448,8 @@ def prepare(context: Context, settings: Settings, positional: str | None) -> Pre
     checked.inputs = [convert_input(context, given, checked.command) for given in checked.inputs]
     settings = checked.settings = sized(checked.settings, checked.row.sizes or FREE_SIZES)
     broken = (found for check in CHECKS for found in check(checked))
-    enforce([*settings.problems, *broken], bool(settings.get("no-validate")), context.console)
+    problems = [*settings.problems, *broken, *check_cost(checked)]
+    enforce(problems, bool(settings.get("no-validate")), context.console)
     check_pair(settings, context)
     size, asked = settings.get("size", ""), settings.label("size")
     if not asked.endswith(size):
@@ -5560,11 +5577,13 @@ class Job(NamedTuple):
     values: Json
 
 
-JobRows = Iterator[tuple[int, Json]]  # the line of each job, and its values as they stand there
-# What holds for a whole batch, and is not for a file to choose that a stranger may have written.
+JobRows = Iterator[tuple[int, Iterable[tuple[str, Any]]]]  # the line of each job, and the names and values there
+BROKEN = "\0"  # the name of what is wrong with a line that cannot be read
+OF_THE_BATCH = ("json", "progress", "quiet", "preview", "open", "dry-run", "max-cost", "no-wait")  # no job has its own
+# What is not for a file to choose that a stranger may have written.
 NOT_IN_JOBS = (
     "base-url", "api-key", "api-key-env", "header", "organization", "project", "allow-http", "env-file",
-    "no-env-file", "json", "progress", "quiet", "preview", "open", "dry-run", "curl", "max-cost", "no-wait",
+    "no-env-file", "curl", *OF_THE_BATCH,
 )  # fmt: skip
 PROMPT_WAYS = ("prompt", "prompt-file", "input-text")
 DELIMITERS = ",;\t"  # of cells: Excel writes the semicolon where the comma is the decimal point
@@ -5581,9 +5600,9 @@ def job_cells(text: TextFile) -> JobRows:
         names, line = next(reader, []), reader.line_num + 1
         for cells in reader:
             if len(cells) > len(names):
-                raise ValueError(f"line {line}: {len(cells)} cells, but the first line names {len(names)}")
-            if any(cells):
-                yield line, {name: cell for name, cell in zip(names, cells) if cell.strip()}
+                yield line, [(BROKEN, f"{len(cells)} cells, but the first line names {len(names)}")]
+            elif any(cells):
+                yield line, ((name, cell) for name, cell in zip(names, cells) if cell.strip())
             line = reader.line_num + 1
     except csv.Error as error:
         raise ValueError(f"line {reader.line_num}: {error}") from error
@@ -5594,16 +5613,17 @@ def job_objects(text: TextFile) -> JobRows:
     for line, row in enumerate(text, 1):
         try:
             if row.strip():
-                yield line, parse_object(row.strip())
+                yield line, parse_object(row.strip()).items()
         except ValueError as error:
-            raise ValueError(f"line {line}: {error}") from error
+            yield line, [(BROKEN, error)]
 
 
 def job_prompts(text: TextFile) -> JobRows:
     """Reads a file with a prompt on each line."""
-    return ((line, {"prompt": row.strip()}) for line, row in enumerate(text, 1) if row.strip())
+    return ((line, [("prompt", row.strip())]) for line, row in enumerate(text, 1) if row.strip())
 
 
+JOBS_HINT = "expected .jsonl (an object a line), .csv (names, then rows) or .txt (a prompt a line), in UTF-8"
 JOB_READERS = {".jsonl": job_objects, ".csv": job_cells, ".tsv": job_cells, ".txt": job_prompts}
 
 
@@ -5618,20 +5638,19 @@ class JobFile:
     def __init__(self, context: Context, path: str, route: str) -> None:
         self.path, self.route = path, route
         self.name = "standard input" if path == "-" else path
+        self.stem = "batch" if path == "-" or is_special(path) else path  # of what is written beside it
+        context.temp_files.reads([path])
         try:
             with context.temp_files.create(spare_folder()) as copy:
                 self.copy = copy.name
-                for block in self._blocks(context.stdin):
-                    write_all(copy, block)
+                if path == "-":
+                    write_all(copy, context.stdin.read().encode("utf-8", "surrogateescape"))
+                    return
+                with open(path, "rb") as file:
+                    for block in iter(lambda: file.read(BLOCK), b""):
+                        write_all(copy, block)
         except OSError as error:
             raise Failure(USAGE, f"{self.name}: {error.strerror}", "check the path", rule="jobs-file") from error
-
-    def _blocks(self, stdin: TextFile) -> Blocks:
-        if self.path == "-":
-            yield from (text.encode("utf-8", "surrogateescape") for text in iter(lambda: stdin.read(BLOCK), ""))
-            return
-        with open(self.path, "rb") as file:
-            yield from blocks_of(file)
 
     def __iter__(self) -> Iterator[Job]:
         with open(self.copy, "rb") as file:
@@ -5641,12 +5660,17 @@ class JobFile:
                 start = text.readline()
                 text.seek(0)
                 for line, row in self._reader(start)(text):
-                    values = {name_of(name): value for name, value in row.items() if value is not None}
-                    name, route = str(values.pop("id", line)).strip(), str(values.pop("route", self.route)).strip()
-                    yield Job(line, name, route, values)
+                    yield self._job(line, row)
         except ValueError as error:
-            hint = "expected .jsonl (an object a line), .csv (names, then rows) or .txt (a prompt a line), in UTF-8"
-            raise Failure(USAGE, f"{self.name}: {error}", hint, rule="jobs-file") from error
+            raise Failure(USAGE, f"{self.name}: {error}", JOBS_HINT, rule="jobs-file") from error
+
+    def _job(self, line: int, row: Iterable[tuple[str, Any]]) -> Job:
+        given = [(name_of(name), value) for name, value in row if value is not None]
+        values = dict(given)
+        if len(values) < len(given):
+            values[BROKEN] = "two values have the same name"
+        name, route = str(values.pop("id", "")).strip(), str(values.pop("route", self.route)).strip()
+        return Job(line, name or str(line), route, values)
 
     def _reader(self, start: str) -> Callable[[TextFile], JobRows]:
         """Returns what reads the file: by its suffix, or for another one by its first line."""
@@ -5663,10 +5687,11 @@ def filled(text: str, variables: Mapping[str, str], in_name: bool) -> str:
 
     def value(match: re.Match[str]) -> str:
         name = name_of(match[2] or "")
-        if match[1] or in_name and name in PLACES and name not in variables:
+        own = name in variables and name not in ("index", "partial")  # these two number the pictures of a job
+        if match[1] or in_name and name in PLACES and not own:
             return match[1] or match[0]
         if name not in variables:
-            raise ValueError(f"{match[0]} is not a column of this job; {did_you_mean(name, variables)}".rstrip("; "))
+            raise ValueError(f"no column has a value for {name!r}; {did_you_mean(name, variables)}".rstrip("; "))
         return safe_name(variables[name]) if in_name else variables[name]
 
     if in_name and text == "-":
@@ -5692,16 +5717,15 @@ class JobMaker:
 
     def __init__(self, context: Context, typed: Json, jobs: JobFile) -> None:
         self.context, self.jobs = context, jobs
-        # Not to wait is for the whole batch.
-        self.shared = {name: given for name, given in typed.items() if given is not None and name != "no-wait"}
+        self.shared = {name: given for name, given in typed.items() if given is not None and name not in OF_THE_BATCH}
         self.words = {route: words_of(route) for route in ALL}
         self.checks: tuple[Callable[[Settings], Problems], ...] = ()
-        stem = "batch" if jobs.path == "-" else os.path.splitext(jobs.path)[0]
-        self.folder = os.path.join(stem, "")
+        stem = os.path.splitext(jobs.stem)[0]
+        self.folder = os.path.join(f"{stem}-pictures" if os.path.isfile(stem) else stem, "")
 
-    def place(self, job: Job) -> str:
+    def place(self, job: Job | Plan) -> str:
         """Returns the words for where a job stands."""
-        return f"{self.jobs.name} line {job.line}"
+        return f"{self.jobs.name} line {job.line} ({shortened(' '.join(job.id.split()), 60)})"
 
     def _divided(self, job: Job) -> tuple[Json, dict[str, str], list[Problem]]:
         """Returns the options of a job by name, its variables, and a problem for each name that may not stand there."""
@@ -5720,38 +5744,35 @@ class JobMaker:
 
     def settings(self, job: Job) -> Settings:
         """Returns the settings of a job, with a problem for each name or value of it that is wrong."""
+        if BROKEN in job.values:
+            raise Failure(USAGE, str(job.values[BROKEN]), JOBS_HINT, rule="jobs-file")
         if job.route not in ALL:
             raise Failure(USAGE, f"{job.route!r} is not a route", f"expected {one_of(ALL)}", rule="jobs-option")
         own, variables, problems = self._divided(job)
-        shared = dict(self.shared)
+        typed = dict(self.shared)
         for ways in (PROMPT_WAYS, ("size", "aspect-ratio")):
             if not own.keys().isdisjoint(ways):  # its own prompt or size goes in place of the one for all
-                shared.update(dict.fromkeys(ways, []))
-        output = (own.get("output") or [shared.get("output") or self.folder])[0]
+                typed.update(dict.fromkeys(ways))
+        output = (own.get("output") or [typed.get("output") or self.folder])[0]
         if output.endswith(("/", os.sep)) or os.path.isdir(output):
             own["output"] = [os.path.join(output, safe_name(job.id).replace(".", "-"))]
-        typed: Json = {}
         for name, row in options_of(job.route).items():
-            given = own.get(name, shared.get(name, []))
+            given = own.get(name, typed.get(name))
+            if given is None or name in NOT_IN_JOBS:
+                continue
             given = [given] if isinstance(given, str) else given
-            source = Source(TYPED, name, self.place(job)) if name in own else Source(TYPED)
             try:
-                texts = [filled(text, variables, row.kind.writes) for text in given]
+                given = [filled(text, variables, row.kind.writes) for text in given]
             except ValueError as error:
                 problems.append(Problem("jobs-place", f"--{name}: {error}", fatal=True))
-            else:
-                typed[name] = [(text, source) for text in texts] or None
+            source = Source(TYPED, name, self.place(job)) if name in own else Source(TYPED)
+            typed[name] = [(text, source) for text in given]
+            if row.kind.reads:
+                self.context.temp_files.reads(text.lstrip("@") for text in given)
         settings = resolve(job.route, typed, self.context.environ, self.context.dotenv)
         more = [found for check in self.checks for found in check(settings)]
-        return settings._replace(problems=[*problems, *settings.problems, *more])
-
-
-class Entry(NamedTuple):
-    """What a ledger says last of a job: the fingerprint of its request, and where its line stands."""
-
-    fingerprint: str
-    at: int
-    open_usd: float  # what it may cost, if it has begun and not ended
+        fill = functools.partial(filled, variables=variables, in_name=False)
+        return settings._replace(problems=[*problems, *settings.problems, *more], fill=fill)
 
 
 def lock(file: BinaryFile) -> bool:
@@ -5777,40 +5798,52 @@ class Ledger:
     Each line is on disk before the next step is taken. The lock is the system's, and ends with the process.
     """
 
-    def __init__(self, path: str) -> None:
+    START = b'{"job": '  # of each line
+
+    def __init__(self, path: str, console: Console) -> None:
         from _thread import allocate_lock
 
-        self.path, self.lock = path, allocate_lock()
+        self.path, self.console, self.lock = path, console, allocate_lock()
         self.file: BinaryFile | None = None
-        self.entries: dict[str, Entry] = {}
-        self.spent = 0.0  # dollars
+        self.torn = b""  # what keeps a line apart from one before it that was not written to its end
+        self.last: dict[str, int] = {}  # where the last line on each job stands
+        self.open_usd: dict[str, float] = {}  # what those may cost that have begun and not ended
+        self.spent = 0.0  # dollars, with the above
         self.known: dict[str, Any] = {}  # ids of the server: of a file by its hash, and of a batch by its input file
 
     def read(self) -> None:
         """Reads what earlier runs have written; a line that is not whole is passed over."""
-        try:
-            with open(self.path, "rb") as file:
-                at = 0
-                for line in file:
-                    self._note(as_object(parse_json(line)), at)
-                    at += len(line)
-        except FileNotFoundError:
-            pass
+        if not os.path.isfile(self.path):
+            return
+        with open(self.path, "rb") as file:
+            at = 0
+            for line in file:
+                if not at and line[: len(self.START)] != self.START[: len(line)]:
+                    words = f"{self.path} is not a ledger, and stays as it is"
+                    raise Failure(OUTPUT, words, "name another --ledger", rule="ledger")
+                self._note(as_object(parse_json(line)), at)
+                at += len(line)
+                self.torn = b"" if line.endswith(b"\n") else b"\n"
 
     def _note(self, row: Json, at: int) -> None:
         name, usd = row.get("job"), row.get("usd")
         if isinstance(name, str):
-            before = self.entries.get(name, Entry("", 0, 0.0))
+            self.last[name] = at
             usd = usd if isinstance(usd, (int, float)) else 0.0
-            self.spent += usd - before.open_usd
-            self.entries[name] = Entry(str(row.get("fingerprint")), at, 0.0 if "result" in row else usd)
+            self.spent += usd
+            if "result" in row:
+                self.spent -= self.open_usd.pop(name, 0.0)
+            else:
+                self.open_usd[name] = usd
         elif "of" in row:
             self.known[str(row["of"])] = row.get("id")
 
-    def row(self, entry: Entry) -> Json:
-        """Returns the line of an entry."""
+    def row(self, name: str) -> Json:
+        """Returns the last line on a job, or nothing if there is none."""
+        if name not in self.last:
+            return {}
         with open(self.path, "rb") as file:
-            file.seek(entry.at)
+            file.seek(self.last[name])
             return as_object(parse_json(file.readline()))
 
     def open(self) -> None:
@@ -5818,11 +5851,7 @@ class Ledger:
         self.file = open(self.path, "a+b", buffering=0)
         if not lock(self.file):
             words = f"{self.path}: another run is at work on this ledger"
-            raise Failure(USAGE, words, "wait for its end, or name another --ledger", rule="ledger-locked")
-        if length_of(self.file):
-            self.file.seek(-1, os.SEEK_END)
-            if self.file.read(1) != b"\n":
-                write_all(self.file, b"\n")  # a line that was torn stays apart
+            raise Failure(OUTPUT, words, "wait for its end, or name another --ledger", rule="ledger-locked")
 
     def write(self, plan: Plan, **facts: Any) -> None:
         """Appends a line on a job."""
@@ -5830,14 +5859,19 @@ class Ledger:
 
     def append(self, rows: Rows) -> None:
         """Appends lines, which are on disk when this returns."""
+        lines = [self.console.clean(json.dumps(row)).encode() + b"\n" for row in rows]
         with self.lock:
             if self.file:
-                at, lines = length_of(self.file), [json.dumps(row).encode() + b"\n" for row in rows]
-                write_all(self.file, b"".join(lines))
-                os.fsync(self.file.fileno())
+                try:
+                    write_all(self.file, self.torn + b"".join(lines))
+                    os.fsync(self.file.fileno())
+                except OSError as error:
+                    self.torn = b"\n"
+                    hint = "make room, and run the same command again"
+                    raise Failure(OUTPUT, f"{self.path}: {error.strerror}", hint, rule="disk") from error
+                self.torn, at = b"", self.file.tell() - sum(map(len, lines))
                 for row, line in zip(rows, lines):
-                    if row["job"]:
-                        self.entries[row["job"]] = Entry(row["fingerprint"], at, 0.0)
+                    self._note(row, at)
                     at += len(line)
 
     def remember(self, thing: str, name: str | None) -> None:
@@ -5854,19 +5888,37 @@ class Ledger:
 class Pace:
     """How many calls may run at once: fewer when the server asks to wait, and more again as it goes well."""
 
-    def __init__(self, most: int, clock: Callable[[], float]) -> None:
-        self.most, self.clock = most, clock
+    def __init__(self, most: int, running: Mapping[int, float], context: Context) -> None:
+        self.most, self.running, self.stop = most, running, context.stop
+        self.clock, self.sleep = context.progress.clock, context.sleep
         self.limit, self.until = float(most), 0.0
+        self.waiting = 0  # of those that run: what waits to be sent again
 
     def hold(self, seconds: float) -> None:
         """Lets no call begin for so long; once for all that are told to wait in the same pause."""
-        now = self.clock()
-        self.limit = self.limit if now < self.until else max(self.limit / 2, 1.0)
-        self.until = max(self.until, now + seconds)
+        with self.stop.lock:
+            now = self.clock()
+            self.limit = self.limit if now < self.until else max(self.limit / 2, 1.0)
+            self.until = max(self.until, now + seconds)
 
     def ease(self) -> None:
         """Lets one more call run at once after as many as may run have gone well."""
         self.limit = min(self.limit + 1 / self.limit, self.most)
+
+    def wait(self, seconds: float) -> None:
+        """Waits before a call goes on: as long as it must, as long as any was told to, and until fewer are at work."""
+        with self.stop.lock:
+            self.waiting += 1
+        self.sleep(max(seconds, self.until - self.clock()))
+        while not self.goes_on():
+            self.sleep(0.05)
+
+    def goes_on(self) -> bool:
+        """Takes a call that waits among those at work, if it may go on."""
+        with self.stop.lock:
+            free = self.stop.requested or len(self.running) - self.waiting < int(self.limit)
+            self.waiting -= free
+        return free
 
 
 def fingerprint_of(request: Request, extra: bytes) -> str:
@@ -5908,7 +5960,7 @@ def will_meet_all(error: Json) -> Any:
     """Returns what tells a failure that will meet every job, such as a wrong key; None for one of a job's own."""
     about_all = error["status"] in (401, 402, 403, 404) or error["code"] in MONEY
     unreached = error["exit"] == NETWORK and error["status"] is None and not error["may_be_billed"]
-    return (error["status"], error["code"], error["exit"]) if about_all or unreached else None
+    return error["status"] or error["exit"] if about_all or unreached else None
 
 
 JOBS_ON_PAGE = 500
@@ -6013,26 +6065,26 @@ class ContactSheet(string.Formatter):
             with open(name if os.path.isfile(name) else os.devnull, "rb") as file:
                 check_names([name], file.readline(BLOCK) == SHEET_MARK.encode(), self.batch.context.temp_files)
 
-    def job(self, plan: Plan, entry: Entry | None) -> str:
+    def job(self, plan: Plan) -> str:
         """Returns what a page shows of a job."""
-        row = self.batch.ledger.row(entry) if entry else {}
+        row = self.batch.ledger.row(plan.id)
         result = as_object(row.get("result"))
         images = objects_in(result.get("images")) + objects_in(result.get("unclaimed"))
         pictures = [self.format(SHEET_PICTURE, image=image) for image in images]
         state = SHEET_STATES.get(str(result.get("ok", plan.state)))
         return "".join([self.format(SHEET_JOB, state=state), *pictures, self.format(SHEET_WORDS, plan=plan, row=row)])
 
-    def texts(self, page: int, plans: list[Plan], entries: list[Entry | None]) -> Iterator[str]:
+    def texts(self, page: int, plans: list[Plan]) -> Iterator[str]:
         """Yields the pieces of a page: what has become of all jobs, the way to other pages, and its jobs."""
         batch, names = self.batch, self.names
         all_plans = enumerate(batch.plans)
-        bad = {i // JOBS_ON_PAGE for i, plan in all_plans if i in batch.failures or plan.state == "unclear"}
+        bad = {i // JOBS_ON_PAGE for i, plan in all_plans if i in batch.failed or plan.state == "unclear"}
         yield SHEET_MARK + SHEET_STYLE
         yield self.format(SHEET_HEAD, batch=batch, sums=batch.summary(), time=batch.time())
         for number, name in enumerate(names):
             yield self.format(SHEET_LINK, name=name, number=number + 1, bad=number in bad)
         yield self.format(SHEET_WAYS, before=names[:page][-1:], after=names[page + 1 :])
-        yield from map(self.job, plans, entries)
+        yield from map(self.job, plans)
 
     def show(self, last: bool = False) -> None:
         """Writes the pages that changed, now and then; the first, and at the end all, since they tell of the whole."""
@@ -6042,11 +6094,11 @@ class ContactSheet(string.Formatter):
         try:
             for page, name in enumerate(self.names):
                 plans = batch.plans[page * JOBS_ON_PAGE :][:JOBS_ON_PAGE]
-                entries = [batch.ledger.entries.get(plan.id) for plan in plans]
+                entries = [batch.ledger.last.get(plan.id) for plan in plans]
                 if last or not page or entries != self.shown.get(name):
                     os.makedirs(self.folder, exist_ok=True)
                     with context.temp_files.create(self.folder) as file:
-                        for text in self.texts(page, plans, entries):
+                        for text in self.texts(page, plans):
                             write_all(file, text.encode("utf-8", "replace"))
                     os.replace(file.name, name)
                     self.shown[name] = entries
@@ -6064,20 +6116,18 @@ class Batch:
         self.context, self.settings = context, settings
         self.jobs = JobFile(context, path, settings.get("route"))
         self.maker = JobMaker(context, typed, self.jobs)
-        beside = "batch" if path == "-" else path
-        self.ledger = Ledger(settings.get("ledger") or f"{beside}.ledger.jsonl")
+        self.ledger = Ledger(settings.get("ledger") or f"{self.jobs.stem}.ledger.jsonl", context.console)
         self.plans: list[Plan] = []
         self.kinds: dict[tuple[Any, ...], list[Any]] = {}  # jobs, pictures and USD by route, model, size and quality
-        self.ids: set[str] = set()
-        self.names: dict[int, int] = {}  # the line by a hash of each name that will be written
-        self.failures: dict[int, Json] = {}  # by the place of the job
-        self.running: dict[int, float] = {}  # the dollars that each may cost
+        self.taken: dict[int, int] = {}  # the line of a job by a hash of its id, and of each name that it will write
+        self.failed: dict[int, bool] = {}  # the places of jobs that failed, and whether they may have been billed
+        self.running: dict[int, float] = {}  # the dollars that each may cost, as long as the ledger does not know
         self.turned_away: list[int] = []  # what cost nothing and may be tried again
-        self.made, self.pictures = 0, 0
-        self.alike: list[Any] = []  # what the last failures have in common
+        self.total, self.made, self.pictures, self.started = 0, 0, 0, context.progress.clock()
+        self.kind, self.alike = None, 0  # what the last failures have in common, and how many they are
         self.ending: Outcome = None  # why no further job is started
         self.first: Json | None = None  # the first request, as a dry run shows it
-        self.pace = Pace(settings.get("parallel"), context.progress.clock)
+        self.pace = Pace(settings.get("parallel"), self.running, context)
         self.sheet = ContactSheet(self, settings.get("contact-sheet"))
 
     # Check: every job by the rules of a single call
@@ -6086,23 +6136,15 @@ class Batch:
         """Returns what one job may touch: its words go into its result only, and its files are its own."""
         console = self.context.console.muted()
         return self.context._replace(
-            console=console, result=Result(route), temp_files=TempFiles(self.context.temp_files.inputs),
-            hold=self.pace.hold,
+            console=console, result=Result(route), temp_files=TempFiles(self.context.temp_files), stdin=io.StringIO(),
+            sleep=self.pace.wait, hold=self.pace.hold,
             progress=Progress(console, "none", self.context.progress.clock),
         )  # fmt: skip
-
-    def prepared(self, context: Context, job: Job) -> Prepared:
-        """Checks what one job would send."""
-        settings = self.maker.settings(job)
-        rows = [row for row in options_of(job.route).values() if row.kind.reads]
-        context.temp_files.reads(text.lstrip("@") for row in rows for text, _ in settings.typed.get(row.name) or [])
-        return prepare(context, settings, None)
 
     def check(self) -> None:
         """Checks all jobs, and raises one Failure for all that is wrong; warnings are said once."""
         problems: list[Json] = []
-        warnings: dict[str, int] = {}
-        code = OK
+        code, warnings = OK, self.context.console.warnings
         for job in self.jobs:
             context = self.job_context(job.route)
             with context.temp_files:
@@ -6110,53 +6152,48 @@ class Batch:
                     self.plans.append(self.plan(context, job))
                 except Failure as failure:
                     code = code or failure.exit
-                    place = f"{self.maker.place(job)} ({job.id})"
-                    problems += [{**row, "message": f"{place}: {row['message']}"} for row in failure.problems]
+                    place = self.maker.place(job)
+                    own = failure.problems
+                    said = ({**row, "message": f"{place}: {row['message'].removeprefix(place + ': ')}"} for row in own)
+                    problems += itertools.islice(said, MOST_PROBLEMS - len(problems))
             for words in context.console.warnings:
-                warnings[words] = warnings.get(words, 0) + 1
-        for words, count in itertools.islice(warnings.items(), MOST_SHOWN):
-            self.context.console.warn(words + (f" ({plural(count, 'job')})" if count > 1 else ""))
+                if words not in warnings and len(warnings) < MOST_SHOWN:
+                    self.context.console.warn(words)
         if problems:
-            raise Failure(code, **problems[0], problems=problems[:MOST_PROBLEMS])
+            raise Failure(code, **problems[0], problems=problems)
         if not self.plans:
             raise Failure(USAGE, f"{self.jobs.name} holds no job", "write a line for each", rule="jobs-file")
         self.sheet.check()
 
     def plan(self, context: Context, job: Job) -> Plan:
         """Checks one job, and tells what is to be done about it."""
-        if job.id in self.ids:
-            raise Failure(USAGE, f"the id {job.id} stands twice", "give each job its own", rule="jobs-id")
-        self.ids.add(job.id)
-        call = self.prepared(context, job)
-        fingerprint = fingerprint_of(call.request, call.mask)
-        entry = self.ledger.entries.get(job.id)
-        known = self.ledger.row(entry) if entry and entry.fingerprint == fingerprint else {}
-        state = self.state(job, fingerprint, call, known)
-        if state == "run":
-            self.check_outputs(context, job, call, known)
+        line = self.taken.setdefault(hash((job.id,)), job.line)
+        if line != job.line:
+            raise Failure(USAGE, f"line {line} has this id too", "give each job its own", rule="jobs-id")
+        call = prepare(context, self.maker.settings(job), None)
         cost, settings = estimate(call.checked) or {"usd": 0.0}, call.checked.settings
-        usd = cost["usd"] * self.share
-        if state == "run":
-            self.ledger.entries.pop(job.id, None)  # from here on, what comes of this run counts
-            self.first = self.first or shown_call(context, call)
-            kind = (job.route, call.checked.model, settings.get("size"), settings.get("quality"))
-            sums = self.kinds.setdefault(kind, [0, 0, 0.0])
-            self.kinds[kind] = [sums[0] + 1, sums[1] + call.names.expected, sums[2] + usd]
-        return Plan(job.line, job.id, state, call.names.expected, usd, fingerprint)
-
-    def check_outputs(self, context: Context, job: Job, call: Prepared, known: Json) -> None:
-        """Checks that what a job will write is free, but for what an earlier try of it has written, and its alone."""
-        images = objects_in(as_object(known.get("result")).get("images"))
-        earlier = {*known.get("outputs", []), *(row.get("path") for row in images)}
-        written = [name for name in call.written if name not in earlier]
-        check_names(written, call.names.overwrite, context.temp_files)
-        for name in call.written:
-            line = self.names.setdefault(hash(absolute(name)), job.line)
+        fingerprint = fingerprint_of(call.request, call.mask)
+        plan = Plan(job.line, job.id, "run", call.names.expected, cost["usd"] * self.share, fingerprint)
+        known = self.ledger.row(job.id)
+        known = known if known.get("fingerprint") == fingerprint else {}
+        plan = plan._replace(state=self.state(plan, call, known))
+        for name in call.written:  # to many disks, upper and lower case are one
+            line = self.taken.setdefault(hash(absolute(name).lower()), job.line)
             if line != job.line:
                 hint = "put {id} or a column into --output"
                 raise Failure(OUTPUT, f"{name} is also that of line {line}", hint, rule="output-twice")
+        if plan.state == "run":
+            earlier = known.get("outputs", [])
+            written = [name for name in call.written if name not in earlier]
+            check_names(written, call.names.overwrite, context.temp_files)
+            self.ledger.last.pop(job.id, None)  # from here on, what comes of this run counts
+            self.first = self.first or shown_call(context, call)
+            kind = (job.route, call.checked.model, settings.get("size"), settings.get("quality"))
+            sums = self.kinds.setdefault(kind, [0, 0, 0.0])
+            self.kinds[kind] = [sums[0] + 1, sums[1] + plan.pictures, sums[2] + plan.usd]
+        return plan
 
-    def state(self, job: Job, fingerprint: str, call: Prepared, known: Json) -> str:
+    def state(self, plan: Plan, call: Prepared, known: Json) -> str:
         """Returns what is to be done about a job by what the ledger says of it: "run" it, or why not."""
         result, outputs = as_object(known.get("result")), call.outputs
         if not known:
@@ -6167,87 +6204,76 @@ class Batch:
         # Begun and not ended: it may be that only the line is missing.
         if not result and not call.names.overwrite and all(map(is_whole, outputs)):
             rows = [{"path": name, "index": index, "sha256": sha256_of(name)} for index, name in enumerate(outputs, 1)]
-            plan = Plan(job.line, job.id, "done", len(rows), 0.0, fingerprint)
-            self.ledger.write(plan, result={"ok": True, "images": rows})
+            found = {"ok": True, "images": rows}
+            self.ledger.write(plan, usd=known.get("usd"), outputs=call.written, result=found)
             return "done"
         free = result and not as_object(result.get("error")).get("may_be_billed")
         return "run" if free or self.settings.get("retry-billable") else "unclear"
 
     # Run: as many at once as the pace allows, while the money lasts
 
-    def one(self, index: int, job: Job) -> tuple[Json, float]:
-        """Makes the call of one job, between two lines of the ledger; returns its result, and what it cost."""
+    def one(self, index: int, job: Job) -> Json:
+        """Makes the call of one job, between two lines of the ledger, and returns its result."""
         context, clock = self.job_context(job.route), self.context.progress.clock
         plan, started = self.plans[index], clock()
+        outputs: list[str] = []
 
         def make() -> None:
-            call = self.prepared(context, job)
-            self.ledger.write(plan, begun=self.time(), usd=plan.usd, outputs=call.outputs)
+            call = prepare(context, self.maker.settings(job), None)
+            outputs.extend(call.written)
+            session = call.names.beside(SESSION_ENDING)
+            self.ledger.write(plan, begun=self.time(), usd=plan.usd, outputs=outputs, session=session)
+            self.running[index] = 0.0
             make_call(context, call)
 
         with context.temp_files:
             failure = ended(context, make)
-        return self.noted(plan, context, failure, clock() - started)
+        return self.noted(plan, context, failure, outputs, clock() - started)
 
-    def noted(self, plan: Plan, context: Context, failure: Outcome, seconds: float = 0.0) -> tuple[Json, float]:
-        """Notes what has become of a job; returns its result, and what it cost."""
+    def noted(self, plan: Plan, context: Context, failure: Outcome, outputs: list[str], seconds: float = 0.0) -> Json:
+        """Notes what has become of a job, and returns its result."""
         found = result_of(context.result, failure, context.console.warnings, seconds)
         billed = failure is None or context.result.may_be_billed
         usd = as_object(found["cost"]).get("usd", plan.usd if billed else 0.0)
-        self.ledger.write(plan, ended=self.time(), usd=usd, result=found)
-        return found, usd
+        self.ledger.write(plan, ended=self.time(), usd=usd, outputs=outputs, result=found)
+        return found
 
     def time(self) -> str:
         """Returns the time of a line."""
         return utc(self.context.now())
 
-    def work(self, inbox: Any, outbox: Any) -> None:
-        """Makes the calls of the jobs that come, one after the other; the life of a thread."""
-        for index, job in iter(inbox.get, None):
-            try:
-                outbox.put((index, *self.one(index, job)))
-            except OSError as error:
-                words = f"{self.ledger.path}: {error.strerror}"
-                self.ending = Failure(OUTPUT, words, "make room, and run the same command again", rule="ledger")
-                outbox.put((index, None, 0.0))
-
     def run(self) -> None:
         """Runs all that is to be run, and again what was turned away, for as long as some of it goes well."""
-        import queue
-        import threading
+        from concurrent.futures import ThreadPoolExecutor
 
-        inbox, outbox = queue.SimpleQueue(), queue.SimpleQueue()  # type: ignore[var-annotated]
         left = [index for index, plan in enumerate(self.plans) if plan.state == "run"]
-        count = min(self.settings.get("parallel"), len(left))
-        threads = [threading.Thread(target=self.work, args=(inbox, outbox), daemon=True) for _ in range(count)]
-        for thread in threads:
-            thread.start()
-        self.context.stop.jobs = True
-        while left and not self.over():
-            made, self.turned_away = self.made, []
-            self.run_through(set(left), inbox, outbox)
-            left = self.turned_away if self.made > made else []
-        for thread in threads:
-            inbox.put(None)
-        for thread in threads:
-            thread.join()
+        self.total, made, self.context.stop.jobs = len(left), -1, True
+        with ThreadPoolExecutor(self.settings.get("parallel")) as pool:
+            while left and self.made > made and not self.over():
+                made, self.turned_away = self.made, []
+                self.run_through(set(left), pool)
+                left = self.turned_away
 
-    def run_through(self, chosen: set[int], inbox: Any, outbox: Any) -> None:
+    def run_through(self, chosen: set[int], pool: Any) -> None:
         """Runs the chosen jobs in the order of their file."""
-        import queue
+        from concurrent.futures import FIRST_COMPLETED, wait
 
         jobs = ((index, job) for index, job in enumerate(self.jobs) if index in chosen)
         coming = next(jobs, None)
-        while self.running or coming and not self.over():
+        calls: dict[Any, int] = {}
+        while calls or coming and not self.over():
             if coming and self.may_start(coming[0]):
                 self.running[coming[0]] = self.plans[coming[0]].usd
-                inbox.put(coming)
+                calls[pool.submit(self.one, *coming)] = coming[0]
                 coming = next(jobs, None)
                 continue
-            try:
-                self.settle(*outbox.get(timeout=0.1))
-            except queue.Empty:
-                pass
+            for call in wait(calls, 0.1, FIRST_COMPLETED).done:
+                index, failure = calls.pop(call), ended(self.context, call.result)
+                if failure:  # the ledger does not say what has become of the job
+                    del self.running[index]
+                    self.ending = self.ending or failure
+                else:
+                    self.settle(index, call.result())
             self.tell()
 
     def over(self) -> bool:
@@ -6257,7 +6283,7 @@ class Batch:
     def may_start(self, index: int) -> bool:
         """Tells whether a job may start now: the pace allows it, and the money lasts for all that is under way."""
         most, under_way = self.settings.get("max-cost"), sum(self.running.values())
-        if most and self.ledger.spent + under_way + self.plans[index].usd > most:
+        if most is not None and self.ledger.spent + under_way + self.plans[index].usd > most:
             if not self.running:
                 words = f"{self.ledger.spent:.2f} USD are spent, and the next job could pass the limit of {most:.2f}"
                 self.ending = Failure(LEFT, words, "run it again with a higher --max-cost", rule="max-cost")
@@ -6265,36 +6291,34 @@ class Batch:
         pace = self.pace
         return not self.over() and len(self.running) < int(pace.limit) and pace.clock() >= pace.until
 
-    def settle(self, index: int, found: Json | None, usd: float) -> None:
+    def settle(self, index: int, found: Json) -> None:
         """Notes what has become of a job."""
         del self.running[index]
-        self.ledger.spent += usd
-        if found is None:
-            return
-        error, plan = found["error"], self.plans[index]
+        error = found["error"]
         if not error:
-            self.failures.pop(index, None)
-            self.made, self.pictures, self.alike = self.made + 1, self.pictures + len(found["images"]), []
+            self.failed.pop(index, None)
+            self.made, self.pictures, self.kind = self.made + 1, self.pictures + len(found["images"]), None
             self.pace.ease()
             return
-        kept = ("exit", "rule", "status", "code", "message", "hint", "may_be_billed", "recovery")
-        self.failures[index] = {"line": plan.line, "id": plan.id, **{name: error[name] for name in kept}}
+        self.failed[index] = error["may_be_billed"]
         again = error["status"] in TURNED_AWAY and error["code"] not in MONEY or error["exit"] == NETWORK
         if again and not error["may_be_billed"]:
             self.turned_away.append(index)
         kind = will_meet_all(error)
-        self.alike = [*self.alike, kind] if kind and self.alike[-1:] in ([], [kind]) else [kind] if kind else []
-        if len(self.alike) >= HOPELESS:
+        self.kind, self.alike = kind, self.alike + 1 if kind == self.kind else 1
+        if kind and self.alike >= HOPELESS:
             words = f"{HOPELESS} jobs in a row failed in the same way: {error['message']}"
             self.ending = self.ending or Failure(LEFT, words, error["hint"], rule="jobs-alike")
 
     def tell(self, left: str = "") -> None:
         """Shows how far it is."""
-        done, total = self.made + len(self.failures), sum(plan.state in ("run", "under_way") for plan in self.plans)
-        seconds = self.context.progress.clock() - self.context.progress.started
-        left = left or (f"about {max(seconds * (total - done) / max(done, 1) / 60, 1):.0f} min" if done else "…")
-        self.context.progress.phase(
-            "batch", done=done, total=total, running=len(self.running), failed=len(self.failures),
+        done, progress = self.made + len(self.failed), self.context.progress
+        minutes = (progress.clock() - self.started) * (self.total - done) / max(done, 1) / 60
+        left = left or f"about {max(minutes, 1):.0f} min" if left or done else "…"
+        if self.over():
+            left = "no further job begins; Ctrl-C ends these at once"
+        progress.phase(
+            "batch", done=done, total=self.total, running=len(self.running), failed=len(self.failed),
             usd=round(self.ledger.spent, 2), left=left,
         )  # fmt: skip
         self.sheet.show()
@@ -6316,23 +6340,32 @@ class Batch:
             "warnings": self.context.console.warnings,
         }  # fmt: skip
 
+    def failure_row(self, plan: Plan) -> Json:
+        """Says why a job failed or was left alone, and returns what is reported of it."""
+        words, hint = "it was begun, and its end is not known", "look at your usage, or use --retry-billable"
+        row = self.ledger.row(plan.id)
+        session = str(row.get("session"))
+        recovery = program("resume", session) if os.path.isfile(session) else None
+        unknown = {"message": words, "hint": recovery or hint, "may_be_billed": True, "recovery": recovery}
+        error = as_object(as_object(row.get("result")).get("error")) or unknown
+        self.context.console.tell(f"{self.maker.place(plan)}: {error.get('message')}")
+        kept = ("exit", "rule", "status", "code", "message", "hint", "may_be_billed", "recovery")
+        return {"line": plan.line, "id": plan.id, **{name: error.get(name) for name in kept}}
+
     def summary(self) -> Json:
         """Returns what is reported of the batch."""
         states = [plan.state for plan in self.plans]
-        unclear = [plan for plan in self.plans if plan.state == "unclear"]
-        open_jobs = [state for state in states if state in ("run", "under_way")]
-        words = "it was begun, and its end is not known: it may have been billed"
-        failures = [{"line": plan.line, "id": plan.id, "message": words, "may_be_billed": True} for plan in unclear]
-        failures += [self.failures[index] for index in sorted(self.failures)]
+        left = (plan for index, plan in enumerate(self.plans) if plan.state == "unclear" or index in self.failed)
         jobs = {
-            "total": len(states), "made": self.made, "made_before": states.count("done"), "failed": len(self.failures),
-            "unclear": len(unclear), "under_way": len(self.running),
-            "not_started": len(open_jobs) - self.made - len(self.failures) - len(self.running),
+            "total": len(states), "made": self.made, "made_before": states.count("done"), "failed": len(self.failed),
+            "unclear": states.count("unclear"), "under_way": len(self.running),
         }  # fmt: skip
+        jobs["not_started"] = 2 * jobs["total"] - sum(jobs.values())
         return {
             "jobs": jobs, "pictures": self.pictures,
-            "cost": {"usd": round(self.ledger.spent, 4), "prices_of": FACTS_OF},
-            "ledger": self.ledger.path, "contact_sheet": self.sheet.path, "failures": failures[:MOST_SHOWN],
+            "cost": {"usd": round(self.ledger.spent, 4), "prices_of": FACTS_OF} if self.ledger.spent else None,
+            "ledger": self.ledger.path, "contact_sheet": self.sheet.path,
+            "failures": [*map(self.failure_row, itertools.islice(left, MOST_SHOWN))],
         }  # fmt: skip
 
     def conclude(self) -> None:
@@ -6340,20 +6373,17 @@ class Batch:
         self.sheet.show(last=True)
         found = self.context.result.summary = self.summary()
         jobs = found["jobs"]
-        left = jobs["total"] - jobs["made"] - jobs["made_before"]
-        if not left:
+        words = ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in jobs.items() if count)
+        if jobs["made"] + jobs["made_before"] == jobs["total"]:
+            self.context.console.tell(f"jobs: {words}")
             return
-        reasons = {"failed": "failed", "unclear": "may have been billed", "under_way": "under way",
-                   "not_started": "not started"}  # fmt: skip
-        parts = [f"{jobs[name]} {words}" for name, words in reasons.items() if jobs[name]]
         hint = "run the same command again, here or wherever the ledger is: it continues where it stopped"
-        failure = self.ending or Failure(LEFT, "", rule="jobs-left")
+        failure = self.ending or Failure(LEFT, "jobs are left", rule="jobs-left")
         failure.hint = failure.hint or hint
         if self.context.stop.draining:
             failure = Failure(INTERRUPTED, "interrupted", hint)
-        words = f"{left} of {plural(jobs['total'], 'job')} left: {', '.join(parts)}"
-        failure.message = f"{failure.message}; {words}".lstrip("; ")
-        failure.details["may_be_billed"] = any(row["may_be_billed"] for row in found["failures"])
+        failure.message += f"; {words}"
+        failure.details["may_be_billed"] = any(self.failed.values()) or jobs["unclear"] > 0
         raise failure
 
 
@@ -6390,7 +6420,7 @@ class ApiBatch(Batch):
 
         super().__init__(context, settings, typed, path)
         self.maker.checks = (check_line,)
-        self.pace = Pace(sys.maxsize, context.progress.clock)
+        self.pace = Pace(sys.maxsize, self.running, context)
         self.net = self.job_context("batch")._replace(sleep=context.sleep, hold=context.hold)
         self.copy = tempfile.TemporaryFile(dir=spare_folder())  # of the jobs, to have each by its place
         self.starts: list[int] = []
@@ -6415,13 +6445,13 @@ class ApiBatch(Batch):
         self.copy.seek(self.starts[index])
         return Job(*json.loads(self.copy.readline()))
 
-    def state(self, job: Job, fingerprint: str, call: Prepared, known: Json) -> str:
+    def state(self, plan: Plan, call: Prepared, known: Json) -> str:
         """Returns what is to be done about a job: one that is under way will come to its end in this run."""
         if "file" not in known or "result" in known:
-            return super().state(job, fingerprint, call, known)
-        file, index, usd = str(known["file"]), len(self.plans), self.ledger.entries[job.id].open_usd
-        self.sent.setdefault(file, {})[job.id] = index
-        self.running[index], self.ledger.spent = usd, self.ledger.spent - usd
+            return super().state(plan, call, known)
+        index = len(self.plans)
+        self.sent.setdefault(str(known["file"]), {})[plan.id] = index
+        self.running[index] = 0.0  # the ledger knows what it may cost
         return "under_way"
 
     def shown(self) -> Json:
@@ -6469,7 +6499,7 @@ class ApiBatch(Batch):
         job, plan = self.job(index), self.plans[index]
         context = self.job_context(job.route)
         with context.temp_files:
-            call = self.prepared(context, job)
+            call = prepare(context, self.maker.settings(job), None)
             if not self.settings.get("dry-run"):
                 write_beside(context, call)
             checked = call.checked
@@ -6488,7 +6518,7 @@ class ApiBatch(Batch):
         for block in (*body, b"\n"):
             write_all(packet.file, block)
         packet.jobs[job.id], packet.size, self.running[index] = index, packet.size + weight, plan.usd
-        packet.noted.append(plan.told(begun=self.time(), usd=plan.usd, outputs=call.outputs))
+        packet.noted.append(plan.told(begun=self.time(), usd=plan.usd, outputs=call.written))
 
     def post(self, kind: tuple[str, str]) -> None:
         """Uploads an input file, and notes its jobs as under way."""
@@ -6496,6 +6526,7 @@ class ApiBatch(Batch):
         packet.file.close()
         file = self.upload("batch", packet.file.name, "jobs.jsonl", "application/jsonl")
         self.ledger.append([{**row, "file": file} for row in packet.noted])
+        self.running.update(dict.fromkeys(packet.jobs.values(), 0.0))
         self.sent[file] = packet.jobs
         self.fresh.add(file)
         self.context.temp_files.remove(packet.file.name)
@@ -6547,6 +6578,7 @@ class ApiBatch(Batch):
 
     def run(self) -> None:
         """Runs all that is to be run; what keeps it from that is told at the end, with all that was made."""
+        self.total = len(self.left) + len(self.running)
         self.ending = ended(self.context, self.run_all) or self.ending
         sent = {index for jobs in self.sent.values() for index in jobs.values()}
         self.running = {index: 0.0 for index in sent & self.running.keys()}
@@ -6623,7 +6655,7 @@ class ApiBatch(Batch):
         for index in jobs.values() & self.running.keys():
             self.fail(index, Failure(UNREADABLE, words, rule="job-lacking", may_be_billed=billed))
         del self.sent[file]
-        billed = any(self.failures.get(index, {}).get("may_be_billed") for index in jobs.values())
+        billed = any(self.failed.get(index) for index in jobs.values())
         if billed or seen - jobs.keys():
             self.context.console.warn(f"not all results found their jobs: {', '.join(names)} stay at the server")
             names = []
@@ -6687,16 +6719,24 @@ class ApiBatch(Batch):
         job, reply.lifter = self.job(index), self.lifter
         context = self.job_context(job.route)._replace(stop=Stop())  # what is here is saved, whatever the user wants
         context.result.share, context.result.billed = self.share, True
+        outputs: list[str] = []
+
+        def make() -> None:
+            call = prepare(context, self.maker.settings(job), None)
+            outputs.extend(call.written)
+            make_call(context, call, reply)
+
         with context.temp_files:
-            failure = ended(context, lambda: make_call(context, self.prepared(context, job), reply))
+            failure = ended(context, make)
         if failure and failure.exit not in (REFUSED, NETWORK, UNREADABLE):
             raise failure
-        self.settle(index, *self.noted(self.plans[index], context, failure))
+        self.settle(index, self.noted(self.plans[index], context, failure, outputs))
 
     def fail(self, index: int, failure: Failure, again: bool = False) -> None:
         """Notes that a job has failed, and whether it is to be sent again in this run."""
         failure.message = self.context.console.said(failure.message, MOST_SAID)
-        self.settle(index, *self.noted(self.plans[index], self.job_context(self.job(index).route), failure))
+        context = self.job_context(self.job(index).route)
+        self.settle(index, self.noted(self.plans[index], context, failure, []))
         self.turned_away += [index] if again else []
 
     def remove(self, *files: str) -> None:
@@ -6808,12 +6848,8 @@ def call(context: Context, settings: Settings, positional: str | None) -> None:
     """Makes a call of one of the three routes: check everything, plan the names, send once, save as it comes."""
     unset = positional is None and {*settings.rows, *overridden_options(settings)}.isdisjoint(PROMPT_WAYS)
     if unset and is_piped(context.stdin):
-        positional = read_prompt("-", context.stdin) or None
+        positional = read_prompt("-", context.stdin, settings.fill) or None
     prepared = prepare(context, settings, positional)
-    most, cost = settings.get("max-cost"), estimate(prepared.checked)
-    if most and (not cost or cost["usd"] > most):
-        words = f"--max-cost {most}: this call may cost {cost['usd'] if cost else 'more, as its price is not known'}"
-        raise Failure(USAGE, words, "name --size and --quality, or leave --max-cost out", rule="max-cost")
     check_names(prepared.written, prepared.names.overwrite, context.temp_files)
     context.result.reported = bool(settings.get("dry-run") or settings.get("curl"))
     if settings.get("dry-run"):
@@ -7026,6 +7062,8 @@ def batch(context: Context, settings: Settings, target: str | None) -> None:
     """Makes the calls of a file of jobs: check all, then send what the ledger does not know as done."""
     if not target:
         raise Failure(USAGE, "there is no file of jobs", "name a .jsonl, .csv or .txt file, or -", rule="jobs-file")
+    if settings.typed.get("curl"):
+        raise Failure(USAGE, "--curl is for a single call", "--dry-run shows the first request", rule="usage")
     enforce(settings_problems(settings), False, context.console)
     engine = ApiBatch if settings.get("engine") == "batch-api" or settings.get("cancel") else Batch
     made = engine(context, settings, settings.typed, target)
@@ -7035,6 +7073,7 @@ def batch(context: Context, settings: Settings, target: str | None) -> None:
             check_pair(settings, context)
             check_key(settings)
             made.ledger.open()
+        context.temp_files.reads([made.ledger.path])
         made.ledger.read()
         made.check()
         if dry:
@@ -7317,13 +7356,13 @@ def say_failure(error: Json, console: Console) -> None:
 
 def say_result(found: Json, console: Console) -> None:
     """Prints the saved paths, and says what else is worth a line to a person."""
-    if found["text"]:
+    if found.get("text"):
         console.say("| " + found["text"].replace("\n", "\n| "))  # no line of it can pass for one of ours
     if found["cost"]:
         console.tell("cost: {usd:.4f} USD at the prices of {prices_of}".format(**found["cost"]))
-    if found["images"]:
+    if found.get("images"):
         console.print("\n".join(row["path"] for row in found["images"]))
-    if found["ok"] and found["response_id"] and as_object(found["request"]).get("store") is not False:
+    if found["ok"] and found.get("response_id") and as_object(found["request"]).get("store") is not False:
         next_turn = program("responses", "--previous-response-id", found["response_id"])
         console.tell(f"for the next turn, put a prompt behind this: {next_turn}")
 

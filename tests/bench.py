@@ -6,6 +6,7 @@
 Every row of the first table is a ratio of medians of alternating runs, so that it says the same on a slow machine as
 on a fast one. The second has the peak of memory for forms of replies in which a picture is easily held in memory. The
 third has the growth of time: twice the bytes should take about twice the time, whatever they are and however they come.
+The fourth is about `batch`: many calls by one process against as many processes, and what 50,000 jobs take.
 """
 
 from __future__ import annotations
@@ -135,10 +136,11 @@ class Growth(NamedTuple):
 
 
 class Measure(NamedTuple):
-    """A run: seconds of wall time, and peak memory in bytes."""
+    """A run: seconds of wall time, peak memory in bytes, and seconds of processor time."""
 
     seconds: float
     peak: int
+    cpu: float
 
 
 EDIT_INPUTS = [f"in{number}.png" for number in range(4)]
@@ -272,7 +274,8 @@ def measured(command: List[str], environ: Dict[str, str], code: int = 0) -> Meas
     os.close(null)
     if status != code << 8:
         raise SystemExit(f"this failed: {' '.join(command)[:300]}")
-    return Measure(seconds, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024))
+    peak = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return Measure(seconds, peak, usage.ru_utime + usage.ru_stime)
 
 
 @contextlib.contextmanager
@@ -358,6 +361,66 @@ def show_growth(row: Growth) -> str:
     return f"{row.name:42} {row.size:10} {once:8.3f} s {twice:8.3f} s {ratio:6.2f}  at most {MOST_GROWTH}{verdict}"
 
 
+CROWD, PARALLEL, EACH, SEPARATE = 640, 16, 0.5, 8  # jobs, calls at once, seconds a picture; processes to compare with
+MANY = 50_000
+MOST_BATCH = 100 * MEGABYTE
+# What the server can do at the same time on the same machine: replies that are thrown away.
+BARE_CROWD = (
+    COMMON
+    + """
+from concurrent.futures import ThreadPoolExecutor
+def call(number):
+    body = json.dumps({"model": "gpt-image-2", "prompt": f"Lake {number % 20}"}).encode()
+    post("/images/generations", body, "application/json")
+with ThreadPoolExecutor(int(sys.argv[2])) as pool:
+    list(pool.map(call, range(int(sys.argv[1]))))
+"""
+)
+# A run of many jobs whose server is a function: what is left is the program's own.
+MANY_JOBS = """
+import base64, json, sys
+sys.path.insert(0, sys.argv.pop(1))
+import gpt_image
+from tests import pictures
+picture = base64.b64encode(pictures.picture(b"small", "png", 16, 16)).decode()
+body = json.dumps({"created": 1, "data": [{"b64_json": picture}]}).encode()
+def transport(request, timeout, progress):
+    return gpt_image.Reply(200, {"content-type": "application/json"}, [body])
+sys.exit(gpt_image.main(sys.argv[1:], transport=transport))
+"""
+
+
+def show_crowd() -> Iterator[str]:
+    """Yields lines on a crowd of calls: the share of what the server can do, and the processor time a picture."""
+    Path("crowd.txt").write_text("".join(f"Lake {number % 20}\n" for number in range(CROWD)), "utf-8")
+    with served("-m", "tests.gateway", "--delay", str(EACH), "--weight", "1500000") as environ:
+        command = [sys.executable, PROGRAM, "batch", "crowd.txt", "--parallel", str(PARALLEL), "--no-env-file", "--quiet"]
+        bare = measured([sys.executable, "-c", BARE_CROWD, str(CROWD), str(PARALLEL)], environ)
+        crowd = measured(command, environ)
+        single = [sys.executable, PROGRAM, "generations", "Lake", "--no-env-file", "--quiet", "--output"]
+        alone = statistics.median(measured([*single, f"{run}.png"], environ).cpu for run in range(SEPARATE))
+    share, part = bare.seconds / crowd.seconds, crowd.cpu / CROWD / alone
+    missed = [" MISSED" if wrong else "" for wrong in (share < 0.8, part > 0.2, crowd.peak > MOST_BATCH)]
+    times = f"{crowd.seconds:8.2f} s {bare.seconds:8.2f} s {share:6.2f}"
+    yield f"{'share of what the server can do':42} {times}  at least 0.8{missed[0]}"
+    times = f"{1000 * crowd.cpu / CROWD:8.1f} ms {1000 * alone:7.1f} ms {part:6.2f}"
+    yield f"{'processor time a picture, and alone':42} {times}  at most 0.2{missed[1]}"
+    yield f"{'peak':42} {crowd.peak / MEGABYTE:8.1f} MB  at most {MOST_BATCH // MEGABYTE}{missed[2]}"
+
+
+def show_many() -> Iterator[str]:
+    """Yields lines on many jobs: time and peak of the checks alone, of the run, and of a run that finds all done."""
+    rows = "".join(f"animal {number},a lake by the sea {number}\n" for number in range(MANY))
+    Path("many.csv").write_text(f"animal,place\n{rows}", "utf-8")
+    environ = {**os.environ, "OPENAI_API_KEY": "sk-bench-0123456789"}
+    argv = ["batch", "many.csv", "--prompt", "A {animal} at {place}", "--no-env-file", "--quiet"]
+    for name, more in (("dry run", ["--dry-run"]), ("run", []), ("run again", [])):
+        found = measured([sys.executable, "-c", MANY_JOBS, str(ROOT), *argv, *more], environ)
+        missed = " MISSED" if found.peak > MOST_BATCH else ""
+        peak = f"{found.peak / MEGABYTE:8.1f} MB  at most {MOST_BATCH // MEGABYTE}{missed}"
+        yield f"{f'{MANY} jobs: {name}':42} {1000 * found.seconds / MANY:8.2f} ms a job {peak}"
+
+
 def main() -> int:
     """Prints the tables."""
     runs = int(sys.argv[1]) if len(sys.argv) > 1 else 5
@@ -377,6 +440,10 @@ def main() -> int:
         print(f"\n{'replies with pictures of 20 MB':42} {'peak':>11}")
         for form in FORMS:
             print(show_memory(form, 2), flush=True)
+        print("\nbatch")
+        for lines in (show_crowd(), show_many()):
+            for line in lines:
+                print(line, flush=True)
         # Last, since it makes this process larger.
         print(f"\n{'processor time of replies that grow':42} {'n':>10} {'of n':>10} {'of 2n':>10} {'ratio':>6}")
         for growth in GROWTHS:

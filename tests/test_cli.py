@@ -47,7 +47,7 @@ OWN = {
 
 # Contract §4, word for word.
 RESULT = ["ok", "route", "model", "images", "partial_images", "unclaimed", "text", "response_id", "request_id", "usage",
-          "cost", "settled", "svg_usage", "seconds", "attempts", "saved_response", "session_file", "warnings", "error"]  # fmt: skip
+          "cost", "request", "settled", "svg_usage", "seconds", "attempts", "saved_response", "session_file", "warnings", "error"]  # fmt: skip
 IMAGE = ["path", "index", "format", "width", "height", "bytes", "sha256", "whole", "revised_prompt", "settled",
          "svg_usage"]  # fmt: skip
 ERROR = ["exit", "rule", "status", "type", "code", "message", "hint", "may_be_billed", "problems", "recovery"]

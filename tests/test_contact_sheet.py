@@ -101,7 +101,7 @@ class WhatAPageShows(SheetTest):
         self.assertEqual(Page("sheet.html").values("img", "src"), [(self.folder / "jobs/1.png").as_uri()])
 
     def test_every_text_is_escaped_and_nothing_comes_from_outside(self) -> None:
-        row = {"id": ODD, "prompt": f"<script>alert(1)</script> </details> {{index}} {ODD}", "output": "a.png"}
+        row = {"id": ODD, "prompt": f"<script>alert(1)</script> </details> {ODD}", "output": "a.png"}
         ran = self.run_batch([row, {"prompt": ODD}], transport=FakeTransport(reply(MADE), reply(REFUSED, 400)))
         self.assertEqual(ran.code, 9, ran.err)
         page = Page("sheet.html")

@@ -188,6 +188,10 @@ class DocumentTest(ProgramTest):
         Path("team.env").write_text("OPENAI_IMAGE_SIZE=1536x1024\n", "utf-8")
         Path("prompts.csv").write_text("id,prompt\na,A lake\nb,A tea house\n", "utf-8")
         Path("animals.csv").write_text("animal\notter\nheron\n", "utf-8")
+        for block in blocks(ROOT / "references" / "batch.md"):
+            name = block.language.partition(" ")[2]
+            if name:
+                Path(name).write_text("\n".join(block.lines) + "\n", "utf-8")
 
     def run_documented(self, command: Command, terminal: bool = False) -> Ran:
         """Runs a command for real against a gateway in its scenario."""
@@ -237,6 +241,16 @@ class CommandsTest(DocumentTest):
                     self.check(command)
                 count += 1
         self.assertGreater(count, 60)
+
+    def test_the_files_of_jobs_in_batch_md_become_their_pictures(self) -> None:
+        wanted = ["hero.webp", "heron-dawn.png", "fox-midnight.png", "snow.png", "jazz.png", "1.png", "2.png"]
+        for block in blocks(ROOT / "references" / "batch.md"):
+            for command in commands(block):
+                if "-" not in command.argv:
+                    ran = self.run_documented(command)
+                    self.assertEqual(ran.code, 0, ran.err)
+        self.assertEqual(sorted(wanted), sorted(os.path.basename(name) for folder in ("out", "jobs", "lakes")
+                                                for name in self.files(folder) if "mask" not in name))  # fmt: skip
 
     def test_every_command_within_a_line_names_options_that_exist(self) -> None:
         known = {word for row in gpt_image.OPTIONS for word in gpt_image.spellings(row)}

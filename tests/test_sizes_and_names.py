@@ -226,7 +226,7 @@ class NamesHoldWhatWasAsked(WordsTest):
         self.assertEqual(ran.code, 0, ran.err)
         self.assertEqual(ran.json["first"]["outputs"], ["gpt-image-2/monday-a-cat.png"])
         Path("jobs.csv").write_text("prompt,x\nA {date},1\n")
-        self.assertIn("{date} is not a column", self.run_main("batch", "jobs.csv", "--dry-run").error["message"])
+        self.assertIn("no column has a value for 'date'", self.run_main("batch", "jobs.csv", "--dry-run").error["message"])
 
 
 class MoneyIsKnownBefore(WordsTest):

@@ -132,6 +132,9 @@ CASES: Dict[str, Case] = {
     "mask-auto": case("edits x --image https://host.example/a.png --mask auto"),
     "mask-box": case(f"{EDIT} --mask-box 0,0,65,48"),
     "engine-batch": case("batch jobs.txt --engine batch-api --model gpt-image-2.6-flare"),
+    "jobs-option": case("batch jobs-option.jsonl"),
+    "jobs-place": case("batch jobs-place.jsonl"),
+    "max-cost": case("generations x --size 1024x1024 --quality high --max-cost 0.01"),
     "markup-mask": case(f"{EDIT} --model gpt-image-2.5-flare --mask mask.png --markup mask.png"),
     "markup-form": case("edits x --model gpt-image-2.5-flare --image https://host.example/a.png --markup mask.png"),
     "action-edit": case(f"{ANSWER} --action edit"),
@@ -173,7 +176,9 @@ def write_inputs() -> None:
     files = {
         "a.png": whole, "b.png": pictures.picture(b"b", "png", 64, 48), "a.jpg": jpeg, "mask.png": clear,
         "a.webp": pictures.picture(b"a", "webp", 64, 48), "a.gif": pictures.picture(b"a", "gif", 64, 48, frames=1),
-        "jobs.txt": b"x", "empty.png": b"", "words.png": b"these are words", "cut.png": whole[:-20],
+        "jobs.txt": b"x",
+        "jobs-option.jsonl": b'{"prompt": "x", "base-url": "https://host.example/v1"}',
+        "jobs-place.jsonl": b'{"prompt": "A {colour} lake"}', "empty.png": b"", "words.png": b"these are words", "cut.png": whole[:-20],
         "opaque.png": opaque_png(64, 48), "small-mask.png": pictures.picture(b"a", "png", 32, 48, clear=True),
     }  # fmt: skip
     for name, data in files.items():
@@ -388,7 +393,7 @@ class TablesAgree(ProgramTest):
             self.assertNotIn("response", found)
 
     def test_exit_codes_are_those_of_the_contract(self) -> None:
-        self.assertEqual(list(gpt_image.EXITS), [0, 1, 2, 3, 4, 5, 6, 7, 8, 130])
+        self.assertEqual(list(gpt_image.EXITS), [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 130])
         for code, meaning in gpt_image.EXITS.items():
             self.assertTrue(code >= 0 and meaning)
 
@@ -403,7 +408,7 @@ class TablesAgree(ProgramTest):
         paths = {row.name: row.path for row in gpt_image.ROUTES}
         wanted = {"generations": "/images/generations", "edits": "/images/edits", "responses": "/responses"}
         self.assertEqual(paths, wanted)
-        self.assertEqual(list(gpt_image.COMMANDS), [*wanted, "resume", "extract", "config"])
+        self.assertEqual(list(gpt_image.COMMANDS), [*wanted, "resume", "extract", "batch", "config"])
 
     def test_checks_are_functions_that_stand_once(self) -> None:
         self.assertEqual(len(gpt_image.CHECKS), len(set(gpt_image.CHECKS)))
