@@ -5175,7 +5175,7 @@ class Call:
         try:
             os.makedirs(folder, exist_ok=True)
             known = self.there.find(folder, lifted) if self.offline else None
-            if not overwrite and sha256_of(true_name) == lifted.hash.hexdigest():  # an earlier run got so far
+            if self.reply.lifter and sha256_of(true_name) == lifted.hash.hexdigest():  # an earlier run got so far
                 known = true_name
             path = known or temp_files.place(lifted.path, true_name, overwrite)
         except OSError as error:
