@@ -3492,7 +3492,7 @@ def opener_for(attempt: Attempt, redirects: bool) -> urllib.request.OpenerDirect
             return self.do_open(plain, request)
 
         def https_open(self, request: Any) -> Any:
-            trusted = [os.environ.get(name, "") for name in ("SSL_CERT_FILE", "SSL_CERT_DIR")]
+            trusted = [os.path.abspath(os.environ.get(name, "")) for name in ("SSL_CERT_FILE", "SSL_CERT_DIR")]
             with attempt.stop.lock:
                 context = tls_context(*trusted)
             return self.do_open(secure, request, context=context)
@@ -6427,7 +6427,7 @@ class ApiBatch(Batch):
         self.left: list[int] = []  # the places of the jobs that are to be sent
         self.open: dict[tuple[str, str], Packet] = {}  # by route and model
         self.sent: dict[str, dict[str, int]] = {}  # by input file: the place of each job by its name
-        self.fresh: set[str] = set()  # the input files whose batch was surely not made
+        self.fresh: set[str] = set()  # the input files whose batch has certainly not been made
         self.uploads = 0
 
     # Check: as for single calls; but a job that is under way is waited for
@@ -6715,7 +6715,7 @@ class ApiBatch(Batch):
             self.land(index, Reply(200, {}, [json.dumps(line).encode()]))
 
     def land(self, index: int, reply: Reply) -> None:
-        """Saves the pictures of a job; what is no fault of the reply, such as a full disk, leaves it under way."""
+        """Saves the pictures of a job; what is not a fault of the reply, such as a full disk, leaves it under way."""
         job, reply.lifter = self.job(index), self.lifter
         context = self.job_context(job.route)._replace(stop=Stop())  # what is here is saved, whatever the user wants
         context.result.share, context.result.billed = self.share, True
