@@ -3162,6 +3162,7 @@ class Stop:
         self.jobs, self.draining = False, False  # whether the calls of a batch run in threads, and no new one starts
         self.sockets: set[Any] = set()
         self.lock = allocate_lock()  # for what the threads of a batch share
+        self.tls: Any = None
 
     def __enter__(self) -> Stop:
         self.handlers: list[tuple[Any, Any]] = []
@@ -3194,6 +3195,16 @@ class Stop:
         if self.armed and not self.jobs:
             self.armed = False
             raise KeyboardInterrupt
+
+    def tls_context(self) -> Any:
+        """Returns what the TLS connections of a run share: to read whom to trust takes long."""
+        import ssl
+
+        with self.lock:
+            if not self.tls:
+                self.tls = ssl.create_default_context()
+                self.tls.set_alpn_protocols(["http/1.1"])
+            return self.tls
 
     def sleep(self, seconds: float) -> None:
         """Waits, but not beyond a signal."""
@@ -3469,16 +3480,6 @@ def refuse_proxy(url: str) -> None:
         raise Failure(SETTINGS, words, "set http_proxy and https_proxy, or no_proxy for this host", rule="proxy")
 
 
-@functools.lru_cache(maxsize=2)
-def tls_context(*_: str) -> Any:
-    """Returns what TLS connections share, by the variables that say whom to trust: to read it takes long."""
-    import ssl
-
-    context = ssl.create_default_context()
-    context.set_alpn_protocols(["http/1.1"])
-    return context
-
-
 def opener_for(attempt: Attempt, redirects: bool) -> urllib.request.OpenerDirector:
     """Returns an opener with proxies as Python finds them, and with redirects only where no key is sent."""
     import urllib.request
@@ -3492,10 +3493,7 @@ def opener_for(attempt: Attempt, redirects: bool) -> urllib.request.OpenerDirect
             return self.do_open(plain, request)
 
         def https_open(self, request: Any) -> Any:
-            trusted = [os.path.abspath(os.environ.get(name, "")) for name in ("SSL_CERT_FILE", "SSL_CERT_DIR")]
-            with attempt.stop.lock:
-                context = tls_context(*trusted)
-            return self.do_open(secure, request, context=context)
+            return self.do_open(secure, request, context=attempt.stop.tls_context())
 
     class WebRedirect(urllib.request.HTTPRedirectHandler):
         def redirect_request(self, *reply: Any) -> Any:  # its last part is the URL

@@ -103,8 +103,6 @@ class TlsTest(unittest.TestCase):
             start.wait(5)
             gpt_image.send(request, 1.0, progress, stop)
 
-        gpt_image.tls_context.cache_clear()
-        self.addCleanup(gpt_image.tls_context.cache_clear)
         with unittest.mock.patch.object(ssl, "create_default_context", create):
             threads = [threading.Thread(target=connect) for _ in range(4)]
             for thread in threads:
