@@ -6512,18 +6512,18 @@ class ApiBatch(Batch):
     def create(self, file: str) -> None:
         """Makes the batch of an input file, once: if an earlier try may have made it, it is looked for first."""
         batch = None if file in self.fresh else self.found(file)
-        if not batch and (self.over() or self.settings.get("cancel")):
-            del self.sent[file]
-            return
         self.fresh.discard(file)
-        endpoint = V1 + ROUTE[self.job(min(self.sent[file].values())).route].path
-        body = json_body({"input_file_id": file, "endpoint": endpoint, "completion_window": "24h"})
-        try:
-            batch = batch or self.ask("POST", "/batches", body).get("id")
-        except Failure as failure:
-            self.refused(file, failure)
         if batch:
-            self.ledger.remember(file, str(batch))
+            self.ledger.remember(file, batch)
+        elif self.over() or self.settings.get("cancel"):
+            del self.sent[file]
+        else:
+            endpoint = V1 + ROUTE[self.job(min(self.sent[file].values())).route].path
+            body = json_body({"input_file_id": file, "endpoint": endpoint, "completion_window": "24h"})
+            try:
+                self.ledger.remember(file, self.ask("POST", "/batches", body).get("id"))
+            except Failure as failure:
+                self.refused(file, failure)
 
     def found(self, file: str) -> Any:
         """Returns the id of the batch of an input file, from the list of all; None if there is none."""
@@ -6585,7 +6585,7 @@ class ApiBatch(Batch):
         if not batch:
             self.create(file)
             return
-        path = f"/batches/{url_part(batch)}"
+        path = f"/batches/{url_part(str(batch))}"
         found = self.ask("GET", path)
         status, counts = found.get("status"), as_object(found.get("request_counts"))
         answered = number_of(counts.get("completed")) + number_of(counts.get("failed"))
@@ -6714,13 +6714,12 @@ def in_words(value: Any) -> str:
         return ", ".join(f"{name} {in_words(inner)}" for name, inner in value.items())
     if isinstance(value, list):
         return ", ".join(map(in_words, value))
-    if isinstance(value, str):
-        return value.replace("\n", " ")
-    return "none" if value is None else json.dumps(value)
+    return "none" if value is None else as_typed(value).replace("\n", " ")
 
 
-def present(console: Console, found: Json, rows: Iterable[tuple[str, Any]] = ()) -> None:
+def present(context: Context, found: Json, rows: Iterable[tuple[str, Any]] = ()) -> None:
     """Prints what a command has found: one JSON object, or named rows for a person at a terminal."""
+    console, context.result.reported = context.console, True
     if console.as_json:
         console.print_json(found)
         return
@@ -6744,6 +6743,7 @@ def show_curl(context: Context, call: Prepared) -> None:
             words = f"--curl: {given.shown} is converted for a call, and the converted file is deleted afterwards"
             raise Failure(USAGE, words, "convert it to png, and name that file", rule="curl-converted")
     write_beside(context, call)
+    context.result.reported = True
     context.console.print(curl_command(call.checked.settings, call.request))
 
 
@@ -6763,18 +6763,18 @@ def is_piped(stdin: TextFile) -> bool:
 
 def pour_out(context: Context) -> None:
     """Writes the picture of a call to standard output; it stays a file where that fails, or where several came."""
-    images, wrong = context.result.images, ""
+    images = context.result.images
     try:
-        for row in images if len(images) == 1 else ():
+        if len(images) > 1:
+            raise ValueError("it takes one picture")
+        for row in images:
             pour(row["path"], os.dup(context.console.pipe.fileno()))
             if row.get("new", True):
                 os.unlink(row["path"])
             row["path"] = "-"
-    except OSError as error:
-        wrong = str(error.strerror or error)
-    if wrong or len(images) > 1:
-        words, billed = f"standard output: {wrong or 'it takes one picture'}", context.result.billed
-        raise Failure(OUTPUT, words, "what came is saved in files", rule="output-pipe", may_be_billed=billed)
+    except (OSError, ValueError) as error:
+        words, billed = f"standard output: {reason_of(error)}", context.result.billed
+        raise Failure(OUTPUT, words, "what came is saved in files", rule="output-pipe", may_be_billed=billed) from error
 
 
 def open_pictures(context: Context) -> None:
@@ -6782,21 +6782,18 @@ def open_pictures(context: Context) -> None:
     import subprocess
 
     environ, quiet = context.console.without_secrets(context.environ), subprocess.DEVNULL
-    mac, wrong = sys.platform == "darwin", ""
-    screen = mac or environ.get("DISPLAY") or environ.get("WAYLAND_DISPLAY")
-    for path in (os.path.abspath(row["path"]) for row in context.result.images):
-        try:
+    viewer = "open" if sys.platform == "darwin" else "xdg-open"
+    try:
+        for path in (os.path.abspath(row["path"]) for row in context.result.images):
             if sys.platform == "win32":
                 os.startfile(path)
-            elif screen and not environ.get("CI"):
-                command = ["open" if mac else "xdg-open", path]
+            elif viewer == "open" or environ.get("DISPLAY") or environ.get("WAYLAND_DISPLAY"):
+                command = [viewer, path]
                 subprocess.Popen(command, env=environ, stdin=quiet, stdout=quiet, stderr=quiet, start_new_session=True)
             else:
-                wrong = "there is no screen"
-        except OSError as error:
-            wrong = str(error.strerror)
-    if wrong:
-        context.console.warn(f"--open: {wrong}")
+                context.console.warn("--open: there is no screen")
+    except OSError as error:
+        context.console.warn(f"--open: {error.strerror}")
 
 
 def call(context: Context, settings: Settings, positional: str | None) -> None:
@@ -6806,10 +6803,9 @@ def call(context: Context, settings: Settings, positional: str | None) -> None:
         positional = read_prompt("-", context.stdin, settings.fill) or None
     prepared = prepare(context, settings, positional)
     check_names(prepared.written, prepared.names.overwrite, context.temp_files)
-    context.result.reported = bool(settings.get("dry-run") or settings.get("curl"))
     if settings.get("dry-run"):
         shown = shown_call(context, prepared)
-        present(context.console, shown, call_rows(shown))
+        present(context, shown, call_rows(shown))
     elif settings.get("curl"):
         show_curl(context, prepared)
     else:
@@ -6830,7 +6826,7 @@ def read_session(target: str, settings: Settings) -> Json:
         plain = output_suffix(named) in FORMAT_OF_SUFFIX and named.isprintable()
         session["output"] = os.path.join(os.path.dirname(target), named if plain else "")
     elif target.endswith(".json") or "://" in target or os.path.isdir(os.path.dirname(target)):
-        raise Failure(USAGE, f"{target}: there is no such session file", "check the path", rule="session")
+        session.clear()  # it is meant as the path of a file
     if not re.fullmatch(r"[^\x00-\x20\x7f]{4,2000}", str(session.get("response_id") or "")):
         raise Failure(USAGE, f"{target}: no session file and no response id", "check the path", rule="session")
     if session.get("origin") != here:
@@ -6843,8 +6839,9 @@ def resume(context: Context, settings: Settings, target: str | None) -> None:
     """Collects a background response, from this machine or another, or cancels it."""
     enforce(settings_problems(settings), False, context.console)
     check_pair(settings, context)
-    session, result = read_session(target or "", settings), context.result
-    context.temp_files.reads([target or ""])
+    target, result = target or "", context.result
+    session = read_session(target, settings)
+    context.temp_files.reads([target])
     if session.get("output") and not settings.get("output"):
         settings = settings.changed("output", session["output"], "session file")
     settings = follow_suffix(settings).changed("background-mode", True, "resume")
@@ -6854,7 +6851,7 @@ def resume(context: Context, settings: Settings, target: str | None) -> None:
     names = output_names(settings, 1, name_places(context, ""))
     result.billed = True  # a response that exists was accepted
     result.request = as_object(session.get("request")) or None
-    result.facts["id"], result.session_file = session["response_id"], target if os.path.isfile(target or "") else None
+    result.facts["id"], result.session_file = session["response_id"], target if os.path.isfile(target) else None
     made = Call(context, settings, names)
     if settings.get("cancel"):  # may be repeated
         status = as_object(parse_json(read_body(made.ask(cancel=True)))).get("status")
@@ -6875,7 +6872,9 @@ def name_extracted(context: Context, names: OutputNames) -> None:
     pairs = [(row, names.final(row["index"])) for row in result.images]
     pairs += [(row, names.partial(row["index"], row["partial"])) for row in result.partials]
     pairs += [(row, names.beside(f"-unclaimed-{row['index']}{names.suffix}")) for row in result.unclaimed]
-    for row, name in ((row, name) for row, name in pairs if row["new"]):
+    for row, name in pairs:
+        if not row["new"]:
+            continue
         true_name = os.path.splitext(name)[0] + os.path.splitext(row["path"])[1]
         if count == 1 and true_name == names.final(1) and exists(true_name) and not names.overwrite:
             os.unlink(row["path"])
@@ -7032,8 +7031,7 @@ def batch(context: Context, settings: Settings, target: str | None) -> None:
         made.ledger.read()
         made.check()
         if dry:
-            context.result.reported = True
-            present(context.console, made.shown())
+            present(context, made.shown())
             return
         made.run()
     finally:
@@ -7090,8 +7088,7 @@ def check_endpoint(context: Context, settings: Settings) -> None:
         hint = "is the base URL right? It usually ends in /v1"
         raise Failure(UNREADABLE, f"{url} answers, but not as this API does", hint)
     names = [name for name in (str(row.get("id")) for row in objects_in(listed)) if "image" in name]
-    found = {"ok": True, "url": url, "key_accepted": True, "image_models": names}
-    present(context.console, found)
+    present(context, {"ok": True, "url": url, "key_accepted": True, "image_models": names})
 
 
 def settings_rows(commands: Mapping[str, Json]) -> Iterator[tuple[str, str]]:
@@ -7114,7 +7111,7 @@ def show_settings(context: Context, settings: Settings) -> None:
         commands["config"]["api-key"] = {"value": None, "source": f"missing: {key_advice(settings)}"}
     found = {"ok": True, "env_file": dotenv.path or None, "settings": commands}
     rows = [(".env in force", dotenv.path or "none"), *settings_rows(commands)]
-    present(context.console, found, rows)
+    present(context, found, rows)
 
 
 def config(context: Context, settings: Settings, _: str | None) -> None:
@@ -7244,19 +7241,6 @@ MEANT = {
 }  # fmt: skip
 
 
-def refuse_argument(command: str, word: str) -> None:
-    """Refuses an argument too many: it is mostly a prompt without quotes."""
-    if word in ("true", "false"):
-        hint = "a switch such as --stream takes no value"
-    elif output_suffix(word) or os.path.exists(word):
-        hint = "write the option before each file, and quote names with blanks"
-    elif COMMANDS[command].argument == "PROMPT":
-        hint = "put the prompt into quotes"
-    else:
-        hint = f"see {program(command, '--help')}"
-    raise Failure(USAGE, f"{word!r} is an unexpected argument", hint, rule="usage")
-
-
 def refuse_option(command: str, name: str) -> None:
     """Refuses what is not an option of a subcommand, with the option that was probably meant."""
     known, others = words_of(command), [other for other in COMMANDS if name in words_of(other)]
@@ -7295,7 +7279,8 @@ def parse(argv: list[str]) -> tuple[str, dict[str, Any], str | None]:
             refuse_option(command, word.partition("=")[0])
     arguments, most = [*others, *argv[end + 1 :]], 1 if COMMANDS[command].argument else 0
     if len(arguments) > most:
-        refuse_argument(command, arguments[most])
+        hint = f"put a text with blanks into quotes, and the option before each file; see {program(command, '--help')}"
+        raise Failure(USAGE, f"{arguments[most]!r} is an unexpected argument", hint, rule="usage")
     return command, vars(known), arguments[0] if arguments else None
 
 
@@ -7333,7 +7318,7 @@ def run_command(context: Context, argv: list[str]) -> None:
     console.quiet = bool(typed.get("quiet"))
     settings, dotenv = settings_in_force(command, typed, context)
     texts = [typed.get(name) or "" for name, row in options_of(command).items() if row.kind.reads]
-    context.temp_files.reads([__file__, dotenv.path, *texts, *(text.lstrip("@") for text in texts)])
+    context.temp_files.reads([__file__, dotenv.path, *(text.lstrip("@") for text in texts)])
     with Progress(console, settings.get("progress", "none"), context.progress.clock) as progress:
         context = context._replace(dotenv=dotenv, progress=progress)
         piped = settings.get("output") == "-"
