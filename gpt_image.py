@@ -6387,21 +6387,18 @@ class Batch:
 
 # The vendor's Batch API: jobs go there as lines of files, and their results come back in files, hours later.
 V1 = "/v1"  # of the routes within a batch, whatever the base URL is
-# Bytes of a batch, there and back: larger downloads are known to be cut. It keeps below 50,000 requests by far.
+# Bytes of results: larger downloads are known to be cut. It keeps below 50,000 requests and 200 MB there by far.
 MOST_IN_BATCH = 100_000_000
 PIXEL_SIZE, USUAL_SIZE = 1.6, "1536x1024"  # of results: bytes in base64, and the size where the server chooses it
 FILE_LIFE = 30 * 86_400  # seconds until the server removes what we could not
-LOOK_FIRST, LOOK_MOST = 15.0, 300.0  # seconds from one look at the batches to the next
-MOST_SILENT = 20  # rounds of looks, one after the other, in which the network may fail each
+LOOK_EVERY = 60.0  # seconds from one look at the batches to the next
+MOST_SILENT = 30  # looks, one after the other, in which the network may fail each time
 
 
-class Packet:
-    """Jobs of one route and model on their way into the input file of a batch."""
-
-    def __init__(self, file: BinaryFile) -> None:
-        self.file, self.size = file, 0.0  # of its lines and, probably, of their results
-        self.jobs: dict[str, int] = {}  # the place of each by its id
-        self.noted: Rows = []  # for the ledger
+def line_of(name: str, checked: Checked) -> Body:
+    """Returns the line of a job in an input file."""
+    url = V1 + ROUTE[checked.command].path
+    return json_body({"custom_id": name, "method": "POST", "url": url, "body": json_tree(checked)})
 
 
 class ApiBatch(Batch):
@@ -6422,11 +6419,10 @@ class ApiBatch(Batch):
         self.net = self.job_context("batch")._replace(sleep=context.sleep, hold=context.hold)
         self.copy = tempfile.TemporaryFile(dir=spare_folder())  # of the jobs, to have each by its place
         self.starts: list[int] = []
-        self.left: list[int] = []  # the places of the jobs that are to be sent
-        self.open: dict[tuple[str, str], Packet] = {}  # by route and model
+        self.weight = 0.0  # bytes of all results, probably
+        self.left: dict[Any, list[int]] = {}  # by route, model and batch: the places of the jobs that are to be sent
         self.sent: dict[str, dict[str, int]] = {}  # by input file: the place of each job by its name
         self.fresh: set[str] = set()  # the input files whose batch has certainly not been made
-        self.uploads = 0
 
     # Check: as for single calls; but a job that is under way is waited for
 
@@ -6434,9 +6430,7 @@ class ApiBatch(Batch):
         """Checks one job, and keeps it by its place."""
         self.starts.append(self.copy.tell())
         self.copy.write(json.dumps(job).encode() + b"\n")
-        plan = super().plan(context, job)
-        self.left += [len(self.plans)] if plan.state == "run" and not self.settings.get("cancel") else []
-        return plan
+        return super().plan(context, job)
 
     def job(self, index: int) -> Job:
         """Returns a job by its place."""
@@ -6445,18 +6439,19 @@ class ApiBatch(Batch):
 
     def state(self, plan: Plan, call: Prepared, known: Json) -> str:
         """Returns what is to be done about a job: one that is under way will come to its end in this run."""
-        if "file" not in known or "result" in known:
-            return super().state(plan, call, known)
         index = len(self.plans)
-        self.sent.setdefault(str(known["file"]), {})[plan.id] = index
-        self.running[index] = 0.0  # the ledger knows what it may cost
-        return "under_way"
-
-    def shown(self) -> Json:
-        """Returns what a dry run shows: the first line, and how many batches and uploads there would be, too."""
-        self.first, before = None, len(self.sent)
-        self.send()
-        return {**super().shown(), "batches": len(self.sent) - before, "uploads": self.uploads}
+        if "file" in known and "result" not in known:
+            self.sent.setdefault(str(known["file"]), {})[plan.id] = index
+            self.running[index] = plan.usd
+            return "under_way"
+        state = super().state(plan, call, known)
+        if state == "run" and not self.settings.get("cancel"):
+            size = call.checked.settings.get("size", "auto").replace("auto", USUAL_SIZE)
+            self.weight += plan.pictures * PIXEL_SIZE * math.prod(map(int, re.findall(r"\d+", size)))
+            kind = (call.checked.command, call.checked.top_model, self.weight // MOST_IN_BATCH)
+            self.left.setdefault(kind, []).append(index)
+            self.first = self.first or line_of(plan.id, call.checked).shown()
+        return state
 
     # Send: jobs -> lines -> an input file -> a batch
 
@@ -6466,12 +6461,9 @@ class ApiBatch(Batch):
         request = Request(method, api_url(settings, path, query), api_headers(settings, body), body)
         return as_object(parse_json(read_body(exchange(self.net, settings, request))))
 
-    def upload(self, purpose: str, path: str, name: str, media_type: str) -> str:
-        """Uploads a file, and returns its id; a dry run returns its name."""
-        if self.settings.get("dry-run"):
-            return path
+    def upload(self, purpose: str, row: Json, path: str) -> str:
+        """Uploads a file, with the row of it in a form, and returns its id."""
         texts = {"purpose": purpose, "expires_after": {"anchor": "created_at", "seconds": FILE_LIFE}}
-        row = {"name": "file", "filename": name, "content_type": media_type, "path": path}
         body, _ = form_body(texts, [(row, Part(path=path, size=os.path.getsize(path)))])
         return str(self.ask("POST", "/files", body).get("id"))
 
@@ -6479,71 +6471,59 @@ class ApiBatch(Batch):
         """Returns an input picture as a line names it; a file is uploaded once, whatever its names are."""
         if given.kind != "file":
             return given
-        key, kind = f"sha256:{sha256_of(given.text) or given.text}", content_type(given)  # a dry run writes no mask
+        key = f"sha256:{sha256_of(given.text)}"
         if not self.ledger.known.get(key):
-            self.uploads += 1
-            self.ledger.remember(key, self.upload("vision", given.text, kind.replace("image/", "picture."), kind))
+            self.ledger.remember(key, self.upload("vision", file_row("file", given), given.text))
         return given._replace(kind="file_id", text=self.ledger.known[key])
 
     def send(self) -> None:
         """Hands over all that waits for it, for as long as the money lasts."""
-        while self.left and self.may_start(self.left[0]):
-            self.pack(self.left.pop(0))
-        for kind in list(self.open):
-            self.post(kind)
+        for kind in list(self.left):
+            waiting, group = self.left.pop(kind), list[int]()
+            while waiting and self.may_start(waiting[0]):
+                group.append(waiting.pop(0))
+                self.running[group[-1]] = self.plans[group[-1]].usd
+            if group:
+                self.post(group)
+            if waiting:
+                self.left[kind] = waiting
 
-    def pack(self, index: int) -> None:
-        """Writes the line of a job into an input file that has room for it."""
-        job, plan = self.job(index), self.plans[index]
-        context = self.job_context(job.route)
-        with context.temp_files:
-            call = prepare(context, self.maker.settings(job), None)
-            if not self.settings.get("dry-run"):
-                write_beside(context, call)
-            checked = call.checked
-            checked.inputs = list(map(self.uploaded, checked.inputs))
-        url, tree = V1 + ROUTE[job.route].path, json_tree(checked)
-        body = json_body({"custom_id": job.id, "method": "POST", "url": url, "body": tree})
-        self.first = self.first or body.shown()
-        size = checked.settings.get("size", "auto").replace("auto", USUAL_SIZE)
-        weight = body.length + plan.pictures * PIXEL_SIZE * math.prod(map(int, re.findall(r"\d+", size)))
-        kind = (job.route, checked.top_model)
-        if kind in self.open and self.open[kind].size + weight > MOST_IN_BATCH:
-            self.post(kind)
-        if kind not in self.open:
-            self.open[kind] = Packet(self.context.temp_files.create(spare_folder()))
-        packet = self.open[kind]
-        for block in (*body, b"\n"):
-            write_all(packet.file, block)
-        packet.jobs[job.id], packet.size, self.running[index] = index, packet.size + weight, plan.usd
-        packet.noted.append(plan.told(begun=self.time(), usd=plan.usd, outputs=call.written))
-
-    def post(self, kind: tuple[str, str]) -> None:
-        """Uploads an input file, and notes its jobs as under way."""
-        packet = self.open.pop(kind)
-        packet.file.close()
-        file = self.upload("batch", packet.file.name, "jobs.jsonl", "application/jsonl")
-        self.ledger.append([{**row, "file": file} for row in packet.noted])
-        self.running.update(dict.fromkeys(packet.jobs.values(), 0.0))
-        self.sent[file] = packet.jobs
+    def post(self, group: list[int]) -> None:
+        """Writes and uploads an input file, and notes its jobs as under way."""
+        rows: Rows = []
+        with self.context.temp_files.create(spare_folder()) as out:
+            for index in group:
+                job = self.job(index)
+                context = self.job_context(job.route)
+                with context.temp_files:
+                    call = prepare(context, self.maker.settings(job), None)
+                    write_beside(context, call)
+                    call.checked.inputs = list(map(self.uploaded, call.checked.inputs))
+                for block in (*line_of(job.id, call.checked), b"\n"):
+                    write_all(out, block)
+                rows.append(self.plans[index].told(begun=self.time(), outputs=call.written))
+        row = {"name": "file", "filename": "jobs.jsonl", "content_type": "application/jsonl", "path": out.name}
+        file = self.upload("batch", row, out.name)
+        self.context.temp_files.remove(out.name)
+        self.ledger.append([{**row, "file": file} for row in rows])
+        self.sent[file] = {row["job"]: index for row, index in zip(rows, group)}
         self.fresh.add(file)
-        self.context.temp_files.remove(packet.file.name)
 
     def create(self, file: str) -> None:
         """Makes the batch of an input file, once: if an earlier try may have made it, it is looked for first."""
         batch = None if file in self.fresh else self.found(file)
-        if not batch and (self.over() or self.settings.get("cancel")):
-            del self.sent[file]
-            return
         self.fresh.discard(file)
-        endpoint = V1 + ROUTE[self.job(min(self.sent[file].values())).route].path
-        body = json_body({"input_file_id": file, "endpoint": endpoint, "completion_window": "24h"})
-        try:
-            batch = batch or self.ask("POST", "/batches", body).get("id")
-        except Failure as failure:
-            self.refused(file, {None: failure})
         if batch:
-            self.ledger.remember(file, str(batch))
+            self.ledger.remember(file, batch)
+        elif self.over() or self.settings.get("cancel"):
+            del self.sent[file]
+        else:
+            endpoint = V1 + ROUTE[self.job(min(self.sent[file].values())).route].path
+            body = json_body({"input_file_id": file, "endpoint": endpoint, "completion_window": "24h"})
+            try:
+                self.ledger.remember(file, self.ask("POST", "/batches", body).get("id"))
+            except Failure as failure:
+                self.refused(file, failure)
 
     def found(self, file: str) -> Any:
         """Returns the id of the batch of an input file, from the list of all; None if there is none."""
@@ -6559,47 +6539,29 @@ class ApiBatch(Batch):
                 return None
             query = f"limit=100&after={url_part(str(page.get('last_id')))}"
 
-    def refused(self, file: str, why: Mapping[Any, Failure]) -> None:
-        """Acts on why a batch does not run, by line: it waits for its turn, there is no money, or its jobs fail."""
-        failure = next(iter(why.values()))
-        code = failure.details.get("code")
+    def refused(self, file: str, failure: Failure) -> None:
+        """Acts on why a batch does not run: it waits for its turn or for the network, or its jobs fail."""
         if failure.exit == NETWORK:
             raise failure
-        if code in MONEY:
-            self.ending = failure
-        elif code != "token_limit_exceeded" and failure.details.get("status") not in TURNED_AWAY:
-            for number, index in enumerate(self.sent.pop(file).values(), 1):
-                self.fail(index, why.get(number, failure), again=number not in why and None not in why)
+        if failure.details["code"] != "token_limit_exceeded" and failure.details["status"] not in TURNED_AWAY:
+            for index in self.sent.pop(file).values():
+                self.fail(index, failure)
             self.remove(file)
 
     # Wait: until all batches have ended
 
     def run(self) -> None:
         """Runs all that is to be run; what keeps it from that is told at the end, with all that was made."""
-        self.total = len(self.left) + len(self.running)
-        self.ending = ended(self.context, self.run_all) or self.ending
-        sent = {index for jobs in self.sent.values() for index in jobs.values()}
-        self.running = {index: 0.0 for index in sent & self.running.keys()}
-
-    def run_all(self) -> None:
-        """Sends what is to be sent and waits for it, and again what was turned away for as long as that gets less."""
-        while (self.left or self.sent) and not self.over():
-            self.turned_away, count = [], len(self.left) + len(self.running)
-            self.send()
-            self.wait()
-            self.left = sorted(self.left + self.turned_away * (len(self.turned_away) < count))
-            if self.sent:
-                words = f"{plural(len(self.running), 'job')} under way at the server"
-                self.ending = self.ending or Failure(RUNNING, words)
-        if not self.sent:
-            for key in [key for key, name in self.ledger.known.items() if name and key.startswith("sha256:")]:
-                self.remove(self.ledger.known[key])
-                self.ledger.remember(key, None)
+        self.total = sum(map(len, self.left.values())) + len(self.running)
+        self.ending = ended(self.context, self.wait) or self.ending
+        places = (index for jobs in self.sent.values() for index in jobs.values())
+        self.running = {index: 0.0 for index in places if index in self.running}
 
     def wait(self) -> None:
-        """Looks at all batches until each has ended; with --no-wait, once."""
-        pause, silent = LOOK_FIRST, 0
-        while self.sent:
+        """Sends what the money lasts for, and looks at all batches until each has ended; with --no-wait, once."""
+        silent = 0
+        while self.sent or self.left and not self.over():
+            self.send()
             silent += 1
             for file in list(self.sent):
                 try:
@@ -6608,10 +6570,14 @@ class ApiBatch(Batch):
                 except Failure as failure:
                     if failure.exit != NETWORK or silent > MOST_SILENT:
                         raise
-            if not self.sent or self.settings.get("no-wait"):
-                return
-            self.context.sleep(pause)
-            pause = min(pause * POLL_GROWTH, LOOK_MOST)
+            if self.sent:
+                if self.settings.get("no-wait"):
+                    raise Failure(RUNNING, f"{plural(len(self.running), 'job')} under way at the server")
+                self.context.sleep(LOOK_EVERY)
+        for key, name in list(self.ledger.known.items()):
+            if name and key.startswith("sha256:"):
+                self.remove(name)
+                self.ledger.remember(key, None)
 
     def look(self, file: str) -> None:
         """Makes a batch that is not made, or collects one that has ended."""
@@ -6619,15 +6585,15 @@ class ApiBatch(Batch):
         if not batch:
             self.create(file)
             return
-        path = f"/batches/{url_part(batch)}"
+        path = f"/batches/{url_part(str(batch))}"
         found = self.ask("GET", path)
         status, counts = found.get("status"), as_object(found.get("request_counts"))
         answered = number_of(counts.get("completed")) + number_of(counts.get("failed"))
         self.tell(f"{batch} is {status}, {answered} of {number_of(counts.get('total'))} answered")
         if status == "failed":
             self.ledger.remember(file, None)
-            rows = objects_in(as_object(found.get("errors")).get("data")) or [{"message": "the batch failed"}]
-            self.refused(file, {row.get("line"): refusal_of(row) for row in rows})
+            errors = objects_in(as_object(found.get("errors")).get("data")) or [{"message": "the batch failed"}]
+            self.refused(file, refusal_of(errors[0]))
         elif status in ("completed", "expired", "cancelled"):
             self.collect(file, found, answered)
         elif self.settings.get("cancel") and status != "cancelling":
@@ -6639,15 +6605,12 @@ class ApiBatch(Batch):
         """Takes the results of a batch that has ended, and notes of each job that they lack why."""
         jobs, before, seen = self.sent[file], -1, set[str]()
         names = [str(found[key]) for key in ("output_file_id", "error_file_id") if found.get(key)]
-        while before < 0 or before < len(seen) < answered:  # a download without a length may be cut unseen
+        while before < len(seen) < max(answered, 1):  # a download without a length may be cut unseen
             before = len(seen)
             for document in itertools.chain.from_iterable(map(self.lines, names)):
                 name = str(document.value.get("custom_id"))
                 seen.add(name)
                 self.take(jobs.get(name, -1), document.value)
-                for lifted in self.lifter.lifted.values():  # that nobody took
-                    lifted.drop()
-                self.lifter.lifted.clear()
         billed = found["status"] == "completed" or len(seen) < answered
         words = f"the batch is {found['status']}, and its results lack this job"
         for index in jobs.values() & self.running.keys():
@@ -6663,20 +6626,20 @@ class ApiBatch(Batch):
         """Yields each line of a file of results as soon as it is whole; what is damaged ends with its line."""
         with TempFiles() as temp_files:
             new_picture = functools.partial(Lifted, temp_files, os.path.dirname(self.ledger.path) or ".")
-            reader = JsonReader(Lifter(new_picture), stream=False)
-            self.lifter = reader.lifter
-            for block in self.content(name):
+            self.lifter = Lifter(new_picture)
+            reader = JsonReader(self.lifter, stream=False)
+            for block in itertools.chain(self.content(name), [b"\n"]):
                 for piece in block.splitlines(keepends=True):
                     yield from reader.feed(piece)
-                    if piece.endswith((b"\r", b"\n")):
-                        yield from reader.finish()
-            yield from (document for document in reader.finish() if not document.cut)
+                    if piece.endswith(b"\n"):
+                        yield from (document for document in reader.finish() if not document.cut)
+                        while self.lifter.lifted:  # what nobody took
+                            self.lifter.lifted.popitem()[1].drop()
 
     def content(self, name: str) -> Blocks:
         """Yields a file of the server; one that is cut goes on where it was if the server can do that, or fails."""
-        url, etag, had = api_url(self.settings, f"/files/{url_part(name)}/content"), "", 0
+        url, had, rest = api_url(self.settings, f"/files/{url_part(name)}/content"), 0, list[Header]()
         while True:
-            rest: list[Header] = [("Range", f"bytes={had}-"), ("If-Range", etag)] if etag else []
             try:
                 reply = exchange(self.net, self.settings, Request("GET", url, api_headers(self.settings, None) + rest))
             except Failure as failure:
@@ -6685,57 +6648,51 @@ class ApiBatch(Batch):
                 self.context.console.warn(f"{name}: {failure.message}")
                 return
             before, reply.stop, head = had, self.net.stop, reply.headers
-            anew = bool(etag) and reply.status != 206
-            for block in unpacked(reply) if not anew else ():
+            goes_on = not rest or reply.status == 206
+            for block in unpacked(reply) if goes_on else ():
                 had += len(block)
                 yield block
             reply.close()
             if reply.stop.requested:
                 raise KeyboardInterrupt
-            if not (anew or reply.fault):
+            if goes_on and not reply.fault:
                 return
             etag = head.get("etag", "") if head.get("accept-ranges") == "bytes" else ""
             if had == before or etag[:1] != '"' or "content-encoding" in head:
                 raise Failure(NETWORK, f"the download of {name} is cut after {amount(had)}")
+            rest = [("Range", f"bytes={had}-"), ("If-Range", etag)]
 
     def take(self, index: int, line: Json) -> None:
         """Takes a line of results: its pictures go to their places, and what has become of its job into the ledger."""
         response, error = as_object(line.get("response")), error_in(line)
-        status = number_of(response.get("status_code"))
+        reply = Reply(number_of(response.get("status_code")), {}, [json.dumps(response.get("body")).encode()])
         if index not in self.running:
             return
-        if status >= 400:
-            reply = Reply(status, {}, [json.dumps(response.get("body")).encode()])
+        if reply.status >= 400:
             self.fail(index, judged(reply, Request("POST", "", []), free=False)[0])
         elif error:
-            self.fail(index, refusal_of(error), again=error.get("code") == "batch_expired")
+            self.fail(index, refusal_of(error))
         else:
-            self.land(index, Reply(200, {}, [json.dumps(line).encode()]))
+            self.land(index, reply)
 
     def land(self, index: int, reply: Reply) -> None:
         """Saves the pictures of a job; what is not a fault of the reply, such as a full disk, leaves it under way."""
         job, reply.lifter = self.job(index), self.lifter
         context = self.job_context(job.route)._replace(stop=Stop())  # what is here is saved, whatever the user wants
         context.result.share, context.result.billed = self.share, True
-        outputs: list[str] = []
-
-        def make() -> None:
-            call = prepare(context, self.maker.settings(job), None)
-            outputs.extend(call.written)
-            make_call(context, call, reply)
-
+        settings = self.maker.settings(job)
         with context.temp_files:
-            failure = ended(context, make)
+            failure = ended(context, lambda: make_call(context, prepare(context, settings, None), reply))
         if failure and failure.exit not in (REFUSED, NETWORK, UNREADABLE):
             raise failure
+        outputs = self.ledger.row(job.id).get("outputs", [])
         self.settle(index, self.noted(self.plans[index], context, failure, outputs))
 
-    def fail(self, index: int, failure: Failure, again: bool = False) -> None:
-        """Notes that a job has failed, and whether it is to be sent again in this run."""
+    def fail(self, index: int, failure: Failure) -> None:
+        """Notes that a job has failed."""
         failure.message = self.context.console.said(failure.message, MOST_SAID)
         context = self.job_context(self.job(index).route)
         self.settle(index, self.noted(self.plans[index], context, failure, []))
-        self.turned_away += [index] if again else []
 
     def remove(self, *files: str) -> None:
         """Removes files from the server, unless they are to be kept."""
@@ -6757,13 +6714,12 @@ def in_words(value: Any) -> str:
         return ", ".join(f"{name} {in_words(inner)}" for name, inner in value.items())
     if isinstance(value, list):
         return ", ".join(map(in_words, value))
-    if isinstance(value, str):
-        return value.replace("\n", " ")
-    return "none" if value is None else json.dumps(value)
+    return "none" if value is None else as_typed(value).replace("\n", " ")
 
 
-def present(console: Console, found: Json, rows: Iterable[tuple[str, Any]] = ()) -> None:
+def present(context: Context, found: Json, rows: Iterable[tuple[str, Any]] = ()) -> None:
     """Prints what a command has found: one JSON object, or named rows for a person at a terminal."""
+    console, context.result.reported = context.console, True
     if console.as_json:
         console.print_json(found)
         return
@@ -6787,6 +6743,7 @@ def show_curl(context: Context, call: Prepared) -> None:
             words = f"--curl: {given.shown} is converted for a call, and the converted file is deleted afterwards"
             raise Failure(USAGE, words, "convert it to png, and name that file", rule="curl-converted")
     write_beside(context, call)
+    context.result.reported = True
     context.console.print(curl_command(call.checked.settings, call.request))
 
 
@@ -6806,18 +6763,18 @@ def is_piped(stdin: TextFile) -> bool:
 
 def pour_out(context: Context) -> None:
     """Writes the picture of a call to standard output; it stays a file where that fails, or where several came."""
-    images, wrong = context.result.images, ""
+    images = context.result.images
     try:
-        for row in images if len(images) == 1 else ():
+        if len(images) > 1:
+            raise ValueError("it takes one picture")
+        for row in images:
             pour(row["path"], os.dup(context.console.pipe.fileno()))
             if row.get("new", True):
                 os.unlink(row["path"])
             row["path"] = "-"
-    except OSError as error:
-        wrong = str(error.strerror or error)
-    if wrong or len(images) > 1:
-        words, billed = f"standard output: {wrong or 'it takes one picture'}", context.result.billed
-        raise Failure(OUTPUT, words, "what came is saved in files", rule="output-pipe", may_be_billed=billed)
+    except (OSError, ValueError) as error:
+        words, billed = f"standard output: {reason_of(error)}", context.result.billed
+        raise Failure(OUTPUT, words, "what came is saved in files", rule="output-pipe", may_be_billed=billed) from error
 
 
 def open_pictures(context: Context) -> None:
@@ -6825,21 +6782,18 @@ def open_pictures(context: Context) -> None:
     import subprocess
 
     environ, quiet = context.console.without_secrets(context.environ), subprocess.DEVNULL
-    mac, wrong = sys.platform == "darwin", ""
-    screen = mac or environ.get("DISPLAY") or environ.get("WAYLAND_DISPLAY")
-    for path in (os.path.abspath(row["path"]) for row in context.result.images):
-        try:
+    viewer = "open" if sys.platform == "darwin" else "xdg-open"
+    try:
+        for path in (os.path.abspath(row["path"]) for row in context.result.images):
             if sys.platform == "win32":
                 os.startfile(path)
-            elif screen and not environ.get("CI"):
-                command = ["open" if mac else "xdg-open", path]
+            elif viewer == "open" or environ.get("DISPLAY") or environ.get("WAYLAND_DISPLAY"):
+                command = [viewer, path]
                 subprocess.Popen(command, env=environ, stdin=quiet, stdout=quiet, stderr=quiet, start_new_session=True)
             else:
-                wrong = "there is no screen"
-        except OSError as error:
-            wrong = str(error.strerror)
-    if wrong:
-        context.console.warn(f"--open: {wrong}")
+                context.console.warn("--open: there is no screen")
+    except OSError as error:
+        context.console.warn(f"--open: {error.strerror}")
 
 
 def call(context: Context, settings: Settings, positional: str | None) -> None:
@@ -6849,10 +6803,9 @@ def call(context: Context, settings: Settings, positional: str | None) -> None:
         positional = read_prompt("-", context.stdin, settings.fill) or None
     prepared = prepare(context, settings, positional)
     check_names(prepared.written, prepared.names.overwrite, context.temp_files)
-    context.result.reported = bool(settings.get("dry-run") or settings.get("curl"))
     if settings.get("dry-run"):
         shown = shown_call(context, prepared)
-        present(context.console, shown, call_rows(shown))
+        present(context, shown, call_rows(shown))
     elif settings.get("curl"):
         show_curl(context, prepared)
     else:
@@ -6873,7 +6826,7 @@ def read_session(target: str, settings: Settings) -> Json:
         plain = output_suffix(named) in FORMAT_OF_SUFFIX and named.isprintable()
         session["output"] = os.path.join(os.path.dirname(target), named if plain else "")
     elif target.endswith(".json") or "://" in target or os.path.isdir(os.path.dirname(target)):
-        raise Failure(USAGE, f"{target}: there is no such session file", "check the path", rule="session")
+        session.clear()  # it is meant as the path of a file
     if not re.fullmatch(r"[^\x00-\x20\x7f]{4,2000}", str(session.get("response_id") or "")):
         raise Failure(USAGE, f"{target}: no session file and no response id", "check the path", rule="session")
     if session.get("origin") != here:
@@ -6886,8 +6839,9 @@ def resume(context: Context, settings: Settings, target: str | None) -> None:
     """Collects a background response, from this machine or another, or cancels it."""
     enforce(settings_problems(settings), False, context.console)
     check_pair(settings, context)
-    session, result = read_session(target or "", settings), context.result
-    context.temp_files.reads([target or ""])
+    target, result = target or "", context.result
+    session = read_session(target, settings)
+    context.temp_files.reads([target])
     if session.get("output") and not settings.get("output"):
         settings = settings.changed("output", session["output"], "session file")
     settings = follow_suffix(settings).changed("background-mode", True, "resume")
@@ -6897,7 +6851,7 @@ def resume(context: Context, settings: Settings, target: str | None) -> None:
     names = output_names(settings, 1, name_places(context, ""))
     result.billed = True  # a response that exists was accepted
     result.request = as_object(session.get("request")) or None
-    result.facts["id"], result.session_file = session["response_id"], target if os.path.isfile(target or "") else None
+    result.facts["id"], result.session_file = session["response_id"], target if os.path.isfile(target) else None
     made = Call(context, settings, names)
     if settings.get("cancel"):  # may be repeated
         status = as_object(parse_json(read_body(made.ask(cancel=True)))).get("status")
@@ -6918,7 +6872,9 @@ def name_extracted(context: Context, names: OutputNames) -> None:
     pairs = [(row, names.final(row["index"])) for row in result.images]
     pairs += [(row, names.partial(row["index"], row["partial"])) for row in result.partials]
     pairs += [(row, names.beside(f"-unclaimed-{row['index']}{names.suffix}")) for row in result.unclaimed]
-    for row, name in ((row, name) for row, name in pairs if row["new"]):
+    for row, name in pairs:
+        if not row["new"]:
+            continue
         true_name = os.path.splitext(name)[0] + os.path.splitext(row["path"])[1]
         if count == 1 and true_name == names.final(1) and exists(true_name) and not names.overwrite:
             os.unlink(row["path"])
@@ -7075,8 +7031,7 @@ def batch(context: Context, settings: Settings, target: str | None) -> None:
         made.ledger.read()
         made.check()
         if dry:
-            context.result.reported = True
-            present(context.console, made.shown())
+            present(context, made.shown())
             return
         made.run()
     finally:
@@ -7133,8 +7088,7 @@ def check_endpoint(context: Context, settings: Settings) -> None:
         hint = "is the base URL right? It usually ends in /v1"
         raise Failure(UNREADABLE, f"{url} answers, but not as this API does", hint)
     names = [name for name in (str(row.get("id")) for row in objects_in(listed)) if "image" in name]
-    found = {"ok": True, "url": url, "key_accepted": True, "image_models": names}
-    present(context.console, found)
+    present(context, {"ok": True, "url": url, "key_accepted": True, "image_models": names})
 
 
 def settings_rows(commands: Mapping[str, Json]) -> Iterator[tuple[str, str]]:
@@ -7157,7 +7111,7 @@ def show_settings(context: Context, settings: Settings) -> None:
         commands["config"]["api-key"] = {"value": None, "source": f"missing: {key_advice(settings)}"}
     found = {"ok": True, "env_file": dotenv.path or None, "settings": commands}
     rows = [(".env in force", dotenv.path or "none"), *settings_rows(commands)]
-    present(context.console, found, rows)
+    present(context, found, rows)
 
 
 def config(context: Context, settings: Settings, _: str | None) -> None:
@@ -7287,19 +7241,6 @@ MEANT = {
 }  # fmt: skip
 
 
-def refuse_argument(command: str, word: str) -> None:
-    """Refuses an argument too many: it is mostly a prompt without quotes."""
-    if word in ("true", "false"):
-        hint = "a switch such as --stream takes no value"
-    elif output_suffix(word) or os.path.exists(word):
-        hint = "write the option before each file, and quote names with blanks"
-    elif COMMANDS[command].argument == "PROMPT":
-        hint = "put the prompt into quotes"
-    else:
-        hint = f"see {program(command, '--help')}"
-    raise Failure(USAGE, f"{word!r} is an unexpected argument", hint, rule="usage")
-
-
 def refuse_option(command: str, name: str) -> None:
     """Refuses what is not an option of a subcommand, with the option that was probably meant."""
     known, others = words_of(command), [other for other in COMMANDS if name in words_of(other)]
@@ -7338,7 +7279,8 @@ def parse(argv: list[str]) -> tuple[str, dict[str, Any], str | None]:
             refuse_option(command, word.partition("=")[0])
     arguments, most = [*others, *argv[end + 1 :]], 1 if COMMANDS[command].argument else 0
     if len(arguments) > most:
-        refuse_argument(command, arguments[most])
+        hint = f"put a text with blanks into quotes, and the option before each file; see {program(command, '--help')}"
+        raise Failure(USAGE, f"{arguments[most]!r} is an unexpected argument", hint, rule="usage")
     return command, vars(known), arguments[0] if arguments else None
 
 
@@ -7376,7 +7318,7 @@ def run_command(context: Context, argv: list[str]) -> None:
     console.quiet = bool(typed.get("quiet"))
     settings, dotenv = settings_in_force(command, typed, context)
     texts = [typed.get(name) or "" for name, row in options_of(command).items() if row.kind.reads]
-    context.temp_files.reads([__file__, dotenv.path, *texts, *(text.lstrip("@") for text in texts)])
+    context.temp_files.reads([__file__, dotenv.path, *(text.lstrip("@") for text in texts)])
     with Progress(console, settings.get("progress", "none"), context.progress.clock) as progress:
         context = context._replace(dotenv=dotenv, progress=progress)
         piped = settings.get("output") == "-"
