@@ -6419,7 +6419,7 @@ class ApiBatch(Batch):
         self.net = self.job_context("batch")._replace(sleep=context.sleep, hold=context.hold)
         self.copy = tempfile.TemporaryFile(dir=spare_folder())  # of the jobs, to have each by its place
         self.starts: list[int] = []
-        self.weight = 0.0  # bytes of all results, probably
+        self.weight = 0.0  # bytes of all lines and, probably, of their results
         self.left: dict[Any, list[int]] = {}  # by route, model and batch: the places of the jobs that are to be sent
         self.sent: dict[str, dict[str, int]] = {}  # by input file: the place of each job by its name
         self.fresh: set[str] = set()  # the input files whose batch has certainly not been made
@@ -6446,12 +6446,17 @@ class ApiBatch(Batch):
             return "under_way"
         state = super().state(plan, call, known)
         if state == "run" and not self.settings.get("cancel"):
-            size = call.checked.settings.get("size", "auto").replace("auto", USUAL_SIZE)
-            self.weight += plan.pictures * PIXEL_SIZE * math.prod(map(int, re.findall(r"\d+", size)))
+            line, size = line_of(plan.id, call.checked), call.checked.settings.get("size", "auto")
+            pixels = math.prod(map(int, re.findall(r"\d+", size.replace("auto", USUAL_SIZE))))
+            self.weight += sum(len(part.data) for part in line.parts) + plan.pictures * PIXEL_SIZE * pixels
             kind = (call.checked.command, call.checked.top_model, self.weight // MOST_IN_BATCH)
             self.left.setdefault(kind, []).append(index)
-            self.first = self.first or line_of(plan.id, call.checked).shown()
+            self.first = self.first or line.shown()
         return state
+
+    def shown(self) -> Json:
+        """Returns what a dry run shows, and how many batches there would be."""
+        return {**super().shown(), "batches": len(self.left)}
 
     # Send: jobs -> lines -> an input file -> a batch
 
@@ -6523,7 +6528,7 @@ class ApiBatch(Batch):
             try:
                 self.ledger.remember(file, self.ask("POST", "/batches", body).get("id"))
             except Failure as failure:
-                self.refused(file, failure)
+                self.refused(file, {None: failure})
 
     def found(self, file: str) -> Any:
         """Returns the id of the batch of an input file, from the list of all; None if there is none."""
@@ -6539,13 +6544,21 @@ class ApiBatch(Batch):
                 return None
             query = f"limit=100&after={url_part(str(page.get('last_id')))}"
 
-    def refused(self, file: str, failure: Failure) -> None:
-        """Acts on why a batch does not run: it waits for its turn or for the network, or its jobs fail."""
+    def refused(self, file: str, why: Mapping[Any, Failure]) -> None:
+        """Acts on why a batch does not run, by line: it waits for its turn or for the network, or its jobs fail.
+
+        Where only some lines are at fault, the other jobs are sent again without them.
+        """
+        failure = next(iter(why.values()))
         if failure.exit == NETWORK:
             raise failure
         if failure.details["code"] != "token_limit_exceeded" and failure.details["status"] not in TURNED_AWAY:
-            for index in self.sent.pop(file).values():
-                self.fail(index, failure)
+            for number, index in enumerate(self.sent.pop(file).values(), 1):
+                if number in why or None in why:
+                    self.fail(index, why.get(number, failure))
+                else:
+                    del self.running[index]
+                    self.left.setdefault(file, []).append(index)
             self.remove(file)
 
     # Wait: until all batches have ended
@@ -6593,7 +6606,7 @@ class ApiBatch(Batch):
         if status == "failed":
             self.ledger.remember(file, None)
             errors = objects_in(as_object(found.get("errors")).get("data")) or [{"message": "the batch failed"}]
-            self.refused(file, refusal_of(errors[0]))
+            self.refused(file, {row.get("line"): refusal_of(row) for row in errors})
         elif status in ("completed", "expired", "cancelled"):
             self.collect(file, found, answered)
         elif self.settings.get("cancel") and status != "cancelling":

@@ -184,15 +184,16 @@ class MishapTest(EngineTest):
         self.assertEqual((ran.code, len(transport.requests)), (6, 3))
         self.assertIn("does not list its batches", ran.error["message"])
 
-    def test_the_jobs_of_a_batch_that_was_refused_fail_free_of_charge(self) -> None:
+    def test_the_lines_that_a_batch_was_refused_for_fail_and_the_others_go_again(self) -> None:
         gateway = self.gateway("batch-failed", polls=0)
         self.jobs(4)
-        self.assertEqual(self.hand_over(gateway).code, 9)
+        first = self.hand_over(gateway)
         results = self.results()
-        self.assertEqual(len(results), 4)
-        for row in results.values():
-            self.assertIn("not parseable", row["error"]["message"])
-            self.assertFalse(row["error"]["may_be_billed"])
+        self.assertIn("not parseable", results["lake-1"]["error"]["message"])
+        self.assertIn("no prompt", results["lake-2"]["error"]["message"])
+        self.assertFalse(results["lake-1"]["error"]["may_be_billed"])
+        self.assertEqual([len(self.lines(row)) for row in gateway.requests if row.path == "/v1/files"], [4, 2])
+        self.assertEqual(first.code, 9)
 
     def test_jobs_that_expired_are_sent_again_by_the_same_command(self) -> None:
         gateway = self.gateway("batch-expired", polls=0)
@@ -435,7 +436,7 @@ class LinesTest(EngineTest):
         before = self.files()
         argv = ("batch", "jobs.jsonl", "--engine", "batch-api", *SMALL, "--dry-run")
         ran = self.run_main(*argv, env={"OPENAI_API_KEY": ""})
-        self.assertEqual((ran.code, ran.json["jobs"]["run"]), (0, 3), ran.err)
+        self.assertEqual((ran.code, ran.json["jobs"]["run"], ran.json["batches"]), (0, 3, 2), ran.err)
         self.assertEqual(ran.json["first"]["custom_id"], "lake-1")
         self.assertEqual(ran.json["first"]["url"], "/v1/images/generations")
         self.assertEqual(self.files(), before)
@@ -447,7 +448,7 @@ class LinesTest(EngineTest):
         self.assertEqual(self.hand_over(gateway, *options, "--no-wait").code, 8)
         self.jobs(3)
         dry = self.hand_over(gateway, *options, "--dry-run").json
-        self.assertEqual((dry["jobs"]["under_way"], dry["jobs"]["run"]), (2, 1))
+        self.assertEqual((dry["jobs"]["under_way"], dry["jobs"]["run"], dry["batches"]), (2, 1, 1))
         calls = self.run_main("batch", "jobs.jsonl", *SMALL, *options, "--ledger", "none", "--dry-run").json
         self.assertEqual(dry["estimate"]["usd"], round(calls["estimate"]["usd"] / 6, 4))
 
