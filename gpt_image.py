@@ -2394,13 +2394,13 @@ def size_problem(sizes: Sizes, width: int, height: int) -> Problem | None:
 
 def nearest_size(sizes: Sizes, ratio: float, long: float, exact: int = 0) -> str:
     """Returns the valid size nearest to a proportion and a long edge; `exact` is how much the former counts."""
-    step, slope = sizes.multiple, min(max(1 / ratio, 1 / sizes.ratio), sizes.ratio)
+    step, ratio = sizes.multiple, min(max(ratio, 1 / sizes.ratio), sizes.ratio)
 
     def distance(size: str) -> float:
         w, h = map(int, size.split("x"))
         return abs(math.log(max(w, h) / long)) + exact * abs(math.log(w / h / ratio))
 
-    near = ((w, int(w * slope) // step * step + more) for w in range(step, sizes.edge + 1, step) for more in (0, step))
+    near = ((w, int(w / ratio) // step * step + more) for w in range(step, sizes.edge + 1, step) for more in (0, step))
     free = (f"{w}x{h}" for w, h in near if not size_problem(sizes, w, h))
     return min(sizes.fixed or free, key=distance)
 
@@ -2642,11 +2642,12 @@ def check_mask_file(given: InputPicture, first: Picture | None) -> Problems:
 def check_boxes(checked: Checked, first: InputPicture) -> Problems:
     """Checks that each mask box lies within the first picture, whose size must be known."""
     width, height = first.picture.shown if first.picture else (0, 0)
-    fits = 0 < max(width, height) <= MASK_SIDE
-    if not fits and not first.trouble:
-        words = f"--mask-box needs a first picture that is a local file, of at most {MASK_SIDE} pixels a side"
-        yield Problem("mask-box", words, "add it, or make it smaller", fatal=True)
-    for box in checked.get("mask-box") if fits else ():
+    if not 0 < max(width, height) <= MASK_SIDE:
+        if not first.trouble:
+            words = f"--mask-box needs a first picture that is a local file, of at most {MASK_SIDE} pixels a side"
+            yield Problem("mask-box", words, "add it, or make it smaller", fatal=True)
+        return
+    for box in checked.get("mask-box"):
         if not box_fits(box, width, height):
             words = f"--mask-box {box}: not within {width}x{height}, or less than a pixel"
             yield Problem("mask-box", words, "X,Y,WIDTH,HEIGHT within the first picture", fatal=True)
@@ -2766,38 +2767,34 @@ UPLOAD_BLOCK = 3 * BLOCK // 2  # 192 kB; a multiple of 3, so that the base64 of 
 
 
 class Part(NamedTuple):
-    """A stretch of a body: bytes, or a file (its path and size) sent as it is or in base64."""
+    """A stretch of a body: bytes, or a file (its path and size) sent as it is or, where it has a label, in base64."""
 
     data: bytes = b""
     path: str = ""
     size: int = 0
-    base64: bool = False
     label: str = ""  # what a dry run shows in place of base64
 
     def length(self) -> int:
         """Returns the number of bytes sent."""
         if not self.path:
             return len(self.data)
-        return 4 * -(-self.size // 3) if self.base64 else self.size
+        return 4 * -(-self.size // 3) if self.label else self.size
 
     def blocks(self) -> Blocks:
         """Yields the bytes in blocks; Failure if the file is no longer what it was when it was checked."""
         if not self.path:
             yield self.data
             return
-        changed = Failure(USAGE, f"{self.path} changed during the upload", "run it again", rule="image-changed")
         left = self.size
         try:
             with open(self.path, "rb") as file:
-                while block := file.read(UPLOAD_BLOCK):
+                while left >= 0 and (block := file.read(UPLOAD_BLOCK)):
                     left -= len(block)
-                    if left < 0:
-                        raise changed
-                    yield binascii.b2a_base64(block, newline=False) if self.base64 else block
-        except OSError as error:
-            raise changed from error
+                    yield binascii.b2a_base64(block, newline=False) if self.label else block
+        except OSError:
+            left = -1
         if left:
-            raise changed
+            raise Failure(USAGE, f"{self.path} changed during the upload", "run it again", rule="image-changed")
 
 
 class Body:
@@ -2880,8 +2877,7 @@ def image_reference(given: InputPicture) -> Json:
         part = Part(data.encode(), label=f"<base64, {given.size} bytes>")
     else:
         start = f"data:{content_type(given)};base64"
-        label = f"<base64 of {given.shown}, {given.size} bytes>"
-        part = Part(path=given.text, size=given.size, base64=True, label=label)
+        part = Part(path=given.text, size=given.size, label=f"<base64 of {given.shown}, {given.size} bytes>")
     return {"image_url": Hole(f"{start},", part)}
 
 
@@ -2906,8 +2902,8 @@ def fields(settings: Settings, *places: str, chat: bool = False) -> Json:
 def merge(tree: Json, extra: Json) -> Json:
     """Returns a tree with extra fields: objects and the image tool are merged, all else is replaced."""
     merged = {**tree, **extra}
-    for key in tree.keys() & extra.keys():
-        ours, theirs = tree[key], extra[key]
+    for key, theirs in extra.items():
+        ours = tree.get(key)
         if isinstance(ours, dict) and isinstance(theirs, dict):
             merged[key] = merge(ours, theirs)
         elif key == "tools" and tool_of(tree) and isinstance(theirs, list):
@@ -2956,7 +2952,7 @@ def chat_tree(checked: Checked) -> Json:
     return {**fields(checked.settings, "top", chat=True), "messages": [message]}
 
 
-def form_fields(name: str, value: Any) -> Iterator[tuple[str, str]]:
+def form_fields(name: str, value: Any) -> Iterator[tuple[Json, Part]]:
     """Yields the form fields of a value: objects as a[b], lists as a[], true in lower case, and null not at all."""
     if isinstance(value, dict):
         for key, inner in value.items():
@@ -2965,22 +2961,13 @@ def form_fields(name: str, value: Any) -> Iterator[tuple[str, str]]:
         for inner in value:
             yield from form_fields(f"{name}[]", inner)
     elif value is not None:
-        yield as_unicode(name), as_unicode(value if isinstance(value, str) else json.dumps(value))
+        text = as_unicode(value if isinstance(value, str) else json.dumps(value))
+        yield {"name": as_unicode(name), "value": text}, Part(text.encode())
 
 
 FIELD_STYLES = {"brackets": "image[]", "simple": "image", "indexed": "image[{}]"}
 # https://html.spec.whatwg.org/multipage/form-control-infrastructure.html#multipart-form-data
 FORM_ESCAPES = str.maketrans({'"': "%22", "\r": "%0D", "\n": "%0A"})
-
-
-def file_row(name: str, given: InputPicture) -> Json:
-    """Returns what a dry run shows of a file in a form."""
-    # Of a backslash, a control character and a byte that is not UTF-8 each server makes something else, or nothing.
-    base = re.sub(rf"[\x00-\x1f\\]|{UNPRINTABLE}", "_", os.path.basename(given.shown).translate(FORM_ESCAPES))
-    if tidied(given.text) != given.shown:  # another file was made of it
-        base = os.path.splitext(base)[0] + ".png"
-    kind = content_type(given)
-    return {"name": name, "filename": base, "content_type": kind, "bytes": given.size, "path": given.shown}
 
 
 def form_files(checked: Checked) -> Iterator[tuple[Json, Part]]:
@@ -2989,26 +2976,26 @@ def form_files(checked: Checked) -> Iterator[tuple[Json, Part]]:
     named = [(style.format(i), given) for i, given in enumerate(checked.role("image"))]
     named += [(given.role, given) for given in (*checked.role("mask"), *checked.role("markup"))]
     for name, given in named:
-        if given.kind == "file":
-            yield file_row(name, given), Part(path=given.text, size=given.size)
-
-
-def part_head(row: Json) -> str:
-    """Returns the head of a part of a form, by the row that a dry run shows."""
-    head = f'Content-Disposition: form-data; name="{row["name"].translate(FORM_ESCAPES)}"'
-    if "path" in row:
-        head += f'; filename="{row["filename"]}"\r\nContent-Type: {row["content_type"]}'
-    return f"{head}\r\n\r\n"
+        if given.kind != "file":
+            continue
+        # Of a backslash, a control character and a byte that is not UTF-8 each server makes something else, or nothing.
+        base = re.sub(rf"[\x00-\x1f\\]|{UNPRINTABLE}", "_", os.path.basename(given.shown).translate(FORM_ESCAPES))
+        if tidied(given.text) != given.shown:  # another file was made of it
+            base = os.path.splitext(base)[0] + ".png"
+        row = {"name": name, "filename": base, "content_type": content_type(given)}
+        yield {**row, "bytes": given.size, "path": given.shown}, Part(path=given.text, size=given.size)
 
 
 def form_body(tree: Json, files: Iterable[tuple[Json, Part]]) -> tuple[Body, Rows]:
     """Returns the multipart body of fields and files, and the rows a dry run shows of it."""
     boundary, parts = "gpt-image-" + os.urandom(12).hex(), []
-    texts = [pair for name, value in tree.items() for pair in form_fields(name, value)]
     # The texts first, as the SDK sends them: who reads a form as a stream then knows what its files are for.
-    rows = [*(({"name": name, "value": text}, Part(text.encode())) for name, text in texts), *files]
+    rows = [row for name, value in tree.items() for row in form_fields(name, value)] + list(files)
     for row, content in rows:
-        parts += [Part(f"--{boundary}\r\n{part_head(row)}".encode()), content, Part(b"\r\n")]
+        head = f'--{boundary}\r\nContent-Disposition: form-data; name="{row["name"].translate(FORM_ESCAPES)}"'
+        if content.path:
+            head += f'; filename="{row["filename"]}"\r\nContent-Type: {row["content_type"]}'
+        parts += [Part(f"{head}\r\n\r\n".encode()), content, Part(b"\r\n")]
     parts.append(Part(f"--{boundary}--\r\n".encode()))
     return Body(parts, f"multipart/form-data; boundary={boundary}"), [row for row, _ in rows]
 
@@ -3017,7 +3004,7 @@ def api_url(settings: Settings, path: str, query: str = "") -> str:
     """Returns the URL of a path below the base URL; a query of the base URL stays at the end."""
     base, _, own = settings.get("base-url").partition("?")
     queries = "&".join(filter(None, (query, own)))
-    return str(base.rstrip("/") + path + (f"?{queries}" if queries else ""))
+    return f"{base.rstrip('/')}{path}?{queries}".rstrip("?")
 
 
 def url_part(name: str) -> str:
@@ -3029,9 +3016,11 @@ def url_part(name: str) -> str:
 
 def api_headers(settings: Settings, body: Body | None) -> list[Header]:
     """Returns the headers of a call, with those the user gave in place of ours."""
-    streams = body and settings.get("stream")
-    rows: list[Header] = [("Accept", "text/event-stream, application/json" if streams else "application/json")]
-    rows += [("Accept-Encoding", "identity"), ("User-Agent", f"gpt-image/{__version__}")]
+    rows: list[Header] = [
+        ("Accept", "text/event-stream, application/json" if body and settings.get("stream") else "application/json"),
+        ("Accept-Encoding", "identity"),
+        ("User-Agent", f"gpt-image/{__version__}"),
+    ]
     if not brings_key(settings):  # only a dry run comes here without any key
         rows.append(("Authorization", (settings.get("api-key") or Secret("")).with_scheme("Bearer ")))
     rows += fields(settings, "header").items()
@@ -3048,20 +3037,19 @@ def json_tree(checked: Checked) -> Json:
     return merge(build(checked), checked.settings.get("extra-json", {}))
 
 
-def edit_form(checked: Checked) -> tuple[Body, Rows]:
-    """Returns the multipart body of an edit, and the rows a dry run shows of it."""
-    tree = merge(images_tree(checked), checked.settings.get("extra-json", {}))
-    auto = {"mask": "auto"} if any(given.kind == "auto" for given in checked.inputs) else {}
-    return form_body({**tree, **auto}, form_files(checked))
-
-
 def build_request(checked: Checked) -> Request:
-    """Returns the request of a call."""
+    """Returns the request of a call: an edit of files is a form, and all else is JSON."""
     settings, path = checked.settings, CHAT_PATH if checked.chat else ROUTE[checked.command].path
-    form = checked.command == "edits" and not checked.chat and not json_form_causes(checked)
-    body, rows = edit_form(checked) if form else (json_body(json_tree(checked)), None)
-    headers = api_headers(settings, body)
-    return Request("POST", api_url(settings, path), headers, body, None if form else body.shown(), rows)
+    tree, rows = None, None
+    if checked.command == "edits" and not checked.chat and not json_form_causes(checked):
+        texts = merge(images_tree(checked), settings.get("extra-json", {}))
+        if any(given.kind == "auto" for given in checked.inputs):
+            texts["mask"] = "auto"
+        body, rows = form_body(texts, form_files(checked))
+    else:
+        body = json_body(json_tree(checked))
+        tree = body.shown()
+    return Request("POST", api_url(settings, path), api_headers(settings, body), body, tree, rows)
 
 
 def curl_header(settings: Settings, name: str, value: str | Secret) -> str:
@@ -3071,8 +3059,8 @@ def curl_header(settings: Settings, name: str, value: str | Secret) -> str:
         return shell_quoted(f"{name}: {text}" if text else f"{name};")
     source = Source(TYPED)
     if value.scheme:
-        unset = Source(VARIABLE, settings.get("api-key-env") or "OPENAI_API_KEY")
-        source = settings.rows["api-key"].source if settings.get("api-key") else unset
+        row = settings.rows.get("api-key")
+        source = row.source if row else Source(VARIABLE, settings.get("api-key-env") or "OPENAI_API_KEY")
     variable = source.name
     if source.kind != VARIABLE:
         # A name of its own, since a shell may hold another key under the usual one.
@@ -3098,11 +3086,9 @@ def curl_piece(part: Part) -> str:
 def curl_command(settings: Settings, request: Request) -> str:
     """Returns a command for a POSIX shell that makes the same request."""
     skipped = ("content-length", "content-type" if request.form else "")
-    headers = [header for header in request.headers if header[0].lower() not in skipped]
     parts, before = request.body.parts if request.body else [], ""
-    words = [f"curl -sS -g --path-as-is -X {request.method} {shell_quoted(request.url)}"]
-    words += [f"-H {curl_header(settings, *header)}" for header in headers]
-    words.append("-H 'Expect:'")
+    words = [f"curl -sS -g --path-as-is -X {request.method} {shell_quoted(request.url)}", "-H 'Expect:'"]
+    words += [f"-H {curl_header(settings, *row)}" for row in request.headers if row[0].lower() not in skipped]
     if request.form:
         words += map(curl_field, request.form, parts[1::3])  # head, content, line end
     else:
