@@ -2028,7 +2028,7 @@ def origin_of(url: str) -> str:
 
 def is_web(url: str) -> bool:
     """Tells whether a text is an http or https URL with a host, and without blanks and control characters."""
-    return bool(re.fullmatch(r"https?://[^\x00-\x20\x7f]+", url, re.IGNORECASE) and host_of(url))
+    return bool(re.fullmatch(r"(?i)https?://[^\x00-\x20\x7f]+", url) and host_of(url))
 
 
 class InputPicture(NamedTuple):
@@ -2066,7 +2066,7 @@ def examine_file(given: InputPicture) -> InputPicture:
 
 def examine_data(given: InputPicture) -> InputPicture:
     """Looks at an input given as a data: URL."""
-    found = re.fullmatch(r"(?ai)data:image/[\w.+-]+;base64,([a-z0-9+/\s]*=*\s*)", given.text)
+    found = re.fullmatch(r"(?ai)data:image/[\w.+-]+;base64,([a-z0-9+/\s]*(?:=[=\s]*)?)", given.text)
     if not found:
         raise ValueError("expected data:image/…;base64,… with nothing but base64 behind the comma")
     raw = binascii.a2b_base64(found[1])
@@ -2251,7 +2251,7 @@ def check_base_url(checked: Checked) -> Problems:
     """Checks the base URL, and that the key does not go in the open."""
     url = checked.settings.get("base-url")
     parts, wrong = split_url(url), ""
-    if not is_web(url) or not url.isascii():
+    if not (is_web(url) and url.isascii()):
         wrong = "expected an http or https URL, in ASCII only"
     elif parts.path.rstrip("/").endswith((*(row.path for row in ROUTES), CHAT_PATH)):
         wrong = "include /v1, and leave out the route"
@@ -2881,13 +2881,6 @@ def image_reference(given: InputPicture) -> Json:
     return {"image_url": Hole(f"{start},", part)}
 
 
-def put(tree: Json, path: Words, value: Any) -> None:
-    """Sets a value in nested objects, making those that are missing."""
-    for key in path[:-1]:
-        tree = tree.setdefault(key, {})
-    tree[path[-1]] = value
-
-
 def fields(settings: Settings, *places: str, chat: bool = False) -> Json:
     """Returns the API fields of the settings that go to one of the places, nested and ordered as the SDK sends them."""
     tree: Json = {}
@@ -2895,7 +2888,11 @@ def fields(settings: Settings, *places: str, chat: bool = False) -> Json:
         # The suffix of --output may only say what the server does anyhow.
         implied = settings.comes_from(name, SUFFIX) and settings.get(name) == DEFAULT_FORMAT
         if name in settings.rows and row.sends in places and not implied and (row.chat or not chat):
-            put(tree, row.path, settings.get(name))
+            *outer, key = row.path
+            inner = tree
+            for step in outer:
+                inner = inner.setdefault(step, {})
+            inner[key] = settings.get(name)
     return tree
 
 
@@ -2929,14 +2926,13 @@ def edit_tree(checked: Checked) -> Json:
 def responses_tree(checked: Checked) -> Json:
     """Returns the JSON of a response: the input, and the hosted tool with its own fields."""
     tree = fields(checked.settings, "top")
-    content: Rows = [{"type": "input_text", "text": text} for text in checked.texts]
-    images = [image_reference(given) for given in checked.role("image")]
     detail = {"detail": "auto", **fields(checked.settings, "picture")}
-    content += [{"type": "input_image", **image, **detail} for image in images]
+    content: Rows = [{"type": "input_text", "text": text} for text in checked.texts]
+    content += [{"type": "input_image", **image_reference(given), **detail} for given in checked.role("image")]
     tool = {"type": "image_generation", **fields(checked.settings, "image")}
     for given in checked.role("mask"):
         tool["input_image_mask"] = image_reference(given)
-    plain = len(checked.texts) == 1 and not images
+    plain = len(content) == len(checked.texts) == 1
     message = checked.prompt if plain else [{"role": "user", "content": content}]
     # A prompt template of --extra-json may say it all.
     return {"model": tree["model"], **({"input": message} if content else {}), "tools": [tool], **tree}
@@ -2944,12 +2940,13 @@ def responses_tree(checked: Checked) -> Json:
 
 def chat_tree(checked: Checked) -> Json:
     """Returns the JSON of a chat call for a gateway that has no Images routes."""
-    content: Rows = [{"type": "text", "text": checked.prompt}]
+    content: Any = [{"type": "text", "text": checked.prompt}]
     for given in checked.role("image"):
         url = image_reference(given).get("image_url", given.text)
         content.append({"type": "image_url", "image_url": {"url": url}})
-    message = {"role": "user", "content": content if len(content) > 1 else checked.prompt}
-    return {**fields(checked.settings, "top", chat=True), "messages": [message]}
+    if len(content) == 1:
+        content = checked.prompt
+    return {**fields(checked.settings, "top", chat=True), "messages": [{"role": "user", "content": content}]}
 
 
 def form_fields(name: str, value: Any) -> Iterator[tuple[Json, Part]]:
