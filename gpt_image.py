@@ -2066,7 +2066,7 @@ def examine_file(given: InputPicture) -> InputPicture:
 
 def examine_data(given: InputPicture) -> InputPicture:
     """Looks at an input given as a data: URL."""
-    found = re.fullmatch(r"(?ai)data:image/[\w.+-]+;base64,([a-z0-9+/\s]*(?:=[=\s]*)?)", given.text)
+    found = re.fullmatch(r"(?a)(?i:data:image/[\w.+-]+;base64,)([A-Za-z0-9+/\s]*(?:=[=\s]*)?)", given.text)
     if not found:
         raise ValueError("expected data:image/…;base64,… with nothing but base64 behind the comma")
     raw = binascii.a2b_base64(found[1])
