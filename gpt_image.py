@@ -2008,7 +2008,7 @@ def split_url(url: str) -> Any:
 
     try:
         parts = urlsplit(url)
-        _ = parts.port, parts.hostname  # both are read only now, and may raise
+        _ = parts.port  # read only now, and may raise
     except ValueError:
         return urlsplit("")
     return parts
@@ -2028,7 +2028,7 @@ def origin_of(url: str) -> str:
 
 def is_web(url: str) -> bool:
     """Tells whether a text is an http or https URL with a host, and without blanks and control characters."""
-    return bool(re.fullmatch(r"https?://[^\x00-\x20\x7f]+", url, re.IGNORECASE) and host_of(url))
+    return bool(re.fullmatch(r"(?i)https?://[^\x00-\x20\x7f]+", url) and host_of(url))
 
 
 class InputPicture(NamedTuple):
@@ -2066,11 +2066,10 @@ def examine_file(given: InputPicture) -> InputPicture:
 
 def examine_data(given: InputPicture) -> InputPicture:
     """Looks at an input given as a data: URL."""
-    start, _, data = given.text.partition(",")
-    plain = re.fullmatch(r"[A-Za-z0-9+/\s]*", data.rstrip().rstrip("="))
-    if not plain or not re.fullmatch(r"data:image/[\w.+-]+;base64", start, re.IGNORECASE):
+    found = re.fullmatch(r"(?a)(?i:data:image/[\w.+-]+;base64,)([A-Za-z0-9+/\s]*(?:=[=\s]*)?)", given.text)
+    if not found:
         raise ValueError("expected data:image/…;base64,… with nothing but base64 behind the comma")
-    raw = binascii.a2b_base64(data)
+    raw = binascii.a2b_base64(found[1])
     return given._replace(size=len(raw), picture=identify_file(io.BytesIO(raw)))
 
 
@@ -2084,7 +2083,7 @@ def examine_name(given: InputPicture) -> InputPicture:
 
 
 # How the text of an input begins that does not name a file.
-INPUT_KINDS = {"file_id:": "file_id", "data:": "data", "[a-z][a-z0-9+.-]+://": "url"}
+INPUT_KINDS = r"(?i)(?P<file_id>file_id:)|(?P<data>data:)|(?P<url>[a-z][a-z0-9+.-]+://)"
 
 
 def absolute(name: str) -> str:
@@ -2104,8 +2103,9 @@ def tidied(path: str) -> str:
 def examine(role: str, label: str, text: str, kind: str) -> InputPicture:
     """Returns what is known of an input picture; without a kind, its text says what it is."""
     if not kind or (kind == "auto" and text != "auto"):
-        kind = next((INPUT_KINDS[start] for start in INPUT_KINDS if re.match(start, text, re.IGNORECASE)), "file")
-    text = re.sub("^file_id:", "", text, flags=re.IGNORECASE) if kind == "file_id" else text
+        found = re.match(INPUT_KINDS, text)
+        kind = (found and found.lastgroup) or "file"
+    text = re.sub("(?i)^file_id:", "", text) if kind == "file_id" else text
     shown = tidied(text) if kind == "file" else text
     given = InputPicture(role, shortened(label, 100), kind, text, shown)
     try:
@@ -2128,8 +2128,10 @@ def gather_inputs(settings: Settings) -> list[InputPicture]:
 def tool_of(tree: Json) -> Json:
     """Returns the image tool among the tools of a body, or of the fields that --extra-json adds to it."""
     tools = tree.get("tools")
-    objects = [tool for tool in tools if isinstance(tool, dict)] if isinstance(tools, list) else []
-    return next((tool for tool in objects if tool.get("type") == "image_generation"), {})
+    for tool in tools if isinstance(tools, list) else ():
+        if isinstance(tool, dict) and tool.get("type") == "image_generation":
+            return tool
+    return {}
 
 
 # What has no option of its own name: the keys of a body that hold the prompt or the pictures.
@@ -2156,7 +2158,7 @@ class Checked:
         self.settings, self.command, self.inputs, self.today = settings, settings.command, inputs, today
         # What --extra-json replaces is not checked.
         self.overridden = overridden_options(settings)
-        self.given_by = list(prompts)  # the ways in which there is a prompt
+        self.prompts = prompts
         given: Any = next(iter(prompts.values()), [])
         self.texts: list[str] = [given] if isinstance(given, str) else given
         self.prompt = "\n".join(self.texts)
@@ -2173,17 +2175,17 @@ class Checked:
         elsewhere = {"image", "previous-response-id", "conversation"} & {*settings.rows, *self.overridden}
         self.sees_pictures = bool(elsewhere or self.role("image"))
 
+    def get(self, name: str) -> Any:
+        """Returns the value of an option, or None if it is unset or not to be checked."""
+        return None if name in self.overridden else self.settings.get(name)
+
     def has(self, name: str) -> bool:
         """Tells whether an option is set and to be checked."""
-        return name in self.settings.rows and name not in self.overridden
+        return self.get(name) is not None
 
     def lacks(self, name: str) -> bool:
         """Tells whether an option is off or unset, and nothing else sets its field."""
-        return not self.settings.get(name) and name not in self.overridden
-
-    def get(self, name: str) -> Any:
-        """Returns the value of an option, or None if it is unset or not to be checked."""
-        return self.settings.get(name) if self.has(name) else None
+        return not (self.get(name) or name in self.overridden)
 
     def role(self, role: str) -> list[InputPicture]:
         """Returns the input pictures of one role."""
@@ -2219,12 +2221,8 @@ def follow_suffix(settings: Settings) -> Settings:
 
 def gather_checked(settings: Settings, positional: str | None, stdin: TextFile, now: float) -> Checked:
     """Gathers all that the checks look at."""
-    ways = {
-        "PROMPT": positional,
-        "--prompt": settings.get("prompt"),
-        "--prompt-file": settings.get("prompt-file"),
-        "--input-text": settings.get("input-text"),
-    }
+    names = ("prompt", "prompt-file", "input-text")
+    ways = {"PROMPT": positional, **{f"--{name}": settings.get(name) for name in names}}
     prompts = {way: given for way, given in ways.items() if given is not None}
     if list(prompts) == ["--prompt-file"]:
         prompts["--prompt-file"] = read_prompt(settings.get("prompt-file"), stdin, settings.fill)
@@ -2253,7 +2251,7 @@ def check_base_url(checked: Checked) -> Problems:
     """Checks the base URL, and that the key does not go in the open."""
     url = checked.settings.get("base-url")
     parts, wrong = split_url(url), ""
-    if not is_web(url) or not url.isascii():
+    if not (is_web(url) and url.isascii()):
         wrong = "expected an http or https URL, in ASCII only"
     elif parts.path.rstrip("/").endswith((*(row.path for row in ROUTES), CHAT_PATH)):
         wrong = "include /v1, and leave out the route"
@@ -2273,57 +2271,54 @@ def check_base_url(checked: Checked) -> Problems:
 
 def check_prompt(checked: Checked) -> Problems:
     """Checks that there is one prompt, of a length the API takes."""
-    given_by, prompt = checked.given_by, checked.prompt
-    if len(given_by) > 1:
+    ways, prompt, length = checked.prompts, checked.prompt.strip(), len(checked.prompt)
+    if len(ways) > 1:
         yield Problem(
-            "prompt-twice", f"the prompt is given more than once: {', '.join(given_by)}", "keep one of them", fatal=True
+            "prompt-twice", f"the prompt is given more than once: {', '.join(ways)}", "keep one of them", fatal=True
         )
     elif "prompt" in checked.overridden:
         return
-    elif not given_by:
+    elif not ways:
         yield Problem(
             "prompt-missing",
             "there is no prompt",
             "give it as an argument, with --prompt or --prompt-file, or pipe it in",
             fatal=True,
         )
-    elif Secret(prompt.strip()) == checked.settings.get("api-key") or re.fullmatch(KEY_FORM, prompt.strip()):
-        yield Problem("prompt-key", "the prompt is an API key", "say what to make", fatal=True)
-    elif not prompt.strip():
+    elif not prompt:
         yield Problem("prompt-blank", "the prompt is blank", "say what to make")
-    elif len(prompt) > MAX_PROMPT and checked.by_images_api:
-        yield Problem("prompt-length", f"the prompt has {len(prompt)} characters", f"at most {MAX_PROMPT} are allowed")
+    elif Secret(prompt) == checked.settings.get("api-key") or re.fullmatch(KEY_FORM, prompt):
+        yield Problem("prompt-key", "the prompt is an API key", "say what to make", fatal=True)
+    elif length > MAX_PROMPT and checked.by_images_api:
+        yield Problem("prompt-length", f"the prompt has {length} characters", f"at most {MAX_PROMPT} are allowed")
 
 
 def check_model(checked: Checked) -> Problems:
     """Checks that the model exists today; the days on which models go are those of OpenAI's own hosts."""
-    row, model = checked.row, checked.model
+    model, day, instead = checked.model, checked.row.gone, checked.row.instead
     at_openai = re.fullmatch(OPENAI_HOSTS, host_of(checked.settings.get("base-url")))
-    for name in ("model", "tool-model"):
-        if checked.has(name) and not checked.get(name).strip():
-            yield checked.problem("model-missing", name, "the model's name is blank", "name one, such as gpt-image-2")
     # A model that --extra-json names is sent whatever it is.
-    unchecked = ("model" if checked.command in IMAGES else "tool-model") in checked.overridden
+    forced = ("model" if checked.command in IMAGES else "tool-model") in checked.overridden
     if checked.command == "responses" and re.match("(gpt-image|chatgpt-image|dall-e)-", checked.top_model):
-        words, own = f"{checked.top_model}: an image model cannot host the tool", "model" in checked.overridden
-        yield Problem("responses-model", words, "name it with --tool-model instead", warning=own)
-    gone = "" < row.gone <= checked.today
+        words = f"{checked.top_model}: an image model cannot host the tool"
+        yield Problem(
+            "responses-model", words, "name it with --tool-model instead", warning="model" in checked.overridden
+        )
+    gone = "" < day <= checked.today
     if gone and at_openai:
-        yield Problem("model-retired", f"{model} was shut down on {row.gone}", f"use {row.instead}", warning=unchecked)
+        yield Problem("model-retired", f"{model} was shut down on {day}", f"use {instead}", warning=forced)
     elif gone:
         yield Problem(
             "model-elsewhere",
             f"{model} is gone at OpenAI, though this gateway may still serve it",
-            f"if not, use {row.instead}",
+            f"if not, use {instead}",
             warning=True,
         )
-    elif row.gone and at_openai:
-        yield Problem(
-            "model-leaving", f"OpenAI shuts {model} down on {row.gone}", f"move to {row.instead}", warning=True
-        )
+    elif day and at_openai:
+        yield Problem("model-leaving", f"OpenAI shuts {model} down on {day}", f"move to {instead}", warning=True)
     elif at_openai and model in BARE_MODELS:
         hint = f"did you mean {BARE_MODELS[model]}?"
-        yield Problem("model-bare", f"there is no model named {model}", hint, warning=unchecked)
+        yield Problem("model-bare", f"there is no model named {model}", hint, warning=forced)
 
 
 def who_takes(name: str, value: Any) -> str:
@@ -2335,50 +2330,42 @@ def who_takes(name: str, value: Any) -> str:
 def check_value(checked: Checked, row: Option) -> Problems:
     """Checks a value against its option's range or list, and against what the model takes."""
     name, kind, value = row.name, row.kind, checked.get(row.name)
-    takes = checked.row.takes or {}
-    taken = takes.get(name, kind.choices)
-    listed = value in (*kind.choices, *taken) or not kind.choices
-    # A model that the tables do not know may take other words for its pictures.
-    free = checked.row.takes is None and row.sends == "image" and not kind.strict
+    takes, wanted = checked.row.takes, ""
+    taken = (takes or {}).get(name, kind.choices)
+    listed = value in (*kind.choices, *taken)
     if kind.high and not kind.low <= value <= kind.high:
-        yield checked.problem(f"{name}-value", name, f"expected a whole number from {kind.low} to {kind.high}")
+        wanted = f"a whole number from {kind.low} to {kind.high}"
     elif kind is END_USER and len(value) > (longest := ROUTE[checked.command].longest_user):
-        yield checked.problem(f"{name}-value", name, f"expected at most {longest} characters")
-    elif name in takes and value not in taken and (listed or not taken):
-        words = f"takes {one_of(taken)}" if taken else "does not take it"
+        wanted = f"at most {longest} characters"
+    elif takes and name in takes and value not in taken and (listed or not taken):
         yield checked.problem(
             f"{name}-by-model",
             name,
-            f"{checked.model} {words}",
+            f"{checked.model} {'takes ' + one_of(taken) if taken else 'does not take it'}",
             f"{who_takes(name, value)}--no-validate sends it all the same",
         )
-    elif not listed and not free:
-        yield checked.problem(
-            f"{name}-value", name, f"expected {one_of(taken)}", did_you_mean(str(value), taken), fatal=kind.strict
-        )
+    # A model that the tables do not know may take other words for its pictures.
+    elif kind.choices and not listed and not (takes is None and row.sends == "image"):
+        wanted = one_of(taken)
+    if wanted:
+        hint = did_you_mean(str(value), taken)
+        yield checked.problem(f"{name}-value", name, f"expected {wanted}", hint, fatal=kind.strict)
 
 
 USE_IMAGES = "leave it out, or use --protocol openai_images"
 
 
-def check_chat(checked: Checked, row: Option) -> Problems:
-    """Checks that chat can carry what an option asks for."""
-    reaches = row.sends in ("image", "top") or row.input or row.kind is BOXES
-    if reaches and not row.chat and not checked.settings.comes_from(row.name, DEFAULT, SUFFIX):
-        yield checked.problem(f"{row.name}-chat-carries", row.name, "cannot be carried by chat", USE_IMAGES)
-
-
 def check_values(checked: Checked) -> Problems:
-    """Checks each value that is set by itself, and that no header and no id can carry a line break."""
+    """Checks each value by itself, whether chat carries it, and that no header and no id holds a line break."""
     for name, row in options_of(checked.command).items():
         if not checked.has(name):
             continue
         yield from check_value(checked, row)
-        if checked.chat:
-            yield from check_chat(checked, row)
-        value, allowed = checked.get(name), r"[\x20-\x7e]*" if row.sends == "header" else r"[^\x00-\x1f\x7f]*"
-        lines = value if row.kind.repeat else [value]
-        if row.kind.one_line and not all(re.fullmatch(allowed, line) for line in lines):
+        reaches = row.sends in ("image", "top") or row.input or row.kind is BOXES
+        if checked.chat and reaches and not row.chat and not checked.settings.comes_from(name, DEFAULT, SUFFIX):
+            yield checked.problem(f"{name}-chat-carries", name, "cannot be carried by chat", USE_IMAGES)
+        allowed = r"[\x20-\x7e]*" if row.sends == "header" else r"[^\x00-\x1f\x7f]*"
+        if row.kind.one_line and not re.fullmatch(allowed, "".join(checked.get(name))):  # one text, or several
             yield Problem(
                 "identifier",
                 f"--{name}: control characters are not allowed in a header or an id",
@@ -2392,8 +2379,8 @@ def size_problem(sizes: Sizes, width: int, height: int) -> Problem | None:
     fixed, multiple, edge, ratio, least, most, _ = sizes
     short, long = sorted((width, height))
     if fixed:
-        fits = f"{width}x{height}" in fixed
-        return None if fits else Problem("size-fixed", f"this model makes {', '.join(fixed)} or auto only")
+        known = f"{width}x{height}" in fixed
+        return None if known else Problem("size-fixed", f"this model makes {', '.join(fixed)} or auto only")
     if width % multiple or height % multiple:
         return Problem("size-multiple", f"both edges must be multiples of {multiple}")
     if long > edge:
@@ -2407,13 +2394,13 @@ def size_problem(sizes: Sizes, width: int, height: int) -> Problem | None:
 
 def nearest_size(sizes: Sizes, ratio: float, long: float, exact: int = 0) -> str:
     """Returns the valid size nearest to a proportion and a long edge; `exact` is how much the former counts."""
-    step, slope = sizes.multiple, min(max(1 / ratio, 1 / sizes.ratio), sizes.ratio)
+    step, ratio = sizes.multiple, min(max(ratio, 1 / sizes.ratio), sizes.ratio)
 
     def distance(size: str) -> float:
         w, h = map(int, size.split("x"))
         return abs(math.log(max(w, h) / long)) + exact * abs(math.log(w / h / ratio))
 
-    near = ((w, int(w * slope) // step * step + more) for w in range(step, sizes.edge + 1, step) for more in (0, step))
+    near = ((w, int(w / ratio) // step * step + more) for w in range(step, sizes.edge + 1, step) for more in (0, step))
     free = (f"{w}x{h}" for w, h in near if not size_problem(sizes, w, h))
     return min(sizes.fixed or free, key=distance)
 
@@ -2425,6 +2412,7 @@ def ratio_of(text: str) -> float:
     return float(sides[1]) / float(sides[2]) if sides and edge in ("", *EDGES) else 0
 
 
+@functools.lru_cache  # jobs of a batch ask for the same
 def size_of(sizes: Sizes, ratio: float, edge: str = "") -> str:
     """Returns the size of a proportion, by the name of its long edge; without one, about as large as 1536x1024."""
     return nearest_size(sizes, ratio, EDGES.get(edge) or min(1536, 1024 * max(ratio, 1 / ratio)), exact=300)
@@ -2434,41 +2422,42 @@ def sized(settings: Settings, sizes: Sizes) -> Settings:
     """Returns the settings with a size in pixels, chosen by the model's rules, where a proportion is asked for."""
     name = "size" if settings.comes_from("size", TYPED) else "aspect-ratio"
     row = settings.rows.get(name) or settings.rows.get("size")
-    ratio = ratio_of(row.value) if row else 0
-    if row and 1 / sizes.ratio <= ratio <= sizes.ratio:
+    if not row:
+        return settings
+    ratio = ratio_of(row.value)
+    if 1 / sizes.ratio <= ratio <= sizes.ratio:
         row = row._replace(value=size_of(sizes, ratio, row.value.partition("@")[2]))
-    return settings._replace(rows={**settings.rows, "size": row}) if row else settings
+    return settings._replace(rows={**settings.rows, "size": row})
 
 
 def check_size(checked: Checked) -> Problems:
     """Checks the form of a size, and its edges, ratio and pixels by the model's limits."""
-    size, sizes, aspect = checked.get("size"), checked.row.sizes, checked.get("aspect-ratio")
-    same = aspect and ratio_of(str(size).replace("x", ":")) == ratio_of(aspect)
-    if aspect and not same and checked.settings.label("size") != checked.settings.label("aspect-ratio"):
+    size, sizes, label = checked.get("size"), checked.row.sizes, checked.settings.label
+    aspect = checked.get("aspect-ratio")
+    if aspect and label("size") != label("aspect-ratio") and ratio_of(str(size).replace("x", ":")) != ratio_of(aspect):
         yield checked.problem("aspect-ratio", "aspect-ratio", f"not that of --size {size}", "leave one of them out")
     if size in (None, "auto") or sizes is None:
         return
-    made = FORMAT.get(checked.get("format"))
-    frames = made and made.frames and (checked.get("frame-count") or made.frames)
-    sizes = sizes._replace(least=0) if frames else sizes
     match = re.fullmatch(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})", size)
     if not match:
         words = f"expected WIDTHxHEIGHT, auto, or a proportion of at most {sizes.ratio}:1"
         yield checked.problem("size-form", "size", words, f"such as 1536x1024, 16:9@2k, {', '.join(RATIOS)}")
         return
     width, height = map(int, match.groups())
+    pixels, ratio = width * height, width / height
+    frames = checked.get("frame-count") or FORMAT.get(checked.get("format"), FORMAT[DEFAULT_FORMAT]).frames
+    sizes = sizes._replace(least=0) if frames else sizes
     found = size_problem(sizes, width, height)
     if found:
-        ratio = width / height
         near = nearest_size(sizes, ratio, max(width, height), 1)
         hint = f"{near} is the nearest"
         if ratio_of(near.replace("x", ":")) != ratio and not sizes.fixed:
             hint += f"; most like it in proportion: {size_of(sizes, ratio)}, {size_of(sizes, ratio, '2k')}"
         yield checked.problem(found.rule, "size", found.message, hint)
-    elif frames and frames * width * height > sizes.most:
-        words = f"{frames} frames hold {frames * width * height} pixels; more than {sizes.most} were refused"
+    elif frames * pixels > sizes.most:
+        words = f"{frames} frames hold {frames * pixels} pixels; more than {sizes.most} were refused"
         yield checked.problem("size-frames", "size", words, "take a smaller size or fewer frames", warning=True)
-    elif width * height > sizes.experimental:
+    elif pixels > sizes.experimental:
         yield checked.problem("size-experimental", "size", "above 2560x1440 pixels is experimental", warning=True)
 
 
@@ -2512,8 +2501,6 @@ def check_output(checked: Checked) -> Problems:
             f"the suffix of {output} says {implied}",
             "make them agree, or leave --format out",
         )
-    if output == "-" and (checked.several or checked.get("partial-images")):
-        yield checked.problem("output-one", "output", "standard output takes one picture", "leave out --n and previews")
     odd = ", ".join(re.findall(rf"{{(?!(?:{'|'.join(PLACES)})}})[^{{}}]*}}", output))
     if odd:
         yield checked.problem(
@@ -2526,35 +2513,31 @@ def check_output(checked: Checked) -> Problems:
 
 
 def check_needs(checked: Checked) -> Problems:
-    """Checks that what goes only with something else stands beside it."""
-    images_route = checked.command in IMAGES
-    if checked.has("partial-images") and checked.lacks("stream"):
-        yield checked.problem("partial-images-stream", "partial-images", "previews need --stream", "add --stream")
-    if checked.chat and checked.several:
-        yield checked.problem("chat-one", "n", "chat makes one picture a call", "leave --n out")
-    if checked.get("stream") and images_route and checked.several:
-        yield checked.problem("stream-n", "n", "a stream carries one picture (n=1)", "leave out --stream or --n")
-    if checked.has("svg-effort") and checked.lacks("svg-model") and checked.command == "generations":
-        yield checked.problem(
-            "svg-model-missing", "svg-effort", "needs --svg-model", "name the text model that writes the svg"
-        )
-    if checked.get("background-mode") and checked.get("store") is False:
-        yield checked.problem(
-            "store-background",
-            "background-mode",
-            "without --store the server keeps the response for about ten minutes only",
-            "collect it by then",
-            warning=True,
-        )
+    """Checks that what goes only with something else stands beside it, and what excludes something does not."""
+    has, get, lacks, several = checked.has, checked.get, checked.lacks, checked.several
+    rows = (
+        (not checked.top_model.strip(), "model-missing", "model", "the name is blank", "such as gpt-image-2"),
+        (has("partial-images") and lacks("stream"), "partial-images-stream", "partial-images",
+         "previews need --stream", "add --stream"),
+        (several and checked.chat, "chat-one", "n", "chat makes one picture a call", "leave --n out"),
+        (several and get("stream"), "stream-n", "n", "a stream carries one picture (n=1)", "leave out --stream or --n"),
+        (has("svg-effort") and lacks("svg-model") and checked.command == "generations", "svg-model-missing",
+         "svg-effort", "needs --svg-model", "name the text model that writes the svg"),
+        (get("output") == "-" and (several or get("partial-images")), "output-one", "output",
+         "standard output takes one picture", "leave out --n and previews"),
+        (has("conversation") and has("previous-response-id"), "conversation-twice", "conversation",
+         "not together with --previous-response-id", "keep one of them"),
+        (get("action") == "edit" and not checked.sees_pictures, "action-edit", "action", "there is nothing to edit",
+         "add --input-image, or go on from an earlier response"),
+    )  # fmt: skip
+    for broken, rule, name, words, hint in rows:
+        if broken:
+            yield checked.problem(rule, name, words, hint)
 
 
 def check_response(checked: Checked) -> Problems:
-    """Checks that a response goes on from one thing, and that the options of the background have what they need."""
+    """Checks that the options of the background have what they need."""
     window = checked.get("completion-window") or SOONEST
-    if checked.has("conversation") and checked.has("previous-response-id"):
-        yield checked.problem(
-            "conversation-twice", "conversation", "not together with --previous-response-id", "keep one of them"
-        )
     for name, row in options_of(checked.command).items():
         if row.needs == "background-mode" and checked.has(name) and checked.lacks(row.needs):
             yield checked.problem("window-background", name, "needs --background-mode", "add --background-mode")
@@ -2563,6 +2546,14 @@ def check_response(checked: Checked) -> Problems:
             yield checked.problem(
                 "window-standard", name, f"not possible with --completion-window {window}", "leave one of them out"
             )
+    if checked.get("background-mode") and checked.get("store") is False:
+        yield checked.problem(
+            "store-background",
+            "background-mode",
+            "without --store the server keeps the response for about ten minutes only",
+            "collect it by then",
+            warning=True,
+        )
 
 
 def conversion_hint(given: InputPicture) -> str:
@@ -2604,20 +2595,13 @@ def check_input(checked: Checked, given: InputPicture) -> Problems:
 
 def check_images(checked: Checked) -> Problems:
     """Checks number and state of the input pictures."""
-    images = checked.role("image")
+    count = len(checked.role("image"))
     for given in checked.inputs:
         yield from check_input(checked, given)
     if checked.command == "edits" and not checked.sees_pictures:
         yield Problem("image-missing", "there is no picture to edit", "add --image PATH", fatal=True)
-    if len(images) > MAX_IMAGES and checked.by_images_api:
-        yield Problem("image-count", f"{len(images)} pictures are given", f"at most {MAX_IMAGES} are allowed")
-    for name in ("input-fidelity", "input-detail"):
-        if checked.has(name) and not checked.sees_pictures:
-            yield checked.problem("fidelity-input", name, "there is no input picture", "add --input-image")
-    if checked.get("action") == "edit" and not checked.sees_pictures:
-        yield checked.problem(
-            "action-edit", "action", "there is nothing to edit", "add --input-image, or go on from an earlier response"
-        )
+    if count > MAX_IMAGES and checked.by_images_api:
+        yield Problem("image-count", f"{count} pictures are given", f"at most {MAX_IMAGES} are allowed")
 
 
 def check_mask_file(given: InputPicture, first: Picture | None) -> Problems:
@@ -2658,11 +2642,12 @@ def check_mask_file(given: InputPicture, first: Picture | None) -> Problems:
 def check_boxes(checked: Checked, first: InputPicture) -> Problems:
     """Checks that each mask box lies within the first picture, whose size must be known."""
     width, height = first.picture.shown if first.picture else (0, 0)
-    fits = 0 < max(width, height) <= MASK_SIDE
-    if not fits and not first.trouble:
-        words = f"--mask-box needs a first picture that is a local file, of at most {MASK_SIDE} pixels a side"
-        yield Problem("mask-box", words, "add it, or make it smaller", fatal=True)
-    for box in checked.get("mask-box") if fits else ():
+    if not 0 < max(width, height) <= MASK_SIDE:
+        if not first.trouble:
+            words = f"--mask-box needs a first picture that is a local file, of at most {MASK_SIDE} pixels a side"
+            yield Problem("mask-box", words, "add it, or make it smaller", fatal=True)
+        return
+    for box in checked.get("mask-box"):
         if not box_fits(box, width, height):
             words = f"--mask-box {box}: not within {width}x{height}, or less than a pixel"
             yield Problem("mask-box", words, "X,Y,WIDTH,HEIGHT within the first picture", fatal=True)
@@ -2701,22 +2686,6 @@ def check_form(checked: Checked) -> Problems:
             yield given.problem("mask-auto", "a mask made by the gateway needs the form", hint, fatal=True)
         elif given.role == "markup":
             yield given.problem("markup-form", "markup needs the form", hint, fatal=True)
-        elif given.kind == "file" and 4 * given.size // 3 > MAX_IMAGE_URL - 30:
-            yield given.problem(
-                "image-url-length",
-                f"{amount(given.size)}; in JSON a data URL has at most {MAX_IMAGE_URL} characters",
-                hint,
-            )
-
-
-def check_metadata(checked: Checked) -> Problems:
-    """Checks that the metadata of a response are as many and as long as the API takes."""
-    metadata = checked.get("metadata-json") or {}
-    fits = all(isinstance(text, str) and len(text) <= 512 and len(name) <= 64 for name, text in metadata.items())
-    if len(metadata) > 16 or not fits:
-        yield Problem(
-            "metadata", "--metadata-json: not names with texts", "up to 16 names of 64 characters with texts of 512"
-        )
 
 
 def check_line(settings: Settings) -> Problems:
@@ -2729,7 +2698,7 @@ def check_line(settings: Settings) -> Problems:
 
 CHECKS = (
     check_base_url, check_prompt, check_model, check_values, check_size, check_format, check_output,
-    check_needs, check_response, check_images, check_mask, check_form, check_metadata,
+    check_needs, check_response, check_images, check_mask, check_form,
 )  # fmt: skip
 
 
@@ -2764,8 +2733,8 @@ def estimate(checked: Checked) -> Json | None:
     sizes = AUTO_SIZES if size in (None, "auto") else (size,)
     qualities = row.tokens if quality in (None, "auto") else (quality,)
     counts = [tokens_of(row, size, quality) for size in sizes for quality in qualities] or [0]
-    made = FORMAT.get(settings.get("format", DEFAULT_FORMAT))
-    if not all(counts) or checked.chat or made and not made.counted:
+    made = FORMAT.get(settings.get("format"), FORMAT[DEFAULT_FORMAT])
+    if checked.chat or not (all(counts) and made.counted):
         return None
     previews = PARTIAL_TOKENS * settings.get("partial-images", 0)
     ends = (expected_pictures(checked) * (one + previews) for one in (max(counts), min(counts)))
@@ -2798,38 +2767,34 @@ UPLOAD_BLOCK = 3 * BLOCK // 2  # 192 kB; a multiple of 3, so that the base64 of 
 
 
 class Part(NamedTuple):
-    """A stretch of a body: bytes, or a file (its path and size) sent as it is or in base64."""
+    """A stretch of a body: bytes, or a file (its path and size) sent as it is or, where it has a label, in base64."""
 
     data: bytes = b""
     path: str = ""
     size: int = 0
-    base64: bool = False
     label: str = ""  # what a dry run shows in place of base64
 
     def length(self) -> int:
         """Returns the number of bytes sent."""
         if not self.path:
             return len(self.data)
-        return 4 * -(-self.size // 3) if self.base64 else self.size
+        return 4 * -(-self.size // 3) if self.label else self.size
 
     def blocks(self) -> Blocks:
         """Yields the bytes in blocks; Failure if the file is no longer what it was when it was checked."""
         if not self.path:
             yield self.data
             return
-        changed = Failure(USAGE, f"{self.path} changed during the upload", "run it again", rule="image-changed")
         left = self.size
         try:
             with open(self.path, "rb") as file:
-                while block := file.read(UPLOAD_BLOCK):
+                while left >= 0 and (block := file.read(UPLOAD_BLOCK)):
                     left -= len(block)
-                    if left < 0:
-                        raise changed
-                    yield binascii.b2a_base64(block, newline=False) if self.base64 else block
-        except OSError as error:
-            raise changed from error
+                    yield binascii.b2a_base64(block, newline=False) if self.label else block
+        except OSError:
+            left = -1
         if left:
-            raise changed
+            raise Failure(USAGE, f"{self.path} changed during the upload", "run it again", rule="image-changed")
 
 
 class Body:
@@ -2912,16 +2877,8 @@ def image_reference(given: InputPicture) -> Json:
         part = Part(data.encode(), label=f"<base64, {given.size} bytes>")
     else:
         start = f"data:{content_type(given)};base64"
-        label = f"<base64 of {given.shown}, {given.size} bytes>"
-        part = Part(path=given.text, size=given.size, base64=True, label=label)
+        part = Part(path=given.text, size=given.size, label=f"<base64 of {given.shown}, {given.size} bytes>")
     return {"image_url": Hole(f"{start},", part)}
-
-
-def put(tree: Json, path: Words, value: Any) -> None:
-    """Sets a value in nested objects, making those that are missing."""
-    for key in path[:-1]:
-        tree = tree.setdefault(key, {})
-    tree[path[-1]] = value
 
 
 def fields(settings: Settings, *places: str, chat: bool = False) -> Json:
@@ -2931,15 +2888,19 @@ def fields(settings: Settings, *places: str, chat: bool = False) -> Json:
         # The suffix of --output may only say what the server does anyhow.
         implied = settings.comes_from(name, SUFFIX) and settings.get(name) == DEFAULT_FORMAT
         if name in settings.rows and row.sends in places and not implied and (row.chat or not chat):
-            put(tree, row.path, settings.get(name))
+            *outer, key = row.path
+            inner = tree
+            for step in outer:
+                inner = inner.setdefault(step, {})
+            inner[key] = settings.get(name)
     return tree
 
 
 def merge(tree: Json, extra: Json) -> Json:
     """Returns a tree with extra fields: objects and the image tool are merged, all else is replaced."""
     merged = {**tree, **extra}
-    for key in tree.keys() & extra.keys():
-        ours, theirs = tree[key], extra[key]
+    for key, theirs in extra.items():
+        ours = tree.get(key)
         if isinstance(ours, dict) and isinstance(theirs, dict):
             merged[key] = merge(ours, theirs)
         elif key == "tools" and tool_of(tree) and isinstance(theirs, list):
@@ -2965,14 +2926,13 @@ def edit_tree(checked: Checked) -> Json:
 def responses_tree(checked: Checked) -> Json:
     """Returns the JSON of a response: the input, and the hosted tool with its own fields."""
     tree = fields(checked.settings, "top")
-    content: Rows = [{"type": "input_text", "text": text} for text in checked.texts]
-    images = [image_reference(given) for given in checked.role("image")]
     detail = {"detail": "auto", **fields(checked.settings, "picture")}
-    content += [{"type": "input_image", **image, **detail} for image in images]
+    content: Rows = [{"type": "input_text", "text": text} for text in checked.texts]
+    content += [{"type": "input_image", **image_reference(given), **detail} for given in checked.role("image")]
     tool = {"type": "image_generation", **fields(checked.settings, "image")}
     for given in checked.role("mask"):
         tool["input_image_mask"] = image_reference(given)
-    plain = len(checked.texts) == 1 and not images
+    plain = len(content) == len(checked.texts) == 1
     message = checked.prompt if plain else [{"role": "user", "content": content}]
     # A prompt template of --extra-json may say it all.
     return {"model": tree["model"], **({"input": message} if content else {}), "tools": [tool], **tree}
@@ -2980,15 +2940,16 @@ def responses_tree(checked: Checked) -> Json:
 
 def chat_tree(checked: Checked) -> Json:
     """Returns the JSON of a chat call for a gateway that has no Images routes."""
-    content: Rows = [{"type": "text", "text": checked.prompt}]
+    content: Any = [{"type": "text", "text": checked.prompt}]
     for given in checked.role("image"):
         url = image_reference(given).get("image_url", given.text)
         content.append({"type": "image_url", "image_url": {"url": url}})
-    message = {"role": "user", "content": content if len(content) > 1 else checked.prompt}
-    return {**fields(checked.settings, "top", chat=True), "messages": [message]}
+    if len(content) == 1:
+        content = checked.prompt
+    return {**fields(checked.settings, "top", chat=True), "messages": [{"role": "user", "content": content}]}
 
 
-def form_fields(name: str, value: Any) -> Iterator[tuple[str, str]]:
+def form_fields(name: str, value: Any) -> Iterator[tuple[Json, Part]]:
     """Yields the form fields of a value: objects as a[b], lists as a[], true in lower case, and null not at all."""
     if isinstance(value, dict):
         for key, inner in value.items():
@@ -2997,22 +2958,13 @@ def form_fields(name: str, value: Any) -> Iterator[tuple[str, str]]:
         for inner in value:
             yield from form_fields(f"{name}[]", inner)
     elif value is not None:
-        yield as_unicode(name), as_unicode(value if isinstance(value, str) else json.dumps(value))
+        text = as_unicode(value if isinstance(value, str) else json.dumps(value))
+        yield {"name": as_unicode(name), "value": text}, Part(text.encode())
 
 
 FIELD_STYLES = {"brackets": "image[]", "simple": "image", "indexed": "image[{}]"}
 # https://html.spec.whatwg.org/multipage/form-control-infrastructure.html#multipart-form-data
 FORM_ESCAPES = str.maketrans({'"': "%22", "\r": "%0D", "\n": "%0A"})
-
-
-def file_row(name: str, given: InputPicture) -> Json:
-    """Returns what a dry run shows of a file in a form."""
-    # Of a backslash, a control character and a byte that is not UTF-8 each server makes something else, or nothing.
-    base = re.sub(rf"[\x00-\x1f\\]|{UNPRINTABLE}", "_", os.path.basename(given.shown).translate(FORM_ESCAPES))
-    if tidied(given.text) != given.shown:  # another file was made of it
-        base = os.path.splitext(base)[0] + ".png"
-    kind = content_type(given)
-    return {"name": name, "filename": base, "content_type": kind, "bytes": given.size, "path": given.shown}
 
 
 def form_files(checked: Checked) -> Iterator[tuple[Json, Part]]:
@@ -3021,26 +2973,26 @@ def form_files(checked: Checked) -> Iterator[tuple[Json, Part]]:
     named = [(style.format(i), given) for i, given in enumerate(checked.role("image"))]
     named += [(given.role, given) for given in (*checked.role("mask"), *checked.role("markup"))]
     for name, given in named:
-        if given.kind == "file":
-            yield file_row(name, given), Part(path=given.text, size=given.size)
-
-
-def part_head(row: Json) -> str:
-    """Returns the head of a part of a form, by the row that a dry run shows."""
-    head = f'Content-Disposition: form-data; name="{row["name"].translate(FORM_ESCAPES)}"'
-    if "path" in row:
-        head += f'; filename="{row["filename"]}"\r\nContent-Type: {row["content_type"]}'
-    return f"{head}\r\n\r\n"
+        if given.kind != "file":
+            continue
+        # Of a backslash, a control character and a byte that is not UTF-8 each server makes something else, or nothing.
+        base = re.sub(rf"[\x00-\x1f\\]|{UNPRINTABLE}", "_", os.path.basename(given.shown).translate(FORM_ESCAPES))
+        if tidied(given.text) != given.shown:  # another file was made of it
+            base = os.path.splitext(base)[0] + ".png"
+        row = {"name": name, "filename": base, "content_type": content_type(given)}
+        yield {**row, "bytes": given.size, "path": given.shown}, Part(path=given.text, size=given.size)
 
 
 def form_body(tree: Json, files: Iterable[tuple[Json, Part]]) -> tuple[Body, Rows]:
     """Returns the multipart body of fields and files, and the rows a dry run shows of it."""
     boundary, parts = "gpt-image-" + os.urandom(12).hex(), []
-    texts = [pair for name, value in tree.items() for pair in form_fields(name, value)]
     # The texts first, as the SDK sends them: who reads a form as a stream then knows what its files are for.
-    rows = [*(({"name": name, "value": text}, Part(text.encode())) for name, text in texts), *files]
+    rows = [row for name, value in tree.items() for row in form_fields(name, value)] + list(files)
     for row, content in rows:
-        parts += [Part(f"--{boundary}\r\n{part_head(row)}".encode()), content, Part(b"\r\n")]
+        head = f'--{boundary}\r\nContent-Disposition: form-data; name="{row["name"].translate(FORM_ESCAPES)}"'
+        if content.path:
+            head += f'; filename="{row["filename"]}"\r\nContent-Type: {row["content_type"]}'
+        parts += [Part(f"{head}\r\n\r\n".encode()), content, Part(b"\r\n")]
     parts.append(Part(f"--{boundary}--\r\n".encode()))
     return Body(parts, f"multipart/form-data; boundary={boundary}"), [row for row, _ in rows]
 
@@ -3049,7 +3001,7 @@ def api_url(settings: Settings, path: str, query: str = "") -> str:
     """Returns the URL of a path below the base URL; a query of the base URL stays at the end."""
     base, _, own = settings.get("base-url").partition("?")
     queries = "&".join(filter(None, (query, own)))
-    return str(base.rstrip("/") + path + (f"?{queries}" if queries else ""))
+    return f"{base.rstrip('/')}{path}?{queries}".rstrip("?")
 
 
 def url_part(name: str) -> str:
@@ -3061,9 +3013,11 @@ def url_part(name: str) -> str:
 
 def api_headers(settings: Settings, body: Body | None) -> list[Header]:
     """Returns the headers of a call, with those the user gave in place of ours."""
-    streams = body and settings.get("stream")
-    rows: list[Header] = [("Accept", "text/event-stream, application/json" if streams else "application/json")]
-    rows += [("Accept-Encoding", "identity"), ("User-Agent", f"gpt-image/{__version__}")]
+    rows: list[Header] = [
+        ("Accept", "text/event-stream, application/json" if body and settings.get("stream") else "application/json"),
+        ("Accept-Encoding", "identity"),
+        ("User-Agent", f"gpt-image/{__version__}"),
+    ]
     if not brings_key(settings):  # only a dry run comes here without any key
         rows.append(("Authorization", (settings.get("api-key") or Secret("")).with_scheme("Bearer ")))
     rows += fields(settings, "header").items()
@@ -3080,20 +3034,19 @@ def json_tree(checked: Checked) -> Json:
     return merge(build(checked), checked.settings.get("extra-json", {}))
 
 
-def edit_form(checked: Checked) -> tuple[Body, Rows]:
-    """Returns the multipart body of an edit, and the rows a dry run shows of it."""
-    tree = merge(images_tree(checked), checked.settings.get("extra-json", {}))
-    auto = {"mask": "auto"} if any(given.kind == "auto" for given in checked.inputs) else {}
-    return form_body({**tree, **auto}, form_files(checked))
-
-
 def build_request(checked: Checked) -> Request:
-    """Returns the request of a call."""
+    """Returns the request of a call: an edit of files is a form, and all else is JSON."""
     settings, path = checked.settings, CHAT_PATH if checked.chat else ROUTE[checked.command].path
-    form = checked.command == "edits" and not checked.chat and not json_form_causes(checked)
-    body, rows = edit_form(checked) if form else (json_body(json_tree(checked)), None)
-    headers = api_headers(settings, body)
-    return Request("POST", api_url(settings, path), headers, body, None if form else body.shown(), rows)
+    tree, rows = None, None
+    if checked.command == "edits" and not checked.chat and not json_form_causes(checked):
+        texts = merge(images_tree(checked), settings.get("extra-json", {}))
+        if any(given.kind == "auto" for given in checked.inputs):
+            texts["mask"] = "auto"
+        body, rows = form_body(texts, form_files(checked))
+    else:
+        body = json_body(json_tree(checked))
+        tree = body.shown()
+    return Request("POST", api_url(settings, path), api_headers(settings, body), body, tree, rows)
 
 
 def curl_header(settings: Settings, name: str, value: str | Secret) -> str:
@@ -3103,8 +3056,8 @@ def curl_header(settings: Settings, name: str, value: str | Secret) -> str:
         return shell_quoted(f"{name}: {text}" if text else f"{name};")
     source = Source(TYPED)
     if value.scheme:
-        unset = Source(VARIABLE, settings.get("api-key-env") or "OPENAI_API_KEY")
-        source = settings.rows["api-key"].source if settings.get("api-key") else unset
+        row = settings.rows.get("api-key")
+        source = row.source if row else Source(VARIABLE, settings.get("api-key-env") or "OPENAI_API_KEY")
     variable = source.name
     if source.kind != VARIABLE:
         # A name of its own, since a shell may hold another key under the usual one.
@@ -3130,11 +3083,9 @@ def curl_piece(part: Part) -> str:
 def curl_command(settings: Settings, request: Request) -> str:
     """Returns a command for a POSIX shell that makes the same request."""
     skipped = ("content-length", "content-type" if request.form else "")
-    headers = [header for header in request.headers if header[0].lower() not in skipped]
     parts, before = request.body.parts if request.body else [], ""
-    words = [f"curl -sS -g --path-as-is -X {request.method} {shell_quoted(request.url)}"]
-    words += [f"-H {curl_header(settings, *header)}" for header in headers]
-    words.append("-H 'Expect:'")
+    words = [f"curl -sS -g --path-as-is -X {request.method} {shell_quoted(request.url)}", "-H 'Expect:'"]
+    words += [f"-H {curl_header(settings, *row)}" for row in request.headers if row[0].lower() not in skipped]
     if request.form:
         words += map(curl_field, request.form, parts[1::3])  # head, content, line end
     else:

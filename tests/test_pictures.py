@@ -816,11 +816,6 @@ class ImageRulesTest(InputTest):
                     self.edit("--input-image-data-url", "data:image/png;base64," + bad, route="responses").code, 2
                 )
 
-    def test_a_data_url_too_long_for_json_is_refused_on_edits(self) -> None:
-        self.padded("in.png", rgb_png(8, 8), 15_728_640)
-        self.assert_broken(self.edit("--image", "in.png", "--image", "https://h.example/x.png"), "image-url-length")
-        self.assert_broken(self.edit("--image", "in.png"))
-
 
 class MaskRulesTest(InputTest):
     """The rules for masks."""

@@ -812,7 +812,7 @@ class BodyTest(RequestTest):
         for size in (gpt_image.UPLOAD_BLOCK + extra for extra in (-1, 0, 1, gpt_image.UPLOAD_BLOCK)):
             data = os.urandom(size)
             Path("block").write_bytes(data)
-            part = gpt_image.Part(path="block", size=size, base64=True)
+            part = gpt_image.Part(path="block", size=size, label="block")
             blocks = list(part.blocks())
             self.assertEqual(b"".join(blocks), base64.b64encode(data))
             self.assertEqual(sum(map(len, blocks)), part.length())

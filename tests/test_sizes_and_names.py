@@ -85,6 +85,12 @@ class SizesAreSaidInWords(WordsTest):
         ran = self.run_main("generations", "x", "--size", "16:9", transport=FakeTransport(images_reply("png")))
         self.assertEqual(ran.json["request"]["size"], "1536x864")
 
+    def test_the_size_of_a_proportion_is_looked_for_once_in_a_batch(self) -> None:
+        Path("jobs.txt").write_text("\n".join("abc"))
+        with mock.patch.object(gpt_image, "nearest_size", wraps=gpt_image.nearest_size) as search:
+            ran = self.run_main("batch", "jobs.txt", "--size", "1.234:1", "--dry-run")
+        self.assertEqual((ran.code, search.call_count), (0, 1), ran.err)
+
     def test_aspect_ratio_is_another_spelling(self) -> None:
         for argv, env, size in (
             (["--aspect-ratio", "16:9"], {}, "1536x864"), (["--aspect-ratio", "wide@2k"], {}, "2048x1152"),
