@@ -2512,6 +2512,12 @@ def check_output(checked: Checked) -> Problems:
         )
 
 
+def fits_metadata(metadata: Json) -> bool:
+    """Tells whether the metadata of a response are as many and as long as the API takes."""
+    texts = metadata.items()
+    return len(texts) <= 16 and all(isinstance(text, str) and len(text) <= 512 and len(name) <= 64 for name, text in texts)
+
+
 def check_needs(checked: Checked) -> Problems:
     """Checks that what goes only with something else stands beside it, and what excludes something does not."""
     has, get, lacks, several = checked.has, checked.get, checked.lacks, checked.several
@@ -2529,6 +2535,12 @@ def check_needs(checked: Checked) -> Problems:
          "not together with --previous-response-id", "keep one of them"),
         (get("action") == "edit" and not checked.sees_pictures, "action-edit", "action", "there is nothing to edit",
          "add --input-image, or go on from an earlier response"),
+        (has("input-fidelity") and not checked.sees_pictures, "fidelity-input", "input-fidelity",
+         "there is no input picture", "add --input-image"),
+        (has("input-detail") and not checked.sees_pictures, "fidelity-input", "input-detail",
+         "there is no input picture", "add --input-image"),
+        (not fits_metadata(get("metadata-json") or {}), "metadata", "metadata-json", "not names with texts",
+         "up to 16 names of 64 characters with texts of 512"),
     )  # fmt: skip
     for broken, rule, name, words, hint in rows:
         if broken:
@@ -2686,6 +2698,9 @@ def check_form(checked: Checked) -> Problems:
             yield given.problem("mask-auto", "a mask made by the gateway needs the form", hint, fatal=True)
         elif given.role == "markup":
             yield given.problem("markup-form", "markup needs the form", hint, fatal=True)
+        elif given.kind == "file" and 4 * given.size // 3 > MAX_IMAGE_URL - 30:
+            words = f"{amount(given.size)}; in JSON a data URL has at most {MAX_IMAGE_URL} characters"
+            yield given.problem("image-url-length", words, hint)
 
 
 def check_line(settings: Settings) -> Problems:
@@ -2967,20 +2982,24 @@ FIELD_STYLES = {"brackets": "image[]", "simple": "image", "indexed": "image[{}]"
 FORM_ESCAPES = str.maketrans({'"': "%22", "\r": "%0D", "\n": "%0A"})
 
 
+def file_row(name: str, given: InputPicture) -> Json:
+    """Returns what a dry run shows of a file in a form."""
+    # Of a backslash, a control character and a byte that is not UTF-8 each server makes something else, or nothing.
+    base = re.sub(rf"[\x00-\x1f\\]|{UNPRINTABLE}", "_", os.path.basename(given.shown).translate(FORM_ESCAPES))
+    if tidied(given.text) != given.shown:  # another file was made of it
+        base = os.path.splitext(base)[0] + ".png"
+    row = {"name": name, "filename": base, "content_type": content_type(given)}
+    return {**row, "bytes": given.size, "path": given.shown}
+
+
 def form_files(checked: Checked) -> Iterator[tuple[Json, Part]]:
     """Yields the files of an edit's form, each with the row a dry run shows of it."""
     style = FIELD_STYLES[checked.settings.get("image-field-style")]
     named = [(style.format(i), given) for i, given in enumerate(checked.role("image"))]
     named += [(given.role, given) for given in (*checked.role("mask"), *checked.role("markup"))]
     for name, given in named:
-        if given.kind != "file":
-            continue
-        # Of a backslash, a control character and a byte that is not UTF-8 each server makes something else, or nothing.
-        base = re.sub(rf"[\x00-\x1f\\]|{UNPRINTABLE}", "_", os.path.basename(given.shown).translate(FORM_ESCAPES))
-        if tidied(given.text) != given.shown:  # another file was made of it
-            base = os.path.splitext(base)[0] + ".png"
-        row = {"name": name, "filename": base, "content_type": content_type(given)}
-        yield {**row, "bytes": given.size, "path": given.shown}, Part(path=given.text, size=given.size)
+        if given.kind == "file":
+            yield file_row(name, given), Part(path=given.text, size=given.size)
 
 
 def form_body(tree: Json, files: Iterable[tuple[Json, Part]]) -> tuple[Body, Rows]:

@@ -129,6 +129,7 @@ WRONG: Tuple[Tuple[str, str], ...] = (
     ("responses x --completion-window 1h --background-mode", "completion-window-value"),
     ("responses x --service-tier cheap", "service-tier-value"),
     ("responses x --input-image a.png --input-detail full", "input-detail-value"),
+    ("responses x --input-detail high", "fidelity-input"),
     ("responses x --max-tool-calls 0", "max-tool-calls-value"),
     ("responses x --max-output-tokens many", "max-output-tokens-unreadable-value"),
     ("responses x --conversation conv_1 --previous-response-id resp_1", "conversation-twice"),
@@ -197,6 +198,7 @@ WRONG: Tuple[Tuple[str, str], ...] = (
     ("generations x --base-url 'http://[2001:4860:4860::8888]/v1'", "base-url-http"),
     # a response's own
     ("responses x --metadata-json '[1]'", "metadata-json-unreadable-value"),
+    ("responses x --metadata-json '{\"a\": 1}'", "metadata"),
     # JSON that is none
     ("generations x --extra-json '{\"a\":'", "extra-json-unreadable-value"),
     ("generations x --extra-json 5", "extra-json-unreadable-value"),

@@ -115,6 +115,7 @@ CASES: Dict[str, Case] = {
     "window-background": case(f"{ANSWER} --completion-window 2h"),
     "window-standard": case(f"{ANSWER} --completion-window 8h --background-mode --service-tier flex"),
     "stream-n": case("generations x --stream --n 2"),
+    "fidelity-input": case(f"{ANSWER} --tool-model gpt-image-1.5 --input-fidelity high"),
     "image-missing": case("edits x"),
     "image-unreadable": case("edits x --image none.png"),
     "image-empty": case("edits x --image empty.png"),
@@ -124,6 +125,7 @@ CASES: Dict[str, Case] = {
     "image-size": case("edits x --image huge.png"),
     "image-count": case("edits x" + " --image a.png" * 17),
     "image-url": case(f"{ANSWER} --input-image-url ftp://host.example/a.png"),
+    "image-url-length": case("edits x --image large.png --image https://host.example/a.png"),
     "mask-without-image": case(f"{ANSWER} --mask mask.png"),
     "mask-twice": case(f"{EDIT} --mask mask.png --mask-box 0,0,8,8"),
     "mask-png": case(f"{EDIT} --mask a.jpg"),
@@ -141,6 +143,7 @@ CASES: Dict[str, Case] = {
     "markup-form": case("edits x --model gpt-image-2.5-flare --image https://host.example/a.png --markup mask.png"),
     "action-edit": case(f"{ANSWER} --action edit"),
     "identifier": Case(("generations", "x", "--safety-identifier", "a\r\nb")),
+    "metadata": Case(("responses", "x", "--metadata-json", '{"count": 3}')),
     "store-background": case(f"{ANSWER} --background-mode --no-store", "ten minutes"),
     "base-url": case("generations x --base-url api.openai.com/v1"),
     "base-url-http": case("generations x --base-url http://gateway.example/v1"),
@@ -185,6 +188,7 @@ def write_inputs() -> None:
     for name, data in files.items():
         Path(name).write_bytes(data)
     write_sparse("huge.png", whole, HUGE)
+    write_sparse("large.png", whole, 16_000_000)
     write_sparse("large-mask.png", clear, 5_000_000)
 
 
