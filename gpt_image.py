@@ -4822,8 +4822,12 @@ class Call:
         try:
             self.result.keep_anew = self.keep_anew
             reply = exchange(self.context, self.settings, request, self.result)
-        except Failure:
-            self.keep(always=False)
+        except Failure as failure:
+            found = beginning().search(next(blocks_of(self.kept.file), b"")) if self.kept.file else None
+            made = found and found["short"] is None  # LiteLLM may quote the picture that was made
+            if made:
+                failure.details["may_be_billed"] = True
+            self.keep(failure if made else None, extractable=True)
             raise
         finally:
             self.warn_of_losses(request)
@@ -5283,33 +5287,33 @@ class Call:
 
     # Conclude: was everything there that was asked for, and what is kept if not
 
-    def keep(self, always: bool) -> None:
-        """Keeps the reply where --save-response says, or beside the outputs if it must be kept always."""
-        path = self.settings.get("save-response")
-        if path or always:
+    def keep(self, failure: Outcome, extractable: bool) -> None:
+        """Keeps the reply where --save-response says, that of a failure always, and names what takes pictures out."""
+        path, saved = self.settings.get("save-response"), None
+        if path or failure:
             target, overwrite = path or self.names.beside(".reply"), bool(path and self.names.overwrite)
-            temp_files = self.context.temp_files
-            self.result.saved_response = self.kept.keep(target, overwrite, temp_files, self.console)
+            saved = self.kept.keep(target, overwrite, self.context.temp_files, self.console)
+            self.result.saved_response = saved
         self.kept.close()
+        if failure and saved and extractable:
+            command = program("extract", saved, "--output", self.names.beside("-recovered" + self.names.suffix))
+            failure.details["recovery"] = command
+            self.console.say(f"what was received is kept; to take the pictures out of it: {command}")
 
     def conclude(self, failure: Outcome, wanted: int) -> None:
         """Ends the call: success, or the failure with what was received kept."""
-        result, console = self.result, self.console
+        result = self.result
         self.write_sidecars()
         failure = self.judged_reply(failure, wanted)
-        resumable = bool(failure and self.resumable(failure))  # then the reply is of no use
-        self.keep(always=bool(failure and not resumable))
-        if failure and resumable:
+        if failure and self.resumable(failure):  # then the reply is of no use
+            self.keep(None, extractable=False)
             failure.details["recovery"] = self.resume_command()
-        elif failure and result.saved_response and self.extractable(failure):
-            output = self.names.beside("-recovered" + self.names.suffix)
-            command = program("extract", result.saved_response, "--output", output)
-            failure.details["recovery"] = command
-            console.say(f"what was received is kept; to take the pictures out of it: {command}")
+        else:
+            self.keep(failure, extractable=bool(failure and self.extractable(failure)))
         if failure:
             raise failure
         if result.text and not result.images:
-            console.warn("the model answered in words only")
+            self.console.warn("the model answered in words only")
 
     def resumable(self, failure: Failure) -> bool:
         """Tells whether a background response can still be collected: it runs, or the download of its end was cut."""
