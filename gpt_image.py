@@ -4314,7 +4314,7 @@ class Lifter:
     """Takes pictures out of bytes that pass: each goes to disk, and a token stands in its place."""
 
     def __init__(self, new_picture: Callable[[], Lifted]) -> None:
-        self.new_picture, self.beginning = new_picture, beginning()
+        self.new_picture = new_picture
         self.mark, self.count = os.urandom(12).hex(), 0
         self.lifted: dict[str, Lifted] = {}  # by token: those that nobody has taken
         self.current: Lifted | None = None
@@ -4328,37 +4328,34 @@ class Lifter:
             if self.current:
                 data = self._lift(self.current, data, last, text)
                 continue
-            match = self.beginning.search(data)
+            match = beginning().search(data)
             if match and match["short"] is None:
-                self.current = self.new_picture()
-                text.append(data[: match.end()])
-                data = data[match.end() :]
-                continue
-            match = match or re.compile(MAYBE_PICTURE).search(data, max(len(data) - 42, 0))
-            end = match.start() if match and not last else len(data)
+                self.current, end = self.new_picture(), match.end()
+            else:
+                match = match or re.compile(MAYBE_PICTURE).search(data, max(len(data) - 42, 0))
+                end = match.start() if match and not last else len(data)
+                self.held = data[end:]
             text.append(data[:end])
-            self.held = data[end:]
-            break
+            data = data[end:] if self.current else b""
         return b"".join(text)
 
     def _lift(self, picture: Lifted, data: bytes, last: bool, text: list[bytes]) -> bytes:
         """Gives a picture its next bytes, and returns those behind it."""
-        end = data.find(b'"')
-        if not picture.write(data if end < 0 else data[:end]):
+        piece, quote, rest = data.partition(b'"')
+        rest = quote + rest
+        if not picture.write(piece):
             found = re.search(END_OF_PICTURE, data)
-            end = found.start() if found else -1
-            words = re.search(WORDS, data)
-            # What comes behind a whole picture, such as a line of text, is not part of it.
-            if words and (end < 0 or words.start() < end):
-                picture.write_odd(unescape(data[: words.start()]))
-                data, end = data[words.start() :], end - words.start() if end >= 0 else -1
-                end = 0 if picture.looks_whole() else end
-            piece = data if end < 0 else data[:end]
-            cut = re.search(CUT_ESCAPE, piece) if end < 0 and not last else None
+            end = found.start() if found else len(data)
+            words = re.compile(WORDS).search(data, 0, end)
+            start = words.start() if words else 0
+            if words:  # what comes behind a whole picture, such as a line of text, is not part of it
+                picture.write_odd(unescape(data[:start]))
+                end = start if picture.looks_whole() else end
+            piece, rest = data[start:end], data[end:]
+            cut = None if rest or last else re.search(CUT_ESCAPE, piece)
             if cut:
                 piece, self.held = piece[: cut.start()], cut.group()
             picture.write_odd(unescape(piece))
-        rest = data[end:] if end >= 0 else b""
         if rest or last:
             picture.ended, self.current = bool(rest), None
             text.append(self._token_of(picture).encode() + (b"" if rest else b'"'))
@@ -4416,7 +4413,7 @@ class JsonReader:
         self.text, self.quoted, self.escaped = bytearray(), False, False
         self.string_at = 0  # where the last string began or ended
         self.open: list[int] = []  # where the open brackets stand
-        self.list = ""  # the name of the list of LISTS that is open
+        self.list: re.Match[bytes] | None = None  # the name of the list of LISTS that is open
 
     def feed(self, data: bytes, last: bool = False) -> Documents:
         """Takes the next bytes and yields the documents that they complete."""
@@ -4440,14 +4437,13 @@ class JsonReader:
         if sign in b"{[":
             self.open.append(len(self.text) - 1)
             if len(self.open) == 2 and not self.stream:
-                found = re.compile(LIST_NAME).search(self.text, max(len(self.text) - 64, 0))
-                self.list = found[1].decode() if found else ""
+                self.list = re.search(LIST_NAME, self.text[-64:])
             return
         start = self.open.pop() if self.open else 0
-        value = parse_json(self.text[start:]) if len(self.open) == 2 and self.list else None
-        if isinstance(value, dict):
+        value = parse_json(self.text[start:]) if self.list and len(self.open) == 2 else None
+        if self.list and isinstance(value, dict):
             self.text[start:] = b"null"
-            yield Document(f"{self.list}[]", value)
+            yield Document(f"{self.list[1].decode()}[]", value)
         elif not self.open:
             yield from self._document()
 
@@ -4461,9 +4457,9 @@ class JsonReader:
             return
         value = parse_cut(text, closers) if cut else parse_json(text)
         if isinstance(value, dict):
-            names = ("reply", self.event, value.get("object"), value.get("type"))
-            name = next(name for name in reversed(names) if name and isinstance(name, str))
-            self.typed = self.typed or isinstance(names[-1], str)  # then the others are events too
+            names = (value.get("type"), value.get("object"), self.event, "reply")
+            name = next(name for name in names if name and isinstance(name, str))
+            self.typed |= isinstance(names[0], str)  # then the others are events too
             yield Document(name, value, cut, self.stream or self.typed)
         elif text == b"[DONE]":
             yield Document("done", {})
@@ -4535,35 +4531,29 @@ BLANK = b"\xef\xbb\xbf \t\r\n"  # what may stand before a reply: a byte order ma
 HTML = rb"(?is)(<!--.*?-->\s*|<\?xml.*?\?>\s*)*<(html|!doctype html)"
 
 
-def other_document(raw: bytes, blocks: Blocks, lifter: Lifter) -> Document:
+def other_document(start: bytes, blocks: Blocks, lifter: Lifter) -> Document:
     """Reads a reply that is neither JSON nor events: a picture itself, or a text in which pictures may stand."""
-    while len(raw) < 4096 and (block := next(blocks, b"")):
-        raw += block
-    start = raw.lstrip(BLANK)
-    pictures = (head for head in (raw, start) if identify_file(io.BytesIO(head)))
-    head = None if re.match(HTML, start) else next(pictures, None)  # a page may hold a drawing
-    if head:
-        return lifter.lift_raw(itertools.chain([head], blocks))
+    while len(start) < 4096 and (block := next(blocks, b"")):
+        start += block
+    if identify_file(io.BytesIO(start)) and not re.match(HTML, start):  # a page may hold a drawing
+        return lifter.lift_raw(itertools.chain([start], blocks))
     text = b""
-    for block in itertools.chain([b" ", raw], blocks):
+    for block in itertools.chain([b" ", start], blocks):
         text = (text + lifter.feed(block))[:4096]
     text += lifter.feed(b"", last=True)
-    return Document("garbage", {"text": text.decode("utf-8", "replace").lstrip("\ufeff \t\r\n")})
+    return Document("garbage", {"text": text.decode("utf-8", "replace").lstrip()})
 
 
 def documents_of(blocks: Blocks, lifter: Lifter) -> Documents:
     """Yields the documents of a reply, JSON or server-sent events by its first bytes, whatever its header says."""
-    raw = start = b""
+    start = b""
     while len(start) < 8 and (block := next(blocks, b"")):
-        raw = start and raw  # of white space there may be much
-        raw += block
-        start = raw.lstrip(BLANK)
-    if start[:1] in (b"{", b"["):
-        reader: JsonReader | SseReader = JsonReader(lifter, stream=False)
-    elif re.match(rb"(data|event|id|retry)?:|(data|event|id|retry)\s*$", start):
+        start = (start + block).lstrip(BLANK)
+    reader: JsonReader | SseReader = JsonReader(lifter, stream=False)
+    if re.match(rb"(data|event|id|retry)?:|(data|event|id|retry)\s*$", start):
         reader = SseReader(lifter)
-    else:
-        yield from [other_document(raw, blocks, lifter)] if start else []
+    elif start[:1] not in b"{[":
+        yield other_document(start, blocks, lifter)
         return
     for block in itertools.chain([start], blocks):
         yield from reader.feed(block)
