@@ -4592,8 +4592,7 @@ def message_parts(content: Any) -> Rows:
 
 def item_key(holder: Json, item: Json) -> str:
     """Returns the key of a response's item."""
-    found = item.get("id") or holder.get("item_id")
-    return str(found) if found else f"#{holder.get('output_index', '')}"
+    return str(item.get("id") or holder.get("item_id") or f"#{holder.get('output_index', '')}")
 
 
 def told_in(body: Json) -> Json:
@@ -4654,35 +4653,28 @@ def chat_events(choice: Json) -> Events:
 
 def read_document(document: Document) -> Events:
     """Yields what a document means by its row of EVENTS; a picture that no row names is left unclaimed."""
-    row = next((row for row in EVENTS if re.fullmatch(row.pattern, document.name)), None)
-    value, error = document.value, error_in(document.value)
-    if not row and (not document.stream or "choices" in value):
-        row = REPLY_ROW
-    body = as_object(value.get(row.key)) or value if row and row.key else value
+    value, error, key = document.value, error_in(document.value), item_key(document.value, document.value)
+    unknown = Dialect("", "unknown") if document.stream and "choices" not in value else REPLY_ROW
+    row = next((row for row in EVENTS if re.fullmatch(row.pattern, document.name)), unknown)
+    body = as_object(value.get(row.key)) or value
     body = as_object(body.get("body")) or body  # as a batch wraps it
-    if error and (not row or row.meaning not in ("item", "response", "tool")):
-        yield Event("error", error)
-    elif row and row.meaning == "response":
+    if row.meaning in ("response", "chunk"):
         if picture_text(body) and not document.stream and not document.cut:  # else it may be a preview
             yield Event("final", body)
         yield from response_events(body)
-    elif row and row.meaning == "item":
+    elif row.meaning == "item":
         yield from item_events(body, item_key(value, body))
-    elif row and row.meaning == "chat":
+    elif row.meaning == "error" or error and row.meaning != "tool":
+        yield Event("error", error or value)
+    elif row.meaning == "chat":
         yield from chat_events(value)
-    elif row and row.meaning == "chunk":
-        yield Event("facts", value)
-        for choice in objects_in(value.get("choices")):
-            yield from chat_events(choice)
-    elif row and row.meaning in ("delta", "said"):
+    elif row.meaning in ("delta", "said"):
         if isinstance(value.get(row.key), str):
-            yield Event(row.meaning, key=f"{item_key(value, value)} {value.get('content_index')}", text=value[row.key])
-    elif row and row.meaning == "error":
-        yield Event("error", value)
-    elif row and picture_text(value):
+            yield Event(row.meaning, key=f"{key} {value.get('content_index')}", text=value[row.key])
+    elif row.meaning in ("partial", "final") and picture_text(value):
         yield Event("facts", value)
         # Some gateways give every element of `data` the id of the call.
-        yield Event(row.meaning, value, "" if document.name == "data[]" else item_key(value, value))
+        yield Event(row.meaning, value, "" if document.name == "data[]" else key)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -294,6 +294,14 @@ class OddReplies(ProgramTest):
         own = {"type": "response.image_generation_call.failed", "error": {"message": "Sorry."}}
         self.assertIn("Sorry.", self.play(TALK, events(own)).error["message"])
 
+    def test_what_another_tool_returns_says_nothing_of_the_response(self) -> None:
+        found = {"type": "response.web_search_call.completed", "id": "ws_1", "url": "https://example.org/", "usage": {}}
+        item = {"id": "ig_1", "type": "image_generation_call", "result": b64(A)}
+        done = {"type": "response.output_item.done", "item": item}
+        ran = self.play(TALK, events({"type": "response.created", "response": {"id": "resp_1"}}, found, done))
+        self.assert_good(ran, A)
+        self.assertEqual((ran.json["response_id"], ran.json["usage"]), ("resp_1", None))
+
     def test_extract_says_that_a_picture_is_cut_short(self) -> None:
         ran = self.play((*MAKE, "--n", "2"), images(A, B[:-12]))
         self.assertEqual([row["whole"] for row in ran.json["images"]], [True, False])
