@@ -4774,11 +4774,8 @@ class Call:
         self.context, self.settings, self.names = context, settings, names
         self.result, self.console, self.stop = context.result, context.console, context.stop
         self.numbers: dict[str, int] = {}  # number of each picture by its key
-        self.last = 0  # the highest number
-        self.finished: set[int] = set()  # of these, the numbers of pictures that have come,
-        self.waiting: set[int] = set()  # and of those that only previews have come of
+        self.finished: set[int] = set()  # the numbers of pictures that have come
         self.done: dict[str, set[str]] = {}  # the keys of the final pictures by their hash
-        self.known: set[str] = set()  # the hashes of all that is saved
         self.there = PicturesThere()
         self.sequence = -1  # the last event's sequence_number, from 0
         # The disk of the outputs may be full; what is read from a file need not be kept again.
@@ -4844,13 +4841,13 @@ class Call:
         kept.close()
         if self.stop.requested:
             return Failure(INTERRUPTED, "interrupted")
-        if failure or not (reply.fault or self.cut):
+        if failure:
             return failure
-        if not reply.fault and not self.understood:
-            words = "the reply ended before anything in it could be understood"
-            return Failure(UNREADABLE, words)
-        words = reply.fault.message if reply.fault else "the reply ended in the middle"
-        return Failure(NETWORK, words)
+        if reply.fault:
+            return Failure(NETWORK, reply.fault.message)
+        if self.cut and not self.understood:
+            return Failure(UNREADABLE, "the reply ended before anything in it could be understood")
+        return Failure(NETWORK, "the reply ended in the middle") if self.cut else None
 
     def in_time(self, blocks: Blocks) -> Blocks:
         """Yields the bytes of a reply: of a background stream without a picture only until the wait is over."""
@@ -4886,10 +4883,10 @@ class Call:
 
     def add(self, document: Document) -> None:
         """Acts on a document."""
-        self.cut = self.cut or document.cut
-        self.understood = self.understood or any(document.value.values())
-        if not document.cut and "sequence_number" in document.value:
-            self.sequence = max(self.sequence, number_of(document.value["sequence_number"], -1))
+        self.cut |= document.cut
+        self.understood |= any(document.value.values())
+        if not document.cut:
+            self.sequence = max(self.sequence, number_of(document.value.get("sequence_number"), -1))
         if document.name == "garbage":
             self.trouble(garbage_failure(self.console.clean(document.value["text"])))
         elif document.name == "done":
@@ -4955,20 +4952,16 @@ class Call:
 
     # Save: pictures -> files
 
-    def number(self, key: str) -> int:
-        """Returns the number of a picture, from 1: that of its key, or the next."""
-        return self.numbers.get(key) or self.last + 1
-
-    def use_number(self, number: int, key: str) -> None:
-        """Notes that a number is in use, and for which picture, if that can be told by a key."""
-        self.last = max(self.last, number)
+    def number(self, key: str, final: bool = False) -> int:
+        """Returns the number of a picture: that of its key, or of previews that wait for their picture, or the next."""
+        used, own = {*self.numbers.values(), *self.finished}, self.numbers.get(key)
+        waiting = used - self.finished
+        if final and own not in waiting:
+            own = min(waiting, default=None)
+        number = own or max(used, default=0) + 1
         if key not in ("", "#"):
             self.numbers.setdefault(key, number)
-
-    def final_number(self, key: str) -> int:
-        """Returns the number of a finished picture: that of its key, or of previews whose picture has not come yet."""
-        own = self.numbers.get(key)
-        return own if own and own not in self.finished else min(self.waiting, default=self.last + 1)
+        return number
 
     def claimed(self, body: Json) -> Lifted:
         """Returns the picture of an object, from wherever it stands: lifted already, inline, or behind a URL."""
@@ -5062,17 +5055,14 @@ class Call:
 
     def save_final(self, lifted: Lifted, event: Event) -> None:
         """Gives a finished picture its name, or notes why it has none."""
-        key, result = event.key, self.result
-        number = self.final_number(key)
-        self.use_number(number, key)
-        self.waiting.discard(number)
+        result, number = self.result, self.number(event.key, final=True)
         row = self._saved(lifted, self.names.final(number), number, number <= self.names.expected)
         if isinstance(row, Failure):
             self.trouble(row)
             self.spoilt += [lifted] if row.exit == UNREADABLE else []
             return
         self.finished.add(number)
-        self.done.setdefault(row["sha256"], set()).add(key)
+        self.done.setdefault(row["sha256"], set()).add(event.key)
         prompt = event.body.get("revised_prompt")
         prompt = prompt if isinstance(prompt, str) else None
         result.images.append({**row, "revised_prompt": prompt, **told_in(event.body)})
@@ -5086,9 +5076,6 @@ class Call:
     def partial(self, event: Event) -> None:
         """Saves a preview as it arrives; one that is broken is not a failure, since it was only a preview."""
         index, number = self.number(event.key), number_of(event.body.get("partial_image_index")) + 1
-        if event.key not in ("", "#"):
-            self.use_number(index, event.key)
-            self.waiting |= {index} - self.finished
         asked = self.settings.get("partial-images") or 0
         foreseen = index <= self.names.expected and number <= asked
         row = self._saved(self.claimed(event.body), self.names.partial(index, number), index, foreseen)
@@ -5125,23 +5112,24 @@ class Call:
 
     def save_unclaimed(self) -> None:
         """Saves the pictures that came and that nothing named, but for those whose bytes are on disk already."""
-        result = self.result
+        unclaimed = self.result.unclaimed
+        known = {row["sha256"] for row in [*self.result.images, *self.result.partials, *unclaimed]}
         lifters = (self.lifter, self.chat.lifter, self.answer.lifter)
         for lifted in [lifted for lifter in lifters for lifted in lifter.lifted.values()] + self.spoilt:
             spoilt = lifted.trouble is not None and lifted.trouble.exit == UNREADABLE
             lifted.trouble = None if spoilt else lifted.trouble  # what came before the damage may be all of a picture
-            row: Json | Failure | None = None
-            picture = lifted.finish()
-            if isinstance(picture, Failure):
-                row = picture
-            elif lifted.hash.hexdigest() not in self.known and (picture.whole or not spoilt):
-                number = len(result.unclaimed) + 1
+            found: Picture | Failure | Json = lifted.finish()
+            if isinstance(found, Picture):
+                if lifted.hash.hexdigest() in known or spoilt and not found.whole:
+                    continue
+                number = len(unclaimed) + 1
                 name = self.names.beside(f"-unclaimed-{number}{self.names.suffix}")
-                row = self._saved(lifted, name, number, False)
-            if isinstance(row, Failure) and row.exit == OUTPUT:
-                self.trouble(row)
-            elif row and not isinstance(row, Failure):
-                result.unclaimed.append(row)
+                found = self._saved(lifted, name, number, False)
+                known.add(lifted.hash.hexdigest())
+            if isinstance(found, dict):
+                unclaimed.append(found)
+            elif found.exit == OUTPUT:
+                self.trouble(found)
 
     def _saved(self, lifted: Lifted, name: str, index: int, foreseen: bool) -> Json | Failure:
         """Gives a picture's file its name, with the suffix of what it is, and returns its row of the result."""
@@ -5171,7 +5159,6 @@ class Call:
             console.warn(f"{true_name} exists, so the picture is saved as {path}")
         if not picture.whole:
             console.warn(f"{path}: the {picture.format} is cut short")
-        self.known.add(lifted.hash.hexdigest())
         return {"path": path, "index": index, "format": picture.format, "width": picture.width or None,
                 "height": picture.height or None, "bytes": lifted.size, "sha256": lifted.hash.hexdigest(),
                 "whole": picture.whole, **({"new": not known} if self.offline else {})}  # fmt: skip
