@@ -4728,6 +4728,13 @@ def utc(seconds: float) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
 
 
+def write_file(temp_files: TempFiles, target: str, data: bytes, overwrite: bool = False) -> str:
+    """Writes a file that has its name when it is whole, and returns the name it got."""
+    with temp_files.create(os.path.dirname(target) or ".") as file:
+        write_all(file, data)
+    return temp_files.place(file.name, target, overwrite)
+
+
 def bug_failure(console: Console) -> Failure:
     """Returns the failure of a bug, with the redacted traceback."""
     import traceback
@@ -4973,7 +4980,7 @@ class Call:
             return found
         path = self.own_path(text) if text == body.get("url") or output_suffix(text) in FORMAT_OF_SUFFIX else ""
         if path or re.match(r"(?!data:)[a-z][a-z0-9+.-]*:", text, re.IGNORECASE):
-            return self.fetched(path or text, text)
+            return self.fetched(path or text, bool(path))
         lifted = self.new_picture()
         lifted.write_odd(re.sub(r"^data:[^,]{0,200},", "", text, flags=re.IGNORECASE).encode("utf-8", "replace"))
         lifted.ended = True
@@ -4986,51 +4993,50 @@ class Call:
         base = self.settings.get("base-url")
         return urljoin(f"{base}/", text) if base and re.fullmatch(r"(?!//)[^:\s\\\[\]]{1,2000}", text) else ""
 
-    def fetched(self, url: str, said: str) -> Lifted:
+    def fetched(self, url: str, own: bool) -> Lifted:
         """Returns the picture that a URL holds; one whose body is cut is fetched again, and at last kept as it is."""
         self.context.progress.phase("fetching", index=self.number(""))
-        earlier: Lifted | None = None
-        for attempt in range(1 + self.settings.get("max-retries", 0)):
-            if attempt:
-                self.context.sleep(retry_wait({}, attempt - 1) or 0)
-            lifted = self.new_picture()
-            lifted.ended, lifted.trouble = True, self.fetch(url, url != said, lifted)
-            if earlier and lifted.trouble:  # then what came before is the most there is
-                lifted.drop()
+        lifted = self.fetch(url, own)
+        for attempt in range(self.settings.get("max-retries", 0)):
+            if not lifted.cut:
                 break
-            if earlier:
-                earlier.drop()
-            if lifted.trouble or not lifted.cut:
-                return lifted
-            earlier = lifted
-        assert earlier
-        words = f"the picture at {self.console.said(url, 500)} is cut short: {earlier.cut}"
-        self.trouble(Failure(UNREADABLE, words, "fetch it yourself"))
-        return earlier
+            self.context.sleep(retry_wait({}, attempt) or 0)
+            again = self.fetch(url, own)
+            if again.trouble:  # then what came before is the most there is
+                again.drop()
+                break
+            lifted.drop()
+            lifted = again
+        if lifted.cut:
+            words = f"the picture at {self.console.said(url, 500)} is cut short: {lifted.cut}"
+            self.trouble(Failure(UNREADABLE, words, "fetch it yourself"))
+        return lifted
 
-    def fetch(self, url: str, own: bool, lifted: Lifted) -> Outcome:
-        """Writes what a URL holds, over http or https only, and notes if it is cut; returns why it cannot be had."""
-        hint, shown = "ask for the picture itself with --response-format b64_json", self.console.said(url, 500)
-        if not is_web(url):
-            words = f"the reply names its picture by {shown!r}, which is not an http or https URL"
-            return Failure(UNREADABLE, words, hint)
-        if self.offline:
-            return Failure(UNREADABLE, f"the reply holds a URL and no picture: {shown}", "fetch it yourself")
+    def fetch(self, url: str, own: bool) -> Lifted:
+        """Returns what a URL holds, over http or https only, with why it is cut or cannot be had."""
+        lifted, shown = self.new_picture(), self.console.said(url, 500)
+        lifted.ended = True
+        hint = "ask for the picture itself with --response-format b64_json"
+        if self.offline or not is_web(url):
+            words = f"the reply holds no picture, but names {shown!r}"
+            lifted.trouble = Failure(UNREADABLE, words, "fetch it yourself" if is_web(url) else hint)
+            return lifted
         try:
             reply = self.open_picture(url, own)
             reply.stop = self.stop
             for chunk in unpacked(reply):
                 lifted.save(chunk)
             reply.close()
-            lifted.cut = reply.fault.message if reply.fault else ""
+            if reply.fault and not lifted.trouble:
+                lifted.cut = reply.fault.message
         except Failure as failure:
             words = f"the picture at {shown} cannot be fetched: {failure.message}"
-            return Failure(NETWORK, words, hint if own else failure.hint)
+            lifted.trouble = Failure(NETWORK, words, hint if own else failure.hint)
         except KeyboardInterrupt:
             self.stop.requested = True
         if self.stop.requested and not lifted.looks_whole():
-            return Failure(INTERRUPTED, f"the picture at {shown} was not downloaded completely")
-        return lifted.trouble
+            lifted.trouble = Failure(INTERRUPTED, f"the picture at {shown} was not downloaded completely")
+        return lifted
 
     def open_picture(self, url: str, own: bool) -> Reply:
         """Opens a picture's URL without the key; with it only where a path of the endpoint itself asks for one."""
@@ -5103,9 +5109,8 @@ class Call:
         """Writes a file of JSON without the key, and returns the name it got; a picture is safe without such a file."""
         text = self.console.clean(json.dumps(value, indent=2, ensure_ascii=False) + "\n", Secret.LONG)
         try:
-            with self.context.temp_files.create(os.path.dirname(target) or ".") as file:
-                write_all(file, text.encode("utf-8", "backslashreplace"))  # which is how JSON escapes half a character
-            return self.context.temp_files.place(file.name, target, self.names.overwrite and foreseen)
+            data = text.encode("utf-8", "backslashreplace")  # which is how JSON escapes half a character
+            return write_file(self.context.temp_files, target, data, self.names.overwrite and foreseen)
         except OSError as error:
             self.console.warn(f"{target}: {error.strerror}")
             return None
@@ -5136,8 +5141,7 @@ class Call:
         picture, console = lifted.finish(), self.console
         if isinstance(picture, Failure):
             return picture
-        stem, suffix = os.path.splitext(name)
-        true_name = name
+        (stem, suffix), true_name, digest = os.path.splitext(name), name, lifted.hash.hexdigest()
         if FORMAT_OF_SUFFIX.get(suffix.lower()) != picture.format:
             true_name = stem + suffix_of(picture.format)
             console.warn(f"{name}: the picture is a {picture.format}, so it is saved with that suffix")
@@ -5147,7 +5151,7 @@ class Call:
         try:
             os.makedirs(folder, exist_ok=True)
             known = self.there.find(folder, lifted) if self.offline else None
-            if self.reply.lifter and sha256_of(true_name) == lifted.hash.hexdigest():  # an earlier run got so far
+            if self.reply.lifter and sha256_of(true_name) == digest:  # an earlier run got so far
                 known = true_name
             path = known or temp_files.place(lifted.path, true_name, overwrite)
         except OSError as error:
@@ -5160,7 +5164,7 @@ class Call:
         if not picture.whole:
             console.warn(f"{path}: the {picture.format} is cut short")
         return {"path": path, "index": index, "format": picture.format, "width": picture.width or None,
-                "height": picture.height or None, "bytes": lifted.size, "sha256": lifted.hash.hexdigest(),
+                "height": picture.height or None, "bytes": lifted.size, "sha256": digest,
                 "whole": picture.whole, **({"new": not known} if self.offline else {})}  # fmt: skip
 
     # Poll and resume: responses that run in the background, or whose reply was cut
@@ -5183,11 +5187,10 @@ class Call:
     def write_session(self) -> None:
         """Writes the session file of a background response as soon as its id is known, before the first poll."""
         result, settings, console = self.result, self.settings, self.console
-        response_id = result.facts.get("id")
         if result.session_file or not self.stored:
             return
         session = {
-            "gpt_image_session": 1, "response_id": response_id, "origin": origin_of(settings.get("base-url")),
+            "gpt_image_session": 1, "response_id": result.facts["id"], "origin": origin_of(settings.get("base-url")),
             "model": result.model, "output": os.path.basename(self.names.stem) + self.names.suffix,
             "stream": bool(settings.get("stream")), "created": utc(self.context.now()),
             "window": settings.get("completion-window"), "request": result.request,
@@ -5225,7 +5228,8 @@ class Call:
         facts, background = self.result.facts, bool(self.settings.get("background-mode"))
         # A proxy whose own connection was cut says that the response failed, though it goes on: one look is free.
         doubted = background and self.settings.get("stream") and facts.get("status") == "failed" and not failure
-        self.sequence = -1 if doubted else self.sequence
+        if doubted:
+            self.sequence = -1
         cut = doubted or failure is not None and failure.exit == NETWORK
         stored = background or cut and self.settings.get("store") is not False
         if not isinstance(facts.get("id"), str) or not stored:
@@ -5248,8 +5252,6 @@ class Call:
             failure = Failure(RUNNING, f"the response {facts['id']} is still running: {error.message}")
         except KeyboardInterrupt:
             failure = Failure(INTERRUPTED, "interrupted while waiting")
-        if failure and self.resumable(failure):
-            failure.hint = f"collect it later: {self.resume_command()}"
         if background and not failure:
             self.forget_session()
         return failure if background or not failure or failure.exit == INTERRUPTED else first
@@ -5277,6 +5279,7 @@ class Call:
         if failure and self.resumable(failure):  # then the reply is of no use
             self.keep(None, extractable=False)
             failure.details["recovery"] = self.resume_command()
+            failure.hint = f"collect it later: {self.resume_command()}"
         else:
             self.keep(failure, extractable=bool(failure and self.extractable(failure)))
         if failure:
@@ -5300,16 +5303,15 @@ class Call:
         whole = sum(row["whole"] for row in result.images)
         enough = whole >= wanted
         troubles = [found for found in (failure, *result.troubles) if found]
-        troubles = [found for found in troubles if not (enough and found.details.get("rule") in NO_MATTER)]
-        if not troubles and not enough:
-            troubles = [self._lacking()]
-        if not troubles:
+        if enough:
+            troubles = [found for found in troubles if found.details.get("rule") not in NO_MATTER]
+        if not troubles and enough:
             return None
-        first = troubles[0]
+        first = troubles[0] if troubles else self._lacking()
         came = result.images or result.partials or result.unclaimed
         first.details["may_be_billed"] = result.billed and bool(came or first.details.get("may_be_billed", True))
-        if first.exit in (UNREADABLE, OUTPUT, NETWORK):
-            first.message += "" if enough else f" ({whole} of {plural(wanted, 'picture')} saved)"
+        if first.exit in (UNREADABLE, OUTPUT, NETWORK) and not enough:
+            first.message += f" ({whole} of {plural(wanted, 'picture')} saved)"
         if first.exit == NETWORK and enough and wanted:
             first.hint = "every picture asked for is on disk: do not call again"
         if len(troubles) > 1:
@@ -5322,10 +5324,10 @@ class Call:
         facts, status = result.facts, result.facts.get("status")
         reason = as_object(facts.get("incomplete_details")).get("reason") or facts.get("finish_reason")
         words = f"the response is {status}" if status in ENDED[1:] else "the reply lacks pictures"
-        words = (words if self.kept.size else "the reply is empty") + (f": {reason}" if reason else "")
-        words += (
-            f"; saved {plural(len(result.unclaimed), 'picture')} the reply did not name" if result.unclaimed else ""
-        )
+        words = words if self.kept.size else "the reply is empty"
+        words += f": {reason}" if reason else ""
+        if result.unclaimed:
+            words += f"; saved {plural(len(result.unclaimed), 'picture')} the reply did not name"
         hint = "a preview is never taken for a finished picture" if result.partials else None
         if not all(row["whole"] for row in result.images):
             words, hint = "a picture arrived cut short", "the file stays; look at it before you pay for another"
@@ -5335,7 +5337,7 @@ class Call:
             hint = "the model answered in words; say in the prompt that you want a picture"
         if reason in MODERATION:
             return Failure(REFUSED, words, CODE_HINTS[reason], code=reason)
-        return Failure(UNREADABLE, words, hint, **({"rule": "reply-words"} if result.text else {}))
+        return Failure(UNREADABLE, words, hint, rule="reply-words" if result.text else None)
 
 
 def convert_input(context: Context, given: InputPicture, route: str) -> InputPicture:
@@ -5355,19 +5357,17 @@ def convert_input(context: Context, given: InputPicture, route: str) -> InputPic
 
 def same_file(path: str, data: bytes) -> bool:
     """Tells whether a file holds just these bytes."""
-    try:
-        with open(path, "rb") as file:
-            return file.read(len(data) + 1) == data
-    except OSError:
-        return False
+    import hashlib
+
+    return sha256_of(path) == hashlib.sha256(data).hexdigest()
 
 
-def new_mask(temp_files: TempFiles, target: str, data: bytes) -> list[str]:
-    """Returns the name of a mask that is to be written: the same one may stay, and any other is the user's own."""
-    if not data:
-        return []
+def plan_mask(context: Context, checked: Checked, data: bytes, target: str) -> list[str]:
+    """Adds a mask to the inputs, and returns its name if it is to be written; another file there is the user's own."""
+    picture = identify_file(io.BytesIO(data))
+    checked.inputs.append(InputPicture("mask", "--mask-box", "file", target, target, len(data), picture))
     if same_file(target, data):
-        temp_files.reads([target])
+        context.temp_files.reads([target])
         return []
     if exists(target):
         words = f"{target}, the name for the mask of --mask-box, is that of another file"
@@ -5375,20 +5375,7 @@ def new_mask(temp_files: TempFiles, target: str, data: bytes) -> list[str]:
     return [target]
 
 
-def add_mask(checked: Checked, data: bytes, target: str) -> None:
-    """Adds a mask that will be written beside the output to the inputs."""
-    picture = identify_file(io.BytesIO(data))
-    checked.inputs.append(InputPicture("mask", "--mask-box", "file", target, target, len(data), picture))
-
-
-def write_mask(context: Context, data: bytes, target: str) -> None:
-    """Writes the mask of a call, if it is not there already."""
-    if not same_file(target, data):
-        with context.temp_files.create(os.path.dirname(target) or ".") as file:
-            write_all(file, data)
-        context.temp_files.place(file.name, target)
-    context.console.tell(f"the mask is {target}")
-    context.result.mask = target
+MASK_ENDING = "-mask.png"
 
 
 class Prepared(NamedTuple):
@@ -5404,11 +5391,6 @@ class Prepared(NamedTuple):
     def outputs(self) -> list[str]:
         """Returns the names of the finished pictures."""
         return self.written[: self.names.expected]
-
-    @property
-    def mask_path(self) -> str:
-        """Returns where the mask goes."""
-        return self.names.beside("-mask.png")
 
 
 def prepare(context: Context, settings: Settings, positional: str | None) -> Prepared:
@@ -5428,10 +5410,9 @@ def prepare(context: Context, settings: Settings, positional: str | None) -> Pre
     names = output_names(settings, expected_pictures(checked), name_places(context, checked.prompt))
     outputs = names.planned(settings.get("partial-images") or 0 if settings.get("stream") else 0)
     context.temp_files.reads(given.shown for given in checked.inputs if given.kind == "file")
-    mask, mask_path = boxed_mask(checked), names.beside("-mask.png")
-    written = [*outputs, *saved_reply_name(settings), *new_mask(context.temp_files, mask_path, mask)]
+    written, mask = outputs + saved_reply_name(settings), boxed_mask(checked)
     if mask:
-        add_mask(checked, mask, mask_path)
+        written += plan_mask(context, checked, mask, names.beside(MASK_ENDING))
     return Prepared(checked, names, written, mask, build_request(checked))
 
 
@@ -5439,17 +5420,23 @@ def shown_settings(settings: Settings) -> Json:
     """Returns the settings in force with their sources, secrets masked."""
     rows = {}
     for name, (value, source, _) in settings.rows.items():
-        if isinstance(value, (list, Secret)):
-            value = [str(item) for item in value] if isinstance(value, list) else str(value)
+        if isinstance(value, list):
+            value = [str(item) for item in value]
+        elif isinstance(value, Secret):
+            value = str(value)
         rows[name] = {"value": value, "source": source.label}
     return rows
 
 
 def write_beside(context: Context, call: Prepared) -> None:
-    """Makes the folders of a call, and its mask."""
+    """Makes the folders of a call, and its mask, if that is not there already."""
     make_folders(call.written, context.temp_files)
     if call.mask:
-        write_mask(context, call.mask, call.mask_path)
+        target = call.names.beside(MASK_ENDING)
+        if not same_file(target, call.mask):
+            write_file(context.temp_files, target, call.mask)
+        context.console.tell(f"the mask is {target}")
+        context.result.mask = target
 
 
 # In JSON: base64, be it over several lines (then \\ and n stand in it), and keys.
@@ -5510,9 +5497,10 @@ def result_of(result: Result, failure: Outcome, warnings: list[str], seconds: fl
         "seconds": round(seconds, 1), "attempts": result.count, "saved_response": result.saved_response,
         "session_file": result.session_file, "warnings": warnings, "error": error,
     }  # fmt: skip
-    found = {**found, "mask": result.mask} if result.mask else found
-    shared = ("ok", "route", "seconds", "warnings", "error")
-    found = {**result.summary, **{name: found[name] for name in shared}} if result.summary else found
+    if result.mask:
+        found["mask"] = result.mask
+    if result.summary:
+        found = {**result.summary, **{name: found[name] for name in ("ok", "route", "seconds", "warnings", "error")}}
     shown: Json = json.loads(re.sub(TOKEN, "<base64 of a picture>", json.dumps(found)))
     return shown
 
