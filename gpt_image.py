@@ -4493,11 +4493,11 @@ class SseReader:
         data, self.held = self.held + data, b""
         if data[-1:] == b"\r":  # CRLF cut in two: its empty line would end an event of several lines
             data, self.held = data[:-1], b"\r"
-        *lines, rest = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n")
-        for line in lines:
-            yield from self._piece(line, ended=True)
-            yield from self._end_line()
-        yield from self._piece(rest, ended=False)
+        for line in data.splitlines(keepends=True):
+            piece = line.rstrip(b"\r\n")
+            yield from self._piece(piece, ended=piece != line)
+            if piece != line:
+                yield from self._end_line()
 
     def _piece(self, piece: bytes, ended: bool) -> Documents:
         if not self.in_data:
@@ -4749,7 +4749,7 @@ def garbage_failure(text: str) -> Failure:
         words = f"the reply holds more than {amount(MOST_JSON)} of JSON without a picture, or {DEEPEST} nested lists"
         return Failure(UNREADABLE, words, rule="reply-too-long")
     title = page_title(text)
-    if title or text.lstrip().lower().startswith(("<!doctype", "<html")):
+    if title or text.lower().startswith(("<!doctype", "<html")):
         words = "the reply is an HTML page" + (f" titled {title!r}" if title else "")
         hint = "is the base URL right? It usually ends in /v1"
         return Failure(UNREADABLE, words, hint, rule="reply-page", may_be_billed=False)
@@ -4799,7 +4799,6 @@ class Call:
         self.lifter = reply.lifter or Lifter(self.new_picture)
         self.chat = Speech(Lifter(self.new_picture), [])
         self.answer = Speech(Lifter(self.new_picture), self.result.deltas)
-        self.spoilt: list[Lifted] = []  # pictures that could not be read to their end
 
     # Receive: bytes -> documents -> what they mean
 
@@ -4906,7 +4905,7 @@ class Call:
         """Acts on what a document means."""
         kind, result = event.kind, self.result
         if kind == "final":
-            self.final(event)
+            self.final(self.claimed(event.body), event)
         elif kind == "partial":
             self.partial(event)
         elif kind in ("text", "refusal"):
@@ -4932,16 +4931,19 @@ class Call:
 
     def say(self, speech: Speech, text: str, last: bool = False) -> str:
         """Takes a piece of text in which pictures may stand, and notes and returns what is ready, with their tokens."""
-        begun, under_way = self._begun_picture(text), speech.lifter.current
-        if begun:
-            text = text[: -len(begun)]
-        elif under_way and under_way.padded and under_way.looks_whole():
-            text = f" {text}"  # the words behind a picture are none of it
-        data = speech.lifter.feed(text.encode("utf-8", "surrogatepass"), last or bool(begun))
-        said = data.decode("utf-8", "surrogatepass")
+        lifter, lifted = speech.lifter, self.lifter.lifted
+        ending = re.search(TOKEN + r"\Z", text[-60:])
+        begun = lifted.get(ending.group()) if ending else None
+        if ending and begun and not begun.looks_whole():  # the pieces that follow are the rest of it
+            text, last = text[: -len(ending.group())], True
+            del lifted[ending.group()]
+        else:
+            begun = None
+            if lifter.current and lifter.current.padded and lifter.current.looks_whole():
+                text = f" {text}"  # the words behind a picture are none of it
+        said = lifter.feed(text.encode("utf-8", "surrogatepass"), last).decode("utf-8", "surrogatepass")
         speech.pieces.append(said)
-        if begun:  # the pieces that follow are the rest of it
-            speech.lifter.current = self.lifter.take(begun)
+        lifter.current = begun or lifter.current
         return said
 
     def say_chat(self, text: str, last: bool = False) -> None:
@@ -4949,13 +4951,7 @@ class Call:
         for token in re.findall(TOKEN, self.say(self.chat, text, last)):
             lifted = self.chat.lifter.take(token) or self.lifter.take(token)
             if lifted:
-                self.save_final(lifted, Event("final"))
-
-    def _begun_picture(self, text: str) -> str:
-        """Returns the token at the end of a piece of chat text, if its picture is not whole yet."""
-        token = re.compile(TOKEN).search(text, max(len(text) - 60, 0))
-        lifted = self.lifter.lifted.get(token.group()) if token and token.end() == len(text) else None
-        return token.group() if token and lifted and not lifted.looks_whole() else ""
+                self.final(lifted, Event("final"))
 
     # Save: pictures -> files
 
@@ -4990,8 +4986,8 @@ class Call:
         """Returns the URL of a path of the endpoint's own server; nothing for any other text."""
         from urllib.parse import urljoin
 
-        base = self.settings.get("base-url")
-        return urljoin(f"{base}/", text) if base and re.fullmatch(r"(?!//)[^:\s\\\[\]]{1,2000}", text) else ""
+        own = re.fullmatch(r"(?!//)[^:\s\\\[\]]{1,2000}", text)
+        return urljoin(self.settings.get("base-url", "") + "/", text) if own else ""
 
     def fetched(self, url: str, own: bool) -> Lifted:
         """Returns the picture that a URL holds; one whose body is cut is fetched again, and at last kept as it is."""
@@ -5048,24 +5044,20 @@ class Call:
                 raise
         return exchange(self.context, self.settings, request._replace(headers=api_headers(self.settings, None)))
 
-    def final(self, event: Event) -> None:
+    def final(self, lifted: Lifted, event: Event) -> None:
         """Saves a finished picture; the same bytes under the same key, or once with an id and once without, are one."""
-        lifted = self.claimed(event.body)
         lifted.flush()
         for key in self.done.get(lifted.hash.hexdigest(), ()):
             same_key = key == event.key if key and event.key else key != event.key  # a list may hold equal pictures
             if same_key or "#" in (key[:1], event.key[:1]):
                 lifted.drop()
                 return
-        self.save_final(lifted, event)
-
-    def save_final(self, lifted: Lifted, event: Event) -> None:
-        """Gives a finished picture its name, or notes why it has none."""
         result, number = self.result, self.number(event.key, final=True)
         row = self._saved(lifted, self.names.final(number), number, number <= self.names.expected)
         if isinstance(row, Failure):
             self.trouble(row)
-            self.spoilt += [lifted] if row.exit == UNREADABLE else []
+            if row.exit == UNREADABLE:  # what came before the damage may be all of a picture
+                self.lifter.lifted[lifted.path] = lifted
             return
         self.finished.add(number)
         self.done.setdefault(row["sha256"], set()).add(event.key)
@@ -5120,9 +5112,10 @@ class Call:
         unclaimed = self.result.unclaimed
         known = {row["sha256"] for row in [*self.result.images, *self.result.partials, *unclaimed]}
         lifters = (self.lifter, self.chat.lifter, self.answer.lifter)
-        for lifted in [lifted for lifter in lifters for lifted in lifter.lifted.values()] + self.spoilt:
+        for lifted in [lifted for lifter in lifters for lifted in lifter.lifted.values()]:
             spoilt = lifted.trouble is not None and lifted.trouble.exit == UNREADABLE
-            lifted.trouble = None if spoilt else lifted.trouble  # what came before the damage may be all of a picture
+            if spoilt:
+                lifted.trouble = None
             found: Picture | Failure | Json = lifted.finish()
             if isinstance(found, Picture):
                 if lifted.hash.hexdigest() in known or spoilt and not found.whole:
