@@ -4440,10 +4440,11 @@ class JsonReader:
                 self.list = re.search(LIST_NAME, self.text[-64:])
             return
         start = self.open.pop() if self.open else 0
-        value = parse_json(self.text[start:]) if self.list and len(self.open) == 2 else None
-        if self.list and isinstance(value, dict):
-            self.text[start:] = b"null"
-            yield Document(f"{self.list[1].decode()}[]", value)
+        if self.list and len(self.open) == 2:
+            value = parse_json(self.text[start:])
+            if isinstance(value, dict):
+                self.text[start:] = b"null"
+                yield Document(f"{self.list[1].decode()}[]", value)
         elif not self.open:
             yield from self._document()
 
@@ -4642,8 +4643,7 @@ def chat_events(choice: Json) -> Events:
         if isinstance(part.get("text"), str):
             yield Event("chat", text=part["text"])
         else:
-            holder = part.get("image_url", part)
-            holder = {"url": holder} if isinstance(holder, str) else as_object(holder)
+            holder = as_object(part.get("image_url")) or {"url": part.get("image_url"), **part}
             if picture_text(holder):
                 yield Event("final", holder)
     if isinstance(message.get("refusal"), str):
@@ -4767,13 +4767,6 @@ LONGEST_POLL = 360  # of the longest waits, until a background response is left 
 LONGEST_LOOK = 30.0  # seconds to wait for a response whose reply was cut
 
 
-class Speech(NamedTuple):
-    """A text that comes in pieces: what takes its pictures out, and its pieces without them."""
-
-    lifter: Lifter
-    pieces: list[str]
-
-
 class Call:
     """One call from its first byte to its result; two of them share the console and nothing else."""
 
@@ -4797,8 +4790,8 @@ class Call:
         """Makes ready for the first reply, or for another one that goes on with the same pictures."""
         self.reply, self.cut, self.understood = reply, False, False
         self.lifter = reply.lifter or Lifter(self.new_picture)
-        self.chat = Speech(Lifter(self.new_picture), [])
-        self.answer = Speech(Lifter(self.new_picture), self.result.deltas)
+        self.chat, self.answer = Lifter(self.new_picture), Lifter(self.new_picture)  # texts that come in pieces
+        self.chat_pieces: list[str] = []
 
     # Receive: bytes -> documents -> what they mean
 
@@ -4878,9 +4871,9 @@ class Call:
 
     def _end_of_chat(self) -> Documents:
         """Yields the pictures of a chat message that are behind links; what is left of it is its text."""
-        self.say(self.answer, "", last=True)
+        self.result.deltas.append(self.say(self.answer, "", last=True))
         self.say_chat("", last=True)
-        words = "".join(self.chat.pieces)
+        words = "".join(self.chat_pieces)
         for url in re.findall(MARKDOWN_LINK, words):
             yield Document("data[]", {"url": url})
         words = re.sub(MARKDOWN_REST, "", re.sub(MARKDOWN_LINK, "", words)).strip()
@@ -4914,7 +4907,7 @@ class Call:
         elif kind == "chat":
             self.say_chat(event.text)
         elif kind == "delta":
-            self.say(self.answer, event.text)
+            result.deltas.append(self.say(self.answer, event.text))
         elif kind == "said":
             result.said[event.key] = event.text
         elif kind == "error":
@@ -4929,9 +4922,9 @@ class Call:
         if len(self.result.troubles) < MOST_TROUBLES:
             self.result.troubles.append(failure)
 
-    def say(self, speech: Speech, text: str, last: bool = False) -> str:
-        """Takes a piece of text in which pictures may stand, and notes and returns what is ready, with their tokens."""
-        lifter, lifted = speech.lifter, self.lifter.lifted
+    def say(self, lifter: Lifter, text: str, last: bool = False) -> str:
+        """Takes a piece of text in which pictures may stand, and returns what of it is ready, with their tokens."""
+        lifted = self.lifter.lifted
         ending = re.search(TOKEN + r"\Z", text[-60:])
         begun = lifted.get(ending.group()) if ending else None
         if ending and begun and not begun.looks_whole():  # the pieces that follow are the rest of it
@@ -4942,14 +4935,14 @@ class Call:
             if lifter.current and lifter.current.padded and lifter.current.looks_whole():
                 text = f" {text}"  # the words behind a picture are none of it
         said = lifter.feed(text.encode("utf-8", "surrogatepass"), last).decode("utf-8", "surrogatepass")
-        speech.pieces.append(said)
         lifter.current = begun or lifter.current
         return said
 
     def say_chat(self, text: str, last: bool = False) -> None:
         """Takes a piece of a chat message, and saves the pictures in Markdown that end in it."""
-        for token in re.findall(TOKEN, self.say(self.chat, text, last)):
-            lifted = self.chat.lifter.take(token) or self.lifter.take(token)
+        self.chat_pieces.append(self.say(self.chat, text, last))
+        for token in re.findall(TOKEN, self.chat_pieces[-1]):
+            lifted = self.chat.take(token) or self.lifter.take(token)
             if lifted:
                 self.final(lifted, Event("final"))
 
@@ -5056,7 +5049,7 @@ class Call:
         row = self._saved(lifted, self.names.final(number), number, number <= self.names.expected)
         if isinstance(row, Failure):
             self.trouble(row)
-            if row.exit == UNREADABLE:  # what came before the damage may be all of a picture
+            if row.exit == UNREADABLE:
                 self.lifter.lifted[lifted.path] = lifted
             return
         self.finished.add(number)
@@ -5111,23 +5104,20 @@ class Call:
         """Saves the pictures that came and that nothing named, but for those whose bytes are on disk already."""
         unclaimed = self.result.unclaimed
         known = {row["sha256"] for row in [*self.result.images, *self.result.partials, *unclaimed]}
-        lifters = (self.lifter, self.chat.lifter, self.answer.lifter)
+        lifters = (self.lifter, self.chat, self.answer)
         for lifted in [lifted for lifter in lifters for lifted in lifter.lifted.values()]:
-            spoilt = lifted.trouble is not None and lifted.trouble.exit == UNREADABLE
-            if spoilt:
-                lifted.trouble = None
-            found: Picture | Failure | Json = lifted.finish()
-            if isinstance(found, Picture):
-                if lifted.hash.hexdigest() in known or spoilt and not found.whole:
-                    continue
-                number = len(unclaimed) + 1
-                name = self.names.beside(f"-unclaimed-{number}{self.names.suffix}")
-                found = self._saved(lifted, name, number, False)
-                known.add(lifted.hash.hexdigest())
-            if isinstance(found, dict):
-                unclaimed.append(found)
-            elif found.exit == OUTPUT:
-                self.trouble(found)
+            if lifted.trouble and lifted.trouble.exit == UNREADABLE:  # what came before the damage may be all of it
+                lifted.trouble, lifted.ended = None, False
+            lifted.flush()
+            if lifted.hash.hexdigest() in known:
+                continue
+            number = len(unclaimed) + 1
+            row = self._saved(lifted, self.names.beside(f"-unclaimed-{number}{self.names.suffix}"), number, False)
+            if not isinstance(row, Failure):
+                unclaimed.append(row)
+                known.add(row["sha256"])
+            elif row.exit == OUTPUT:
+                self.trouble(row)
 
     def _saved(self, lifted: Lifted, name: str, index: int, foreseen: bool) -> Json | Failure:
         """Gives a picture's file its name, with the suffix of what it is, and returns its row of the result."""
@@ -5218,19 +5208,18 @@ class Call:
 
     def settle(self, failure: Outcome) -> Outcome:
         """Waits for a response that runs in the background, or looks up one whose reply was cut before giving up."""
-        facts, background = self.result.facts, bool(self.settings.get("background-mode"))
-        # A proxy whose own connection was cut says that the response failed, though it goes on: one look is free.
-        doubted = background and self.settings.get("stream") and facts.get("status") == "failed" and not failure
-        if doubted:
-            self.sequence = -1
-        cut = doubted or failure is not None and failure.exit == NETWORK
+        facts, first, background = self.result.facts, failure, bool(self.settings.get("background-mode"))
+        cut = failure is not None and failure.exit == NETWORK
+        if background and self.settings.get("stream") and facts.get("status") == "failed" and not failure:
+            # A proxy whose own connection was cut says that the response failed, though it goes on: one look is free.
+            cut, self.sequence = True, -1
         stored = background or cut and self.settings.get("store") is not False
         if not isinstance(facts.get("id"), str) or not stored:
             return failure
         most = POLL_MOST.get(self.settings.get("completion-window"), POLL_MOST[SOONEST])
         limit = LONGEST_POLL * most if background else LONGEST_LOOK
         self.until = min(self.until, self.context.progress.clock() + limit)
-        first, wait = failure, 0.0 if cut else POLL_FIRST
+        wait = 0.0 if cut else POLL_FIRST
         try:
             while cut or not failure and facts.get("status") in (None, *WORKING):
                 if self.left() <= 0:
@@ -5244,10 +5233,12 @@ class Call:
         except Failure as error:
             failure = Failure(RUNNING, f"the response {facts['id']} is still running: {error.message}")
         except KeyboardInterrupt:
-            failure = Failure(INTERRUPTED, "interrupted while waiting")
-        if background and not failure:
+            return Failure(INTERRUPTED, "interrupted while waiting")
+        if not background:
+            return first if failure and failure.exit != INTERRUPTED else failure
+        if not failure:
             self.forget_session()
-        return failure if background or not failure or failure.exit == INTERRUPTED else first
+        return failure
 
     # Conclude: was everything there that was asked for, and what is kept if not
 
@@ -5288,7 +5279,7 @@ class Call:
     def extractable(self, failure: Failure) -> bool:
         """Tells whether a kept reply may hold a picture: a page, an error or an answer in words does not."""
         said_no = "code" in failure.details or failure.details.get("rule") in ("reply-page", "reply-words")
-        return self.lifter.count + self.chat.lifter.count + self.answer.lifter.count > 0 or not said_no
+        return self.lifter.count + self.chat.count + self.answer.count > 0 or not said_no
 
     def judged_reply(self, failure: Outcome, wanted: int) -> Outcome:
         """Returns why a reply is not what was asked for, with all that was wrong; None if every picture is on disk."""
@@ -5317,7 +5308,8 @@ class Call:
         facts, status = result.facts, result.facts.get("status")
         reason = as_object(facts.get("incomplete_details")).get("reason") or facts.get("finish_reason")
         words = f"the response is {status}" if status in ENDED[1:] else "the reply lacks pictures"
-        words = words if self.kept.size else "the reply is empty"
+        if not self.kept.size:
+            words = "the reply is empty"
         words += f": {reason}" if reason else ""
         if result.unclaimed:
             words += f"; saved {plural(len(result.unclaimed), 'picture')} the reply did not name"
@@ -5401,7 +5393,8 @@ def prepare(context: Context, settings: Settings, positional: str | None) -> Pre
     if not asked.endswith(size):
         context.console.tell(f"{asked} is {size}")
     names = output_names(settings, expected_pictures(checked), name_places(context, checked.prompt))
-    outputs = names.planned(settings.get("partial-images") or 0 if settings.get("stream") else 0)
+    previews = settings.get("partial-images") if settings.get("stream") else None
+    outputs = names.planned(previews or 0)
     context.temp_files.reads(given.shown for given in checked.inputs if given.kind == "file")
     written, mask = outputs + saved_reply_name(settings), boxed_mask(checked)
     if mask:
