@@ -4685,6 +4685,15 @@ def read_document(document: Document) -> Events:
 class Result(Tries):
     """What one call has come to: all that is reported of it."""
 
+    refused = False  # whether the model said that it will not make a picture
+    saved_response: str | None = None
+    session_file: str | None = None
+    mask: str | None = None
+    request: Json | None = None  # what was asked for
+    summary: Json | None = None  # of a batch
+    share = 1.0  # of the usual price
+    reported = False  # the command has printed its own result
+
     def __init__(self, route: str, model: str | None = None) -> None:
         super().__init__()
         self.route, self.model = route, model
@@ -4695,15 +4704,7 @@ class Result(Tries):
         self.deltas: list[str] = []
         self.said: dict[str, str] = {}  # what a stream says of a text at its end
         self.facts: Json = {}
-        self.refused = False  # whether the model said that it will not make a picture
         self.troubles: list[Failure] = []
-        self.saved_response: str | None = None
-        self.session_file: str | None = None
-        self.mask: str | None = None
-        self.request: Json | None = None  # what was asked for
-        self.summary: Json | None = None  # of a batch
-        self.share = 1.0  # of the usual price
-        self.reported = False  # the command has printed its own result
 
     @property
     def text(self) -> str | None:
@@ -4788,7 +4789,7 @@ class Call:
 
     def begin(self, reply: Reply) -> None:
         """Makes ready for the first reply, or for another one that goes on with the same pictures."""
-        self.reply, self.cut, self.understood = reply, False, False
+        self.reply, self.cut = reply, False
         self.lifter = reply.lifter or Lifter(self.new_picture)
         self.chat, self.answer = Lifter(self.new_picture), Lifter(self.new_picture)  # texts that come in pieces
         self.chat_pieces: list[str] = []
@@ -4844,8 +4845,6 @@ class Call:
             return failure
         if reply.fault:
             return Failure(NETWORK, reply.fault.message)
-        if self.cut and not self.understood:
-            return Failure(UNREADABLE, "the reply ended before anything in it could be understood")
         return Failure(NETWORK, "the reply ended in the middle") if self.cut else None
 
     def in_time(self, blocks: Blocks) -> Blocks:
@@ -4883,7 +4882,6 @@ class Call:
     def add(self, document: Document) -> None:
         """Acts on a document."""
         self.cut |= document.cut
-        self.understood |= any(document.value.values())
         if not document.cut:
             self.sequence = max(self.sequence, number_of(document.value.get("sequence_number"), -1))
         if document.name == "garbage":
@@ -5073,8 +5071,9 @@ class Call:
         if isinstance(row, Failure):
             self.console.warn(f"preview {number}: {row.message}")
             return
-        self.result.partials.append({"path": row["path"], "index": index, "partial": number, **row})
-        self.context.progress.phase("preview", **{**row, "partial": number, "asked": asked or number})
+        row["partial"] = number
+        self.result.partials.append(row)
+        self.context.progress.phase("preview", **row, asked=asked or number)
         self.show(row["path"])
 
     def show(self, path: str) -> None:
@@ -5128,15 +5127,14 @@ class Call:
         if FORMAT_OF_SUFFIX.get(suffix.lower()) != picture.format:
             true_name = stem + suffix_of(picture.format)
             console.warn(f"{name}: the picture is a {picture.format}, so it is saved with that suffix")
-        overwrite = self.names.overwrite and foreseen and true_name == name
+            foreseen = False
         folder, temp_files = os.path.dirname(true_name) or ".", self.context.temp_files
-        known = None
         try:
             os.makedirs(folder, exist_ok=True)
             known = self.there.find(folder, lifted) if self.offline else None
             if self.reply.lifter and sha256_of(true_name) == digest:  # an earlier run got so far
                 known = true_name
-            path = known or temp_files.place(lifted.path, true_name, overwrite)
+            path = known or temp_files.place(lifted.path, true_name, self.names.overwrite and foreseen)
         except OSError as error:
             return unwritten(error)
         if known:
@@ -5186,11 +5184,8 @@ class Call:
         """Removes the session file of a response that has ended with every picture saved."""
         result = self.result
         if result.session_file and (not result.troubles or result.facts.get("status") in ENDED[1:]):
-            try:
-                os.unlink(result.session_file)
-                result.session_file = None
-            except OSError:
-                pass  # it stays, and the result names it
+            self.context.temp_files.remove(result.session_file)
+            result.session_file = None
 
     def ask(self, query: str = "", cancel: bool = False) -> Reply:
         """Asks for a stored response, or cancels it."""
@@ -5201,7 +5196,7 @@ class Call:
 
     def read_again(self) -> Outcome:
         """Reads the response anew: a background stream from where it was cut, any other whole."""
-        live = self.settings.get("stream") and self.settings.get("background-mode") and self.sequence >= 0
+        live = self.settings.get("background-mode") and self.sequence >= 0
         reply = self.ask(f"stream=true&starting_after={self.sequence}" if live else "")
         self.result.troubles.clear()
         return self.receive(reply)
@@ -5304,8 +5299,7 @@ class Call:
 
     def _lacking(self) -> Failure:
         """Returns the failure of a reply that was read well and lacks pictures."""
-        result = self.result
-        facts, status = result.facts, result.facts.get("status")
+        result, facts, status = self.result, self.result.facts, self.result.facts.get("status")
         reason = as_object(facts.get("incomplete_details")).get("reason") or facts.get("finish_reason")
         words = f"the response is {status}" if status in ENDED[1:] else "the reply lacks pictures"
         if not self.kept.size:
