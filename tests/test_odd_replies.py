@@ -359,6 +359,10 @@ class OddReplies(ProgramTest):
         for at in range(40, len(text), 97):
             self.assert_good(self.play(CHAT, events(delta(text[:at]), other, delta(text[at:]))), data)
 
+    def test_a_picture_in_pieces_right_behind_another_one_is_whole(self) -> None:
+        body = events(delta(f"{b64(A)} {b64(B)[:100]}"), delta(b64(B)[100:]))
+        self.assert_good(self.play(CHAT, body), A, B)
+
     def test_an_unknown_name_of_an_event_costs_no_chat_picture(self) -> None:
         row = {"choices": [{"message": {"content": f"![x]({URL}{b64(A)})"}}]}
         for before in (b"event: foo\n", b"event: foo\n\n"):
