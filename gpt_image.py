@@ -4775,7 +4775,7 @@ class Call:
         self.context, self.settings, self.names = context, settings, names
         self.result, self.console, self.stop = context.result, context.console, context.stop
         self.numbers: dict[str, int] = {}  # number of each picture by its key
-        self.finished: set[int] = set()  # the numbers of pictures that have come
+        self.finished: set[int] = set()  # the numbers of pictures that have come, be it damaged
         self.done: dict[str, set[str]] = {}  # the keys of the final pictures by their hash
         self.there = PicturesThere()
         self.sequence = -1  # the last event's sequence_number, from 0
@@ -4851,7 +4851,7 @@ class Call:
         """Yields the bytes of a reply: of a background stream without a picture only until the wait is over."""
         for block in blocks:
             yield block
-            if self.stored and self.settings.get("stream") and not self.finished:
+            if self.stored and self.settings.get("stream") and not self.result.images:
                 if self.left() <= 0:
                     return
                 if self.reply.sock:
@@ -4949,12 +4949,13 @@ class Call:
     def number(self, key: str, final: bool = False) -> int:
         """Returns the number of a picture: that of its key, or of previews that wait for their picture, or the next."""
         used, own = {*self.numbers.values(), *self.finished}, self.numbers.get(key)
-        waiting = used - self.finished
-        if final and own not in waiting:
-            own = min(waiting, default=None)
+        if final and own in {None, *(row["index"] for row in self.result.images)}:
+            own = min(used - self.finished, default=None)
         number = own or max(used, default=0) + 1
         if key not in ("", "#"):
             self.numbers.setdefault(key, number)
+        if final:
+            self.finished.add(number)
         return number
 
     def claimed(self, body: Json) -> Lifted:
@@ -5050,7 +5051,6 @@ class Call:
             if row.exit == UNREADABLE:
                 self.lifter.lifted[lifted.path] = lifted
             return
-        self.finished.add(number)
         self.done.setdefault(row["sha256"], set()).add(event.key)
         prompt = event.body.get("revised_prompt")
         prompt = prompt if isinstance(prompt, str) else None
