@@ -4284,7 +4284,7 @@ class Lifter:
     """Takes pictures out of bytes that pass: each goes to disk, and a token stands in its place."""
 
     def __init__(self, new_picture: Callable[[], Lifted]) -> None:
-        self.new_picture, self.beginning = new_picture, beginning()
+        self.new_picture = new_picture
         self.mark, self.count = os.urandom(12).hex(), 0
         self.lifted: dict[str, Lifted] = {}  # by token: those that nobody has taken
         self.current: Lifted | None = None
@@ -4298,37 +4298,34 @@ class Lifter:
             if self.current:
                 data = self._lift(self.current, data, last, text)
                 continue
-            match = self.beginning.search(data)
+            match = beginning().search(data)
             if match and match["short"] is None:
-                self.current = self.new_picture()
-                text.append(data[: match.end()])
-                data = data[match.end() :]
-                continue
-            match = match or re.compile(MAYBE_PICTURE).search(data, max(len(data) - 42, 0))
-            end = match.start() if match and not last else len(data)
+                self.current, end = self.new_picture(), match.end()
+            else:
+                match = match or re.compile(MAYBE_PICTURE).search(data, max(len(data) - 42, 0))
+                end = match.start() if match and not last else len(data)
+                self.held = data[end:]
             text.append(data[:end])
-            self.held = data[end:]
-            break
+            data = data[end:] if self.current else b""
         return b"".join(text)
 
     def _lift(self, picture: Lifted, data: bytes, last: bool, text: list[bytes]) -> bytes:
         """Gives a picture its next bytes, and returns those behind it."""
-        end = data.find(b'"')
-        if not picture.write(data if end < 0 else data[:end]):
+        piece, quote, rest = data.partition(b'"')
+        rest = quote + rest
+        if not picture.write(piece):
             found = re.search(END_OF_PICTURE, data)
-            end = found.start() if found else -1
-            words = re.search(WORDS, data)
-            # What comes behind a whole picture, such as a line of text, is not part of it.
-            if words and (end < 0 or words.start() < end):
-                picture.write_odd(unescape(data[: words.start()]))
-                data, end = data[words.start() :], end - words.start() if end >= 0 else -1
-                end = 0 if picture.looks_whole() else end
-            piece = data if end < 0 else data[:end]
-            cut = re.search(CUT_ESCAPE, piece) if end < 0 and not last else None
+            end = found.start() if found else len(data)
+            words = re.compile(WORDS).search(data, 0, end)
+            start = words.start() if words else 0
+            if words:  # what comes behind a whole picture, such as a line of text, is not part of it
+                picture.write_odd(unescape(data[:start]))
+                end = start if picture.looks_whole() else end
+            piece, rest = data[start:end], data[end:]
+            cut = None if rest or last else re.search(CUT_ESCAPE, piece)
             if cut:
                 piece, self.held = piece[: cut.start()], cut.group()
             picture.write_odd(unescape(piece))
-        rest = data[end:] if end >= 0 else b""
         if rest or last:
             picture.ended, self.current = bool(rest), None
             text.append(self._token_of(picture).encode() + (b"" if rest else b'"'))
@@ -4386,7 +4383,7 @@ class JsonReader:
         self.text, self.quoted, self.escaped = bytearray(), False, False
         self.string_at = 0  # where the last string began or ended
         self.open: list[int] = []  # where the open brackets stand
-        self.list = ""  # the name of the list of LISTS that is open
+        self.list: re.Match[bytes] | None = None  # the name of the list of LISTS that is open
 
     def feed(self, data: bytes, last: bool = False) -> Documents:
         """Takes the next bytes and yields the documents that they complete."""
@@ -4410,14 +4407,14 @@ class JsonReader:
         if sign in b"{[":
             self.open.append(len(self.text) - 1)
             if len(self.open) == 2 and not self.stream:
-                found = re.compile(LIST_NAME).search(self.text, max(len(self.text) - 64, 0))
-                self.list = found[1].decode() if found else ""
+                self.list = re.search(LIST_NAME, self.text[-64:])
             return
         start = self.open.pop() if self.open else 0
-        value = parse_json(self.text[start:]) if len(self.open) == 2 and self.list else None
-        if isinstance(value, dict):
-            self.text[start:] = b"null"
-            yield Document(f"{self.list}[]", value)
+        if self.list and len(self.open) == 2:
+            value = parse_json(self.text[start:])
+            if isinstance(value, dict):
+                self.text[start:] = b"null"
+                yield Document(f"{self.list[1].decode()}[]", value)
         elif not self.open:
             yield from self._document()
 
@@ -4431,9 +4428,9 @@ class JsonReader:
             return
         value = parse_cut(text, closers) if cut else parse_json(text)
         if isinstance(value, dict):
-            names = ("reply", self.event, value.get("object"), value.get("type"))
-            name = next(name for name in reversed(names) if name and isinstance(name, str))
-            self.typed = self.typed or isinstance(names[-1], str)  # then the others are events too
+            names = (value.get("type"), value.get("object"), self.event, "reply")
+            name = next(name for name in names if name and isinstance(name, str))
+            self.typed |= isinstance(names[0], str)  # then the others are events too
             yield Document(name, value, cut, self.stream or self.typed)
         elif text == b"[DONE]":
             yield Document("done", {})
@@ -4467,11 +4464,11 @@ class SseReader:
         data, self.held = self.held + data, b""
         if data[-1:] == b"\r":  # CRLF cut in two: its empty line would end an event of several lines
             data, self.held = data[:-1], b"\r"
-        *lines, rest = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n")
-        for line in lines:
-            yield from self._piece(line, ended=True)
-            yield from self._end_line()
-        yield from self._piece(rest, ended=False)
+        for line in data.splitlines(keepends=True):
+            piece = line.rstrip(b"\r\n")
+            yield from self._piece(piece, ended=piece != line)
+            if piece != line:
+                yield from self._end_line()
 
     def _piece(self, piece: bytes, ended: bool) -> Documents:
         if not self.in_data:
@@ -4505,35 +4502,29 @@ BLANK = b"\xef\xbb\xbf \t\r\n"  # what may stand before a reply: a byte order ma
 HTML = rb"(?is)(<!--.*?-->\s*|<\?xml.*?\?>\s*)*<(html|!doctype html)"
 
 
-def other_document(raw: bytes, blocks: Blocks, lifter: Lifter) -> Document:
+def other_document(start: bytes, blocks: Blocks, lifter: Lifter) -> Document:
     """Reads a reply that is neither JSON nor events: a picture itself, or a text in which pictures may stand."""
-    while len(raw) < 4096 and (block := next(blocks, b"")):
-        raw += block
-    start = raw.lstrip(BLANK)
-    pictures = (head for head in (raw, start) if identify_file(io.BytesIO(head)))
-    head = None if re.match(HTML, start) else next(pictures, None)  # a page may hold a drawing
-    if head:
-        return lifter.lift_raw(itertools.chain([head], blocks))
+    while len(start) < 4096 and (block := next(blocks, b"")):
+        start += block
+    if identify_file(io.BytesIO(start)) and not re.match(HTML, start):  # a page may hold a drawing
+        return lifter.lift_raw(itertools.chain([start], blocks))
     text = b""
-    for block in itertools.chain([b" ", raw], blocks):
+    for block in itertools.chain([b" ", start], blocks):
         text = (text + lifter.feed(block))[:4096]
     text += lifter.feed(b"", last=True)
-    return Document("garbage", {"text": text.decode("utf-8", "replace").lstrip("\ufeff \t\r\n")})
+    return Document("garbage", {"text": text.decode("utf-8", "replace").lstrip()})
 
 
 def documents_of(blocks: Blocks, lifter: Lifter) -> Documents:
     """Yields the documents of a reply, JSON or server-sent events by its first bytes, whatever its header says."""
-    raw = start = b""
+    start = b""
     while len(start) < 8 and (block := next(blocks, b"")):
-        raw = start and raw  # of white space there may be much
-        raw += block
-        start = raw.lstrip(BLANK)
-    if start[:1] in (b"{", b"["):
-        reader: JsonReader | SseReader = JsonReader(lifter, stream=False)
-    elif re.match(rb"(data|event|id|retry)?:|(data|event|id|retry)\s*$", start):
+        start = (start + block).lstrip(BLANK)
+    reader: JsonReader | SseReader = JsonReader(lifter, stream=False)
+    if re.match(rb"(data|event|id|retry)?:|(data|event|id|retry)\s*$", start):
         reader = SseReader(lifter)
-    else:
-        yield from [other_document(raw, blocks, lifter)] if start else []
+    elif start[:1] not in b"{[":
+        yield other_document(start, blocks, lifter)
         return
     for block in itertools.chain([start], blocks):
         yield from reader.feed(block)
@@ -4572,8 +4563,7 @@ def message_parts(content: Any) -> Rows:
 
 def item_key(holder: Json, item: Json) -> str:
     """Returns the key of a response's item."""
-    found = item.get("id") or holder.get("item_id")
-    return str(found) if found else f"#{holder.get('output_index', '')}"
+    return str(item.get("id") or holder.get("item_id") or f"#{holder.get('output_index', '')}")
 
 
 def told_in(body: Json) -> Json:
@@ -4623,8 +4613,7 @@ def chat_events(choice: Json) -> Events:
         if isinstance(part.get("text"), str):
             yield Event("chat", text=part["text"])
         else:
-            holder = part.get("image_url", part)
-            holder = {"url": holder} if isinstance(holder, str) else as_object(holder)
+            holder = as_object(part.get("image_url")) or {"url": part.get("image_url"), **part}
             if picture_text(holder):
                 yield Event("final", holder)
     if isinstance(message.get("refusal"), str):
@@ -4634,35 +4623,28 @@ def chat_events(choice: Json) -> Events:
 
 def read_document(document: Document) -> Events:
     """Yields what a document means by its row of EVENTS; a picture that no row names is left unclaimed."""
-    row = next((row for row in EVENTS if re.fullmatch(row.pattern, document.name)), None)
-    value, error = document.value, error_in(document.value)
-    if not row and (not document.stream or "choices" in value):
-        row = REPLY_ROW
-    body = as_object(value.get(row.key)) or value if row and row.key else value
+    value, error, key = document.value, error_in(document.value), item_key(document.value, document.value)
+    unknown = Dialect("", "unknown") if document.stream and "choices" not in value else REPLY_ROW
+    row = next((row for row in EVENTS if re.fullmatch(row.pattern, document.name)), unknown)
+    body = as_object(value.get(row.key)) or value
     body = as_object(body.get("body")) or body  # as a batch wraps it
-    if error and (not row or row.meaning not in ("item", "response", "tool")):
-        yield Event("error", error)
-    elif row and row.meaning == "response":
+    if row.meaning in ("response", "chunk"):
         if picture_text(body) and not document.stream and not document.cut:  # else it may be a preview
             yield Event("final", body)
         yield from response_events(body)
-    elif row and row.meaning == "item":
+    elif row.meaning == "item":
         yield from item_events(body, item_key(value, body))
-    elif row and row.meaning == "chat":
+    elif row.meaning == "error" or error and row.meaning != "tool":
+        yield Event("error", error or value)
+    elif row.meaning == "chat":
         yield from chat_events(value)
-    elif row and row.meaning == "chunk":
-        yield Event("facts", value)
-        for choice in objects_in(value.get("choices")):
-            yield from chat_events(choice)
-    elif row and row.meaning in ("delta", "said"):
+    elif row.meaning in ("delta", "said"):
         if isinstance(value.get(row.key), str):
-            yield Event(row.meaning, key=f"{item_key(value, value)} {value.get('content_index')}", text=value[row.key])
-    elif row and row.meaning == "error":
-        yield Event("error", value)
-    elif row and picture_text(value):
+            yield Event(row.meaning, key=f"{key} {value.get('content_index')}", text=value[row.key])
+    elif row.meaning in ("partial", "final") and picture_text(value):
         yield Event("facts", value)
         # Some gateways give every element of `data` the id of the call.
-        yield Event(row.meaning, value, "" if document.name == "data[]" else item_key(value, value))
+        yield Event(row.meaning, value, "" if document.name == "data[]" else key)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -4672,6 +4654,15 @@ def read_document(document: Document) -> Events:
 
 class Result(Tries):
     """What one call has come to: all that is reported of it."""
+
+    refused = False  # whether the model said that it will not make a picture
+    saved_response: str | None = None
+    session_file: str | None = None
+    mask: str | None = None
+    request: Json | None = None  # what was asked for
+    summary: Json | None = None  # of a batch
+    share = 1.0  # of the usual price
+    reported = False  # the command has printed its own result
 
     def __init__(self, route: str, model: str | None = None) -> None:
         super().__init__()
@@ -4683,15 +4674,7 @@ class Result(Tries):
         self.deltas: list[str] = []
         self.said: dict[str, str] = {}  # what a stream says of a text at its end
         self.facts: Json = {}
-        self.refused = False  # whether the model said that it will not make a picture
         self.troubles: list[Failure] = []
-        self.saved_response: str | None = None
-        self.session_file: str | None = None
-        self.mask: str | None = None
-        self.request: Json | None = None  # what was asked for
-        self.summary: Json | None = None  # of a batch
-        self.share = 1.0  # of the usual price
-        self.reported = False  # the command has printed its own result
 
     @property
     def text(self) -> str | None:
@@ -4716,6 +4699,13 @@ def utc(seconds: float) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
 
 
+def write_file(temp_files: TempFiles, target: str, data: bytes, overwrite: bool = False) -> str:
+    """Writes a file that has its name when it is whole, and returns the name it got."""
+    with temp_files.create(os.path.dirname(target) or ".") as file:
+        write_all(file, data)
+    return temp_files.place(file.name, target, overwrite)
+
+
 def bug_failure(console: Console) -> Failure:
     """Returns the failure of a bug, with the redacted traceback."""
     import traceback
@@ -4730,7 +4720,7 @@ def garbage_failure(text: str) -> Failure:
         words = f"the reply holds more than {amount(MOST_JSON)} of JSON without a picture, or {DEEPEST} nested lists"
         return Failure(UNREADABLE, words, rule="reply-too-long")
     title = page_title(text)
-    if title or text.lstrip().lower().startswith(("<!doctype", "<html")):
+    if title or text.lower().startswith(("<!doctype", "<html")):
         words = "the reply is an HTML page" + (f" titled {title!r}" if title else "")
         hint = "is the base URL right? It usually ends in /v1"
         return Failure(UNREADABLE, words, hint, rule="reply-page", may_be_billed=False)
@@ -4748,13 +4738,6 @@ LONGEST_POLL = 360  # of the longest waits, until a background response is left 
 LONGEST_LOOK = 30.0  # seconds to wait for a response whose reply was cut
 
 
-class Speech(NamedTuple):
-    """A text that comes in pieces: what takes its pictures out, and its pieces without them."""
-
-    lifter: Lifter
-    pieces: list[str]
-
-
 class Call:
     """One call from its first byte to its result; two of them share the console and nothing else."""
 
@@ -4762,11 +4745,8 @@ class Call:
         self.context, self.settings, self.names = context, settings, names
         self.result, self.console, self.stop = context.result, context.console, context.stop
         self.numbers: dict[str, int] = {}  # number of each picture by its key
-        self.last = 0  # the highest number
-        self.finished: set[int] = set()  # of these, the numbers of pictures that have come,
-        self.waiting: set[int] = set()  # and of those that only previews have come of
+        self.finished: set[int] = set()  # the numbers of pictures that have come, be it damaged
         self.done: dict[str, set[str]] = {}  # the keys of the final pictures by their hash
-        self.known: set[str] = set()  # the hashes of all that is saved
         self.there = PicturesThere()
         self.sequence = -1  # the last event's sequence_number, from 0
         # The disk of the outputs may be full; what is read from a file need not be kept again.
@@ -4779,11 +4759,10 @@ class Call:
 
     def begin(self, reply: Reply) -> None:
         """Makes ready for the first reply, or for another one that goes on with the same pictures."""
-        self.reply, self.cut, self.understood = reply, False, False
+        self.reply, self.cut = reply, False
         self.lifter = reply.lifter or Lifter(self.new_picture)
-        self.chat = Speech(Lifter(self.new_picture), [])
-        self.answer = Speech(Lifter(self.new_picture), self.result.deltas)
-        self.spoilt: list[Lifted] = []  # pictures that could not be read to their end
+        self.chat, self.answer = Lifter(self.new_picture), Lifter(self.new_picture)  # texts that come in pieces
+        self.chat_pieces: list[str] = []
 
     # Receive: bytes -> documents -> what they mean
 
@@ -4792,8 +4771,12 @@ class Call:
         try:
             self.result.keep_anew = self.keep_anew
             reply = exchange(self.context, self.settings, request, self.result)
-        except Failure:
-            self.keep(always=False)
+        except Failure as failure:
+            found = beginning().search(next(blocks_of(self.kept.file), b"")) if self.kept.file else None
+            made = found and found["short"] is None  # LiteLLM may quote the picture that was made
+            if made:
+                failure.details["may_be_billed"] = True
+            self.keep(failure if made else None, extractable=True)
             raise
         finally:
             self.warn_of_losses(request)
@@ -4828,19 +4811,17 @@ class Call:
         kept.close()
         if self.stop.requested:
             return Failure(INTERRUPTED, "interrupted")
-        if failure or not (reply.fault or self.cut):
+        if failure:
             return failure
-        if not reply.fault and not self.understood:
-            words = "the reply ended before anything in it could be understood"
-            return Failure(UNREADABLE, words)
-        words = reply.fault.message if reply.fault else "the reply ended in the middle"
-        return Failure(NETWORK, words)
+        if reply.fault:
+            return Failure(NETWORK, reply.fault.message)
+        return Failure(NETWORK, "the reply ended in the middle") if self.cut else None
 
     def in_time(self, blocks: Blocks) -> Blocks:
         """Yields the bytes of a reply: of a background stream without a picture only until the wait is over."""
         for block in blocks:
             yield block
-            if self.stored and self.settings.get("stream") and not self.finished:
+            if self.stored and self.settings.get("stream") and not self.result.images:
                 if self.left() <= 0:
                     return
                 if self.reply.sock:
@@ -4859,9 +4840,9 @@ class Call:
 
     def _end_of_chat(self) -> Documents:
         """Yields the pictures of a chat message that are behind links; what is left of it is its text."""
-        self.say(self.answer, "", last=True)
+        self.result.deltas.append(self.say(self.answer, "", last=True))
         self.say_chat("", last=True)
-        words = "".join(self.chat.pieces)
+        words = "".join(self.chat_pieces)
         for url in re.findall(MARKDOWN_LINK, words):
             yield Document("data[]", {"url": url})
         words = re.sub(MARKDOWN_REST, "", re.sub(MARKDOWN_LINK, "", words)).strip()
@@ -4870,10 +4851,9 @@ class Call:
 
     def add(self, document: Document) -> None:
         """Acts on a document."""
-        self.cut = self.cut or document.cut
-        self.understood = self.understood or any(document.value.values())
-        if not document.cut and "sequence_number" in document.value:
-            self.sequence = max(self.sequence, number_of(document.value["sequence_number"], -1))
+        self.cut |= document.cut
+        if not document.cut:
+            self.sequence = max(self.sequence, number_of(document.value.get("sequence_number"), -1))
         if document.name == "garbage":
             self.trouble(garbage_failure(self.console.clean(document.value["text"])))
         elif document.name == "done":
@@ -4886,7 +4866,7 @@ class Call:
         """Acts on what a document means."""
         kind, result = event.kind, self.result
         if kind == "final":
-            self.final(event)
+            self.final(self.claimed(event.body), event)
         elif kind == "partial":
             self.partial(event)
         elif kind in ("text", "refusal"):
@@ -4895,7 +4875,7 @@ class Call:
         elif kind == "chat":
             self.say_chat(event.text)
         elif kind == "delta":
-            self.say(self.answer, event.text)
+            result.deltas.append(self.say(self.answer, event.text))
         elif kind == "said":
             result.said[event.key] = event.text
         elif kind == "error":
@@ -4910,49 +4890,43 @@ class Call:
         if len(self.result.troubles) < MOST_TROUBLES:
             self.result.troubles.append(failure)
 
-    def say(self, speech: Speech, text: str, last: bool = False) -> str:
-        """Takes a piece of text in which pictures may stand, and notes and returns what is ready, with their tokens."""
-        begun, under_way = self._begun_picture(text), speech.lifter.current
-        if begun:
-            text = text[: -len(begun)]
-        elif under_way and under_way.padded and under_way.looks_whole():
-            text = f" {text}"  # the words behind a picture are none of it
-        data = speech.lifter.feed(text.encode("utf-8", "surrogatepass"), last or bool(begun))
-        said = data.decode("utf-8", "surrogatepass")
-        speech.pieces.append(said)
-        if begun:  # the pieces that follow are the rest of it
-            speech.lifter.current = self.lifter.take(begun)
+    def say(self, lifter: Lifter, text: str, last: bool = False) -> str:
+        """Takes a piece of text in which pictures may stand, and returns what of it is ready, with their tokens."""
+        lifted = self.lifter.lifted
+        ending = re.search(TOKEN + r"\Z", text[-60:])
+        begun = lifted.get(ending.group()) if ending else None
+        if ending and begun and not begun.looks_whole():  # the pieces that follow are the rest of it
+            text, last = text[: -len(ending.group())], True
+            del lifted[ending.group()]
+        else:
+            begun = None
+            if lifter.current and lifter.current.padded and lifter.current.looks_whole():
+                text = f" {text}"  # the words behind a picture are none of it
+        said = lifter.feed(text.encode("utf-8", "surrogatepass"), last).decode("utf-8", "surrogatepass")
+        lifter.current = begun or lifter.current
         return said
 
     def say_chat(self, text: str, last: bool = False) -> None:
         """Takes a piece of a chat message, and saves the pictures in Markdown that end in it."""
-        for token in re.findall(TOKEN, self.say(self.chat, text, last)):
-            lifted = self.chat.lifter.take(token) or self.lifter.take(token)
+        self.chat_pieces.append(self.say(self.chat, text, last))
+        for token in re.findall(TOKEN, self.chat_pieces[-1]):
+            lifted = self.chat.take(token) or self.lifter.take(token)
             if lifted:
-                self.save_final(lifted, Event("final"))
-
-    def _begun_picture(self, text: str) -> str:
-        """Returns the token at the end of a piece of chat text, if its picture is not whole yet."""
-        token = re.compile(TOKEN).search(text, max(len(text) - 60, 0))
-        lifted = self.lifter.lifted.get(token.group()) if token and token.end() == len(text) else None
-        return token.group() if token and lifted and not lifted.looks_whole() else ""
+                self.final(lifted, Event("final"))
 
     # Save: pictures -> files
 
-    def number(self, key: str) -> int:
-        """Returns the number of a picture, from 1: that of its key, or the next."""
-        return self.numbers.get(key) or self.last + 1
-
-    def use_number(self, number: int, key: str) -> None:
-        """Notes that a number is in use, and for which picture, if that can be told by a key."""
-        self.last = max(self.last, number)
+    def number(self, key: str, final: bool = False) -> int:
+        """Returns the number of a picture: that of its key, or of previews that wait for their picture, or the next."""
+        used, own = {*self.numbers.values(), *self.finished}, self.numbers.get(key)
+        if final and own in {None, *(row["index"] for row in self.result.images)}:
+            own = min(used - self.finished, default=None)
+        number = own or max(used, default=0) + 1
         if key not in ("", "#"):
             self.numbers.setdefault(key, number)
-
-    def final_number(self, key: str) -> int:
-        """Returns the number of a finished picture: that of its key, or of previews whose picture has not come yet."""
-        own = self.numbers.get(key)
-        return own if own and own not in self.finished else min(self.waiting, default=self.last + 1)
+        if final:
+            self.finished.add(number)
+        return number
 
     def claimed(self, body: Json) -> Lifted:
         """Returns the picture of an object, from wherever it stands: lifted already, inline, or behind a URL."""
@@ -4964,7 +4938,7 @@ class Call:
             return found
         path = self.own_path(text) if text == body.get("url") or output_suffix(text) in FORMAT_OF_SUFFIX else ""
         if path or re.match(r"(?!data:)[a-z][a-z0-9+.-]*:", text, re.IGNORECASE):
-            return self.fetched(path or text, text)
+            return self.fetched(path or text, bool(path))
         lifted = self.new_picture()
         lifted.write_odd(re.sub(r"^data:[^,]{0,200},", "", text, flags=re.IGNORECASE).encode("utf-8", "replace"))
         lifted.ended = True
@@ -4974,54 +4948,53 @@ class Call:
         """Returns the URL of a path of the endpoint's own server; nothing for any other text."""
         from urllib.parse import urljoin
 
-        base = self.settings.get("base-url")
-        return urljoin(f"{base}/", text) if base and re.fullmatch(r"(?!//)[^:\s\\\[\]]{1,2000}", text) else ""
+        own = re.fullmatch(r"(?!//)[^:\s\\\[\]]{1,2000}", text)
+        return urljoin(self.settings.get("base-url", "") + "/", text) if own else ""
 
-    def fetched(self, url: str, said: str) -> Lifted:
+    def fetched(self, url: str, own: bool) -> Lifted:
         """Returns the picture that a URL holds; one whose body is cut is fetched again, and at last kept as it is."""
         self.context.progress.phase("fetching", index=self.number(""))
-        earlier: Lifted | None = None
-        for attempt in range(1 + self.settings.get("max-retries", 0)):
-            if attempt:
-                self.context.sleep(retry_wait({}, attempt - 1) or 0)
-            lifted = self.new_picture()
-            lifted.ended, lifted.trouble = True, self.fetch(url, url != said, lifted)
-            if earlier and lifted.trouble:  # then what came before is the most there is
-                lifted.drop()
+        lifted = self.fetch(url, own)
+        for attempt in range(self.settings.get("max-retries", 0)):
+            if not lifted.cut:
                 break
-            if earlier:
-                earlier.drop()
-            if lifted.trouble or not lifted.cut:
-                return lifted
-            earlier = lifted
-        assert earlier
-        words = f"the picture at {self.console.said(url, 500)} is cut short: {earlier.cut}"
-        self.trouble(Failure(UNREADABLE, words, "fetch it yourself"))
-        return earlier
+            self.context.sleep(retry_wait({}, attempt) or 0)
+            again = self.fetch(url, own)
+            if again.trouble:  # then what came before is the most there is
+                again.drop()
+                break
+            lifted.drop()
+            lifted = again
+        if lifted.cut:
+            words = f"the picture at {self.console.said(url, 500)} is cut short: {lifted.cut}"
+            self.trouble(Failure(UNREADABLE, words, "fetch it yourself"))
+        return lifted
 
-    def fetch(self, url: str, own: bool, lifted: Lifted) -> Outcome:
-        """Writes what a URL holds, over http or https only, and notes if it is cut; returns why it cannot be had."""
-        hint, shown = "ask for the picture itself with --response-format b64_json", self.console.said(url, 500)
-        if not is_web(url):
-            words = f"the reply names its picture by {shown!r}, which is not an http or https URL"
-            return Failure(UNREADABLE, words, hint)
-        if self.offline:
-            return Failure(UNREADABLE, f"the reply holds a URL and no picture: {shown}", "fetch it yourself")
+    def fetch(self, url: str, own: bool) -> Lifted:
+        """Returns what a URL holds, over http or https only, with why it is cut or cannot be had."""
+        lifted, shown = self.new_picture(), self.console.said(url, 500)
+        lifted.ended = True
+        hint = "ask for the picture itself with --response-format b64_json"
+        if self.offline or not is_web(url):
+            words = f"the reply holds no picture, but names {shown!r}"
+            lifted.trouble = Failure(UNREADABLE, words, "fetch it yourself" if is_web(url) else hint)
+            return lifted
         try:
             reply = self.open_picture(url, own)
             reply.stop = self.stop
             for chunk in unpacked(reply):
                 lifted.save(chunk)
             reply.close()
-            lifted.cut = reply.fault.message if reply.fault else ""
+            if reply.fault and not lifted.trouble:
+                lifted.cut = reply.fault.message
         except Failure as failure:
             words = f"the picture at {shown} cannot be fetched: {failure.message}"
-            return Failure(NETWORK, words, hint if own else failure.hint)
+            lifted.trouble = Failure(NETWORK, words, hint if own else failure.hint)
         except KeyboardInterrupt:
             self.stop.requested = True
         if self.stop.requested and not lifted.looks_whole():
-            return Failure(INTERRUPTED, f"the picture at {shown} was not downloaded completely")
-        return lifted.trouble
+            lifted.trouble = Failure(INTERRUPTED, f"the picture at {shown} was not downloaded completely")
+        return lifted
 
     def open_picture(self, url: str, own: bool) -> Reply:
         """Opens a picture's URL without the key; with it only where a path of the endpoint itself asks for one."""
@@ -5033,30 +5006,22 @@ class Call:
                 raise
         return exchange(self.context, self.settings, request._replace(headers=api_headers(self.settings, None)))
 
-    def final(self, event: Event) -> None:
+    def final(self, lifted: Lifted, event: Event) -> None:
         """Saves a finished picture; the same bytes under the same key, or once with an id and once without, are one."""
-        lifted = self.claimed(event.body)
         lifted.flush()
         for key in self.done.get(lifted.hash.hexdigest(), ()):
             same_key = key == event.key if key and event.key else key != event.key  # a list may hold equal pictures
             if same_key or "#" in (key[:1], event.key[:1]):
                 lifted.drop()
                 return
-        self.save_final(lifted, event)
-
-    def save_final(self, lifted: Lifted, event: Event) -> None:
-        """Gives a finished picture its name, or notes why it has none."""
-        key, result = event.key, self.result
-        number = self.final_number(key)
-        self.use_number(number, key)
-        self.waiting.discard(number)
+        result, number = self.result, self.number(event.key, final=True)
         row = self._saved(lifted, self.names.final(number), number, number <= self.names.expected)
         if isinstance(row, Failure):
             self.trouble(row)
-            self.spoilt += [lifted] if row.exit == UNREADABLE else []
+            if row.exit == UNREADABLE:
+                self.lifter.lifted[lifted.path] = lifted
             return
-        self.finished.add(number)
-        self.done.setdefault(row["sha256"], set()).add(key)
+        self.done.setdefault(row["sha256"], set()).add(event.key)
         prompt = event.body.get("revised_prompt")
         prompt = prompt if isinstance(prompt, str) else None
         result.images.append({**row, "revised_prompt": prompt, **told_in(event.body)})
@@ -5070,17 +5035,15 @@ class Call:
     def partial(self, event: Event) -> None:
         """Saves a preview as it arrives; one that is broken is not a failure, since it was only a preview."""
         index, number = self.number(event.key), number_of(event.body.get("partial_image_index")) + 1
-        if event.key not in ("", "#"):
-            self.use_number(index, event.key)
-            self.waiting |= {index} - self.finished
         asked = self.settings.get("partial-images") or 0
         foreseen = index <= self.names.expected and number <= asked
         row = self._saved(self.claimed(event.body), self.names.partial(index, number), index, foreseen)
         if isinstance(row, Failure):
             self.console.warn(f"preview {number}: {row.message}")
             return
-        self.result.partials.append({"path": row["path"], "index": index, "partial": number, **row})
-        self.context.progress.phase("preview", **{**row, "partial": number, "asked": asked or number})
+        row["partial"] = number
+        self.result.partials.append(row)
+        self.context.progress.phase("preview", **row, asked=asked or number)
         self.show(row["path"])
 
     def show(self, path: str) -> None:
@@ -5100,52 +5063,48 @@ class Call:
         """Writes a file of JSON without the key, and returns the name it got; a picture is safe without such a file."""
         text = self.console.clean(json.dumps(value, indent=2, ensure_ascii=False) + "\n", Secret.LONG)
         try:
-            with self.context.temp_files.create(os.path.dirname(target) or ".") as file:
-                write_all(file, text.encode("utf-8", "backslashreplace"))  # which is how JSON escapes half a character
-            return self.context.temp_files.place(file.name, target, self.names.overwrite and foreseen)
+            data = text.encode("utf-8", "backslashreplace")  # which is how JSON escapes half a character
+            return write_file(self.context.temp_files, target, data, self.names.overwrite and foreseen)
         except OSError as error:
             self.console.warn(f"{target}: {error.strerror}")
             return None
 
     def save_unclaimed(self) -> None:
         """Saves the pictures that came and that nothing named, but for those whose bytes are on disk already."""
-        result = self.result
-        lifters = (self.lifter, self.chat.lifter, self.answer.lifter)
-        for lifted in [lifted for lifter in lifters for lifted in lifter.lifted.values()] + self.spoilt:
-            spoilt = lifted.trouble is not None and lifted.trouble.exit == UNREADABLE
-            lifted.trouble = None if spoilt else lifted.trouble  # what came before the damage may be all of a picture
-            row: Json | Failure | None = None
-            picture = lifted.finish()
-            if isinstance(picture, Failure):
-                row = picture
-            elif lifted.hash.hexdigest() not in self.known and (picture.whole or not spoilt):
-                number = len(result.unclaimed) + 1
-                name = self.names.beside(f"-unclaimed-{number}{self.names.suffix}")
-                row = self._saved(lifted, name, number, False)
-            if isinstance(row, Failure) and row.exit == OUTPUT:
+        unclaimed = self.result.unclaimed
+        known = {row["sha256"] for row in [*self.result.images, *self.result.partials, *unclaimed]}
+        lifters = (self.lifter, self.chat, self.answer)
+        for lifted in [lifted for lifter in lifters for lifted in lifter.lifted.values()]:
+            if lifted.trouble and lifted.trouble.exit == UNREADABLE:  # what came before the damage may be all of it
+                lifted.trouble, lifted.ended = None, False
+            lifted.flush()
+            if lifted.hash.hexdigest() in known:
+                continue
+            number = len(unclaimed) + 1
+            row = self._saved(lifted, self.names.beside(f"-unclaimed-{number}{self.names.suffix}"), number, False)
+            if not isinstance(row, Failure):
+                unclaimed.append(row)
+                known.add(row["sha256"])
+            elif row.exit == OUTPUT:
                 self.trouble(row)
-            elif row and not isinstance(row, Failure):
-                result.unclaimed.append(row)
 
     def _saved(self, lifted: Lifted, name: str, index: int, foreseen: bool) -> Json | Failure:
         """Gives a picture's file its name, with the suffix of what it is, and returns its row of the result."""
         picture, console = lifted.finish(), self.console
         if isinstance(picture, Failure):
             return picture
-        stem, suffix = os.path.splitext(name)
-        true_name = name
+        (stem, suffix), true_name, digest = os.path.splitext(name), name, lifted.hash.hexdigest()
         if FORMAT_OF_SUFFIX.get(suffix.lower()) != picture.format:
             true_name = stem + suffix_of(picture.format)
             console.warn(f"{name}: the picture is a {picture.format}, so it is saved with that suffix")
-        overwrite = self.names.overwrite and foreseen and true_name == name
+            foreseen = False
         folder, temp_files = os.path.dirname(true_name) or ".", self.context.temp_files
-        known = None
         try:
             os.makedirs(folder, exist_ok=True)
             known = self.there.find(folder, lifted) if self.offline else None
-            if self.reply.lifter and sha256_of(true_name) == lifted.hash.hexdigest():  # an earlier run got so far
+            if self.reply.lifter and sha256_of(true_name) == digest:  # an earlier run got so far
                 known = true_name
-            path = known or temp_files.place(lifted.path, true_name, overwrite)
+            path = known or temp_files.place(lifted.path, true_name, self.names.overwrite and foreseen)
         except OSError as error:
             return unwritten(error)
         if known:
@@ -5155,9 +5114,8 @@ class Call:
             console.warn(f"{true_name} exists, so the picture is saved as {path}")
         if not picture.whole:
             console.warn(f"{path}: the {picture.format} is cut short")
-        self.known.add(lifted.hash.hexdigest())
         return {"path": path, "index": index, "format": picture.format, "width": picture.width or None,
-                "height": picture.height or None, "bytes": lifted.size, "sha256": lifted.hash.hexdigest(),
+                "height": picture.height or None, "bytes": lifted.size, "sha256": digest,
                 "whole": picture.whole, **({"new": not known} if self.offline else {})}  # fmt: skip
 
     # Poll and resume: responses that run in the background, or whose reply was cut
@@ -5180,11 +5138,10 @@ class Call:
     def write_session(self) -> None:
         """Writes the session file of a background response as soon as its id is known, before the first poll."""
         result, settings, console = self.result, self.settings, self.console
-        response_id = result.facts.get("id")
         if result.session_file or not self.stored:
             return
         session = {
-            "gpt_image_session": 1, "response_id": response_id, "origin": origin_of(settings.get("base-url")),
+            "gpt_image_session": 1, "response_id": result.facts["id"], "origin": origin_of(settings.get("base-url")),
             "model": result.model, "output": os.path.basename(self.names.stem) + self.names.suffix,
             "stream": bool(settings.get("stream")), "created": utc(self.context.now()),
             "window": settings.get("completion-window"), "request": result.request,
@@ -5197,11 +5154,8 @@ class Call:
         """Removes the session file of a response that has ended with every picture saved."""
         result = self.result
         if result.session_file and (not result.troubles or result.facts.get("status") in ENDED[1:]):
-            try:
-                os.unlink(result.session_file)
-                result.session_file = None
-            except OSError:
-                pass  # it stays, and the result names it
+            self.context.temp_files.remove(result.session_file)
+            result.session_file = None
 
     def ask(self, query: str = "", cancel: bool = False) -> Reply:
         """Asks for a stored response, or cancels it."""
@@ -5212,25 +5166,25 @@ class Call:
 
     def read_again(self) -> Outcome:
         """Reads the response anew: a background stream from where it was cut, any other whole."""
-        live = self.settings.get("stream") and self.settings.get("background-mode") and self.sequence >= 0
+        live = self.settings.get("background-mode") and self.sequence >= 0
         reply = self.ask(f"stream=true&starting_after={self.sequence}" if live else "")
         self.result.troubles.clear()
         return self.receive(reply)
 
     def settle(self, failure: Outcome) -> Outcome:
         """Waits for a response that runs in the background, or looks up one whose reply was cut before giving up."""
-        facts, background = self.result.facts, bool(self.settings.get("background-mode"))
-        # A proxy whose own connection was cut says that the response failed, though it goes on: one look is free.
-        doubted = background and self.settings.get("stream") and facts.get("status") == "failed" and not failure
-        self.sequence = -1 if doubted else self.sequence
-        cut = doubted or failure is not None and failure.exit == NETWORK
+        facts, first, background = self.result.facts, failure, bool(self.settings.get("background-mode"))
+        cut = failure is not None and failure.exit == NETWORK
+        if background and self.settings.get("stream") and facts.get("status") == "failed" and not failure:
+            # A proxy whose own connection was cut says that the response failed, though it goes on: one look is free.
+            cut, self.sequence = True, -1
         stored = background or cut and self.settings.get("store") is not False
         if not isinstance(facts.get("id"), str) or not stored:
             return failure
         most = POLL_MOST.get(self.settings.get("completion-window"), POLL_MOST[SOONEST])
         limit = LONGEST_POLL * most if background else LONGEST_LOOK
         self.until = min(self.until, self.context.progress.clock() + limit)
-        first, wait = failure, 0.0 if cut else POLL_FIRST
+        wait = 0.0 if cut else POLL_FIRST
         try:
             while cut or not failure and facts.get("status") in (None, *WORKING):
                 if self.left() <= 0:
@@ -5244,42 +5198,43 @@ class Call:
         except Failure as error:
             failure = Failure(RUNNING, f"the response {facts['id']} is still running: {error.message}")
         except KeyboardInterrupt:
-            failure = Failure(INTERRUPTED, "interrupted while waiting")
-        if failure and self.resumable(failure):
-            failure.hint = f"collect it later: {self.resume_command()}"
-        if background and not failure:
+            return Failure(INTERRUPTED, "interrupted while waiting")
+        if not background:
+            return first if failure and failure.exit != INTERRUPTED else failure
+        if not failure:
             self.forget_session()
-        return failure if background or not failure or failure.exit == INTERRUPTED else first
+        return failure
 
     # Conclude: was everything there that was asked for, and what is kept if not
 
-    def keep(self, always: bool) -> None:
-        """Keeps the reply where --save-response says, or beside the outputs if it must be kept always."""
-        path = self.settings.get("save-response")
-        if path or always:
+    def keep(self, failure: Outcome, extractable: bool) -> None:
+        """Keeps the reply where --save-response says, that of a failure always, and names what takes pictures out."""
+        path, saved = self.settings.get("save-response"), None
+        if path or failure:
             target, overwrite = path or self.names.beside(".reply"), bool(path and self.names.overwrite)
-            temp_files = self.context.temp_files
-            self.result.saved_response = self.kept.keep(target, overwrite, temp_files, self.console)
+            saved = self.kept.keep(target, overwrite, self.context.temp_files, self.console)
+            self.result.saved_response = saved
         self.kept.close()
+        if failure and saved and extractable:
+            command = program("extract", saved, "--output", self.names.beside("-recovered" + self.names.suffix))
+            failure.details["recovery"] = command
+            self.console.say(f"what was received is kept; to take the pictures out of it: {command}")
 
     def conclude(self, failure: Outcome, wanted: int) -> None:
         """Ends the call: success, or the failure with what was received kept."""
-        result, console = self.result, self.console
+        result = self.result
         self.write_sidecars()
         failure = self.judged_reply(failure, wanted)
-        resumable = bool(failure and self.resumable(failure))  # then the reply is of no use
-        self.keep(always=bool(failure and not resumable))
-        if failure and resumable:
+        if failure and self.resumable(failure):  # then the reply is of no use
+            self.keep(None, extractable=False)
             failure.details["recovery"] = self.resume_command()
-        elif failure and result.saved_response and self.extractable(failure):
-            output = self.names.beside("-recovered" + self.names.suffix)
-            command = program("extract", result.saved_response, "--output", output)
-            failure.details["recovery"] = command
-            console.say(f"what was received is kept; to take the pictures out of it: {command}")
+            failure.hint = f"collect it later: {self.resume_command()}"
+        else:
+            self.keep(failure, extractable=bool(failure and self.extractable(failure)))
         if failure:
             raise failure
         if result.text and not result.images:
-            console.warn("the model answered in words only")
+            self.console.warn("the model answered in words only")
 
     def resumable(self, failure: Failure) -> bool:
         """Tells whether a background response can still be collected: it runs, or the download of its end was cut."""
@@ -5289,7 +5244,7 @@ class Call:
     def extractable(self, failure: Failure) -> bool:
         """Tells whether a kept reply may hold a picture: a page, an error or an answer in words does not."""
         said_no = "code" in failure.details or failure.details.get("rule") in ("reply-page", "reply-words")
-        return self.lifter.count + self.chat.lifter.count + self.answer.lifter.count > 0 or not said_no
+        return self.lifter.count + self.chat.count + self.answer.count > 0 or not said_no
 
     def judged_reply(self, failure: Outcome, wanted: int) -> Outcome:
         """Returns why a reply is not what was asked for, with all that was wrong; None if every picture is on disk."""
@@ -5297,16 +5252,15 @@ class Call:
         whole = sum(row["whole"] for row in result.images)
         enough = whole >= wanted
         troubles = [found for found in (failure, *result.troubles) if found]
-        troubles = [found for found in troubles if not (enough and found.details.get("rule") in NO_MATTER)]
-        if not troubles and not enough:
-            troubles = [self._lacking()]
-        if not troubles:
+        if enough:
+            troubles = [found for found in troubles if found.details.get("rule") not in NO_MATTER]
+        if not troubles and enough:
             return None
-        first = troubles[0]
+        first = troubles[0] if troubles else self._lacking()
         came = result.images or result.partials or result.unclaimed
         first.details["may_be_billed"] = result.billed and bool(came or first.details.get("may_be_billed", True))
-        if first.exit in (UNREADABLE, OUTPUT, NETWORK):
-            first.message += "" if enough else f" ({whole} of {plural(wanted, 'picture')} saved)"
+        if first.exit in (UNREADABLE, OUTPUT, NETWORK) and not enough:
+            first.message += f" ({whole} of {plural(wanted, 'picture')} saved)"
         if first.exit == NETWORK and enough and wanted:
             first.hint = "every picture asked for is on disk: do not call again"
         if len(troubles) > 1:
@@ -5315,14 +5269,14 @@ class Call:
 
     def _lacking(self) -> Failure:
         """Returns the failure of a reply that was read well and lacks pictures."""
-        result = self.result
-        facts, status = result.facts, result.facts.get("status")
+        result, facts, status = self.result, self.result.facts, self.result.facts.get("status")
         reason = as_object(facts.get("incomplete_details")).get("reason") or facts.get("finish_reason")
         words = f"the response is {status}" if status in ENDED[1:] else "the reply lacks pictures"
-        words = (words if self.kept.size else "the reply is empty") + (f": {reason}" if reason else "")
-        words += (
-            f"; saved {plural(len(result.unclaimed), 'picture')} the reply did not name" if result.unclaimed else ""
-        )
+        if not self.kept.size:
+            words = "the reply is empty"
+        words += f": {reason}" if reason else ""
+        if result.unclaimed:
+            words += f"; saved {plural(len(result.unclaimed), 'picture')} the reply did not name"
         hint = "a preview is never taken for a finished picture" if result.partials else None
         if not all(row["whole"] for row in result.images):
             words, hint = "a picture arrived cut short", "the file stays; look at it before you pay for another"
@@ -5332,7 +5286,7 @@ class Call:
             hint = "the model answered in words; say in the prompt that you want a picture"
         if reason in MODERATION:
             return Failure(REFUSED, words, CODE_HINTS[reason], code=reason)
-        return Failure(UNREADABLE, words, hint, **({"rule": "reply-words"} if result.text else {}))
+        return Failure(UNREADABLE, words, hint, rule="reply-words" if result.text else None)
 
 
 def convert_input(context: Context, given: InputPicture, route: str) -> InputPicture:
@@ -5352,19 +5306,17 @@ def convert_input(context: Context, given: InputPicture, route: str) -> InputPic
 
 def same_file(path: str, data: bytes) -> bool:
     """Tells whether a file holds just these bytes."""
-    try:
-        with open(path, "rb") as file:
-            return file.read(len(data) + 1) == data
-    except OSError:
-        return False
+    import hashlib
+
+    return sha256_of(path) == hashlib.sha256(data).hexdigest()
 
 
-def new_mask(temp_files: TempFiles, target: str, data: bytes) -> list[str]:
-    """Returns the name of a mask that is to be written: the same one may stay, and any other is the user's own."""
-    if not data:
-        return []
+def plan_mask(context: Context, checked: Checked, data: bytes, target: str) -> list[str]:
+    """Adds a mask to the inputs, and returns its name if it is to be written; another file there is the user's own."""
+    picture = identify_file(io.BytesIO(data))
+    checked.inputs.append(InputPicture("mask", "--mask-box", "file", target, target, len(data), picture))
     if same_file(target, data):
-        temp_files.reads([target])
+        context.temp_files.reads([target])
         return []
     if exists(target):
         words = f"{target}, the name for the mask of --mask-box, is that of another file"
@@ -5372,20 +5324,7 @@ def new_mask(temp_files: TempFiles, target: str, data: bytes) -> list[str]:
     return [target]
 
 
-def add_mask(checked: Checked, data: bytes, target: str) -> None:
-    """Adds a mask that will be written beside the output to the inputs."""
-    picture = identify_file(io.BytesIO(data))
-    checked.inputs.append(InputPicture("mask", "--mask-box", "file", target, target, len(data), picture))
-
-
-def write_mask(context: Context, data: bytes, target: str) -> None:
-    """Writes the mask of a call, if it is not there already."""
-    if not same_file(target, data):
-        with context.temp_files.create(os.path.dirname(target) or ".") as file:
-            write_all(file, data)
-        context.temp_files.place(file.name, target)
-    context.console.tell(f"the mask is {target}")
-    context.result.mask = target
+MASK_ENDING = "-mask.png"
 
 
 class Prepared(NamedTuple):
@@ -5401,11 +5340,6 @@ class Prepared(NamedTuple):
     def outputs(self) -> list[str]:
         """Returns the names of the finished pictures."""
         return self.written[: self.names.expected]
-
-    @property
-    def mask_path(self) -> str:
-        """Returns where the mask goes."""
-        return self.names.beside("-mask.png")
 
 
 def prepare(context: Context, settings: Settings, positional: str | None) -> Prepared:
@@ -5423,12 +5357,12 @@ def prepare(context: Context, settings: Settings, positional: str | None) -> Pre
     if not asked.endswith(size):
         context.console.tell(f"{asked} is {size}")
     names = output_names(settings, expected_pictures(checked), name_places(context, checked.prompt))
-    outputs = names.planned(settings.get("partial-images") or 0 if settings.get("stream") else 0)
+    previews = settings.get("partial-images") if settings.get("stream") else None
+    outputs = names.planned(previews or 0)
     context.temp_files.reads(given.shown for given in checked.inputs if given.kind == "file")
-    mask, mask_path = boxed_mask(checked), names.beside("-mask.png")
-    written = [*outputs, *saved_reply_name(settings), *new_mask(context.temp_files, mask_path, mask)]
+    written, mask = outputs + saved_reply_name(settings), boxed_mask(checked)
     if mask:
-        add_mask(checked, mask, mask_path)
+        written += plan_mask(context, checked, mask, names.beside(MASK_ENDING))
     return Prepared(checked, names, written, mask, build_request(checked))
 
 
@@ -5436,17 +5370,23 @@ def shown_settings(settings: Settings) -> Json:
     """Returns the settings in force with their sources, secrets masked."""
     rows = {}
     for name, (value, source, _) in settings.rows.items():
-        if isinstance(value, (list, Secret)):
-            value = [str(item) for item in value] if isinstance(value, list) else str(value)
+        if isinstance(value, list):
+            value = [str(item) for item in value]
+        elif isinstance(value, Secret):
+            value = str(value)
         rows[name] = {"value": value, "source": source.label}
     return rows
 
 
 def write_beside(context: Context, call: Prepared) -> None:
-    """Makes the folders of a call, and its mask."""
+    """Makes the folders of a call, and its mask, if that is not there already."""
     make_folders(call.written, context.temp_files)
     if call.mask:
-        write_mask(context, call.mask, call.mask_path)
+        target = call.names.beside(MASK_ENDING)
+        if not same_file(target, call.mask):
+            write_file(context.temp_files, target, call.mask)
+        context.console.tell(f"the mask is {target}")
+        context.result.mask = target
 
 
 # In JSON: base64, be it over several lines (then \\ and n stand in it), and keys.
@@ -5507,9 +5447,10 @@ def result_of(result: Result, failure: Outcome, warnings: list[str], seconds: fl
         "seconds": round(seconds, 1), "attempts": result.count, "saved_response": result.saved_response,
         "session_file": result.session_file, "warnings": warnings, "error": error,
     }  # fmt: skip
-    found = {**found, "mask": result.mask} if result.mask else found
-    shared = ("ok", "route", "seconds", "warnings", "error")
-    found = {**result.summary, **{name: found[name] for name in shared}} if result.summary else found
+    if result.mask:
+        found["mask"] = result.mask
+    if result.summary:
+        found = {**result.summary, **{name: found[name] for name in ("ok", "route", "seconds", "warnings", "error")}}
     shown: Json = json.loads(re.sub(TOKEN, "<base64 of a picture>", json.dumps(found)))
     return shown
 

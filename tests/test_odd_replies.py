@@ -294,6 +294,14 @@ class OddReplies(ProgramTest):
         own = {"type": "response.image_generation_call.failed", "error": {"message": "Sorry."}}
         self.assertIn("Sorry.", self.play(TALK, events(own)).error["message"])
 
+    def test_what_another_tool_returns_says_nothing_of_the_response(self) -> None:
+        found = {"type": "response.web_search_call.completed", "id": "ws_1", "url": "https://example.org/", "usage": {}}
+        item = {"id": "ig_1", "type": "image_generation_call", "result": b64(A)}
+        done = {"type": "response.output_item.done", "item": item}
+        ran = self.play(TALK, events({"type": "response.created", "response": {"id": "resp_1"}}, found, done))
+        self.assert_good(ran, A)
+        self.assertEqual((ran.json["response_id"], ran.json["usage"]), ("resp_1", None))
+
     def test_extract_says_that_a_picture_is_cut_short(self) -> None:
         ran = self.play((*MAKE, "--n", "2"), images(A, B[:-12]))
         self.assertEqual([row["whole"] for row in ran.json["images"]], [True, False])
@@ -350,6 +358,10 @@ class OddReplies(ProgramTest):
         text = f"![x]({URL}{b64(data)}) done"
         for at in range(40, len(text), 97):
             self.assert_good(self.play(CHAT, events(delta(text[:at]), other, delta(text[at:]))), data)
+
+    def test_a_picture_in_pieces_right_behind_another_one_is_whole(self) -> None:
+        body = events(delta(f"{b64(A)} {b64(B)[:100]}"), delta(b64(B)[100:]))
+        self.assert_good(self.play(CHAT, body), A, B)
 
     def test_an_unknown_name_of_an_event_costs_no_chat_picture(self) -> None:
         row = {"choices": [{"message": {"content": f"![x]({URL}{b64(A)})"}}]}

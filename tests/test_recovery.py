@@ -137,6 +137,19 @@ class RecoveryTest(ProgramTest):
                 done = subprocess.run(["sh", "-c", command.replace("gpt-image", "printf '%s|'", 1)], capture_output=True)
                 self.assertEqual((done.stdout, done.stderr), (b"extract|" + output + b"|", b""))
 
+    def test_a_refusal_that_holds_the_picture_is_kept_for_it(self) -> None:
+        event = json.dumps({"type": "image_edit.completed", "b64_json": text_of(A)})
+        words = {"error": {"message": f"litellm.APIConnectionError: data: {event}"}}
+        for body, size in ((json.dumps(words).encode(), 0), (json.dumps(words).encode(), 7)):
+            transport = FakeTransport(reply(body, 500, size=size))
+            ran = self.run_main("generations", "x", "--output", "p.png", "--overwrite", transport=transport)
+            self.assertEqual((ran.code, ran.error["may_be_billed"], len(transport.requests)), (5, True, 1))
+            self.assert_on_disk(self.recovered(ran).json["unclaimed"], A)
+        for message in ("no", "iVBORw0KGgo is how a PNG begins"):
+            ran = self.run_main("generations", "x", "--output", "q.png", transport=FakeTransport(
+                reply({"error": {"message": message}}, 400)))  # fmt: skip
+            self.assertEqual((ran.code, ran.error["recovery"], ran.json["saved_response"]), (4, None, None))
+
     def test_a_refusal_gets_no_hint_to_ask_for_a_picture(self) -> None:
         chat = json.dumps({"choices": [{"message": {"content": None, "refusal": "No."}}]}).encode()
         for body in (json.dumps(message("refusal", "No.")).encode(), chat):
