@@ -2514,8 +2514,8 @@ def check_output(checked: Checked) -> Problems:
 
 def fits_metadata(metadata: Json) -> bool:
     """Tells whether the metadata of a response are as many and as long as the API takes."""
-    texts = metadata.items()
-    return len(texts) <= 16 and all(isinstance(text, str) and len(text) <= 512 and len(name) <= 64 for name, text in texts)
+    fits = (isinstance(text, str) and len(text) <= 512 and len(name) <= 64 for name, text in metadata.items())
+    return len(metadata) <= 16 and all(fits)
 
 
 def check_needs(checked: Checked) -> Problems:

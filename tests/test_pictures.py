@@ -816,43 +816,6 @@ class ImageRulesTest(InputTest):
                     self.edit("--input-image-data-url", "data:image/png;base64," + bad, route="responses").code, 2
                 )
 
-
-class MaskRulesTest(InputTest):
-    """The rules for masks."""
-
-    IMAGE = ("in.png", rgb_png(8, 6))
-    CASES = (
-        Case("good", IMAGE, ("m.png", transparent_png(8, 6))),
-        Case("grey and alpha", IMAGE, ("m.png", png(solid(8, 6, 9, 0), 4))),
-        Case("16 bits", IMAGE, ("m.png", png(solid(8, 6, 1, 2, 3, 65534), 6, 16))),
-        Case("interlaced", IMAGE, ("m.png", png(solid(8, 6, 1, 2, 3, 0), 6, 8, True))),
-        Case("palette with tRNS", IMAGE, ("m.png", png(solid(8, 6, 1), 3, 2, alphas=b"\xff\x00"))),
-        Case("no alpha", IMAGE, ("m.png", rgb_png(8, 6)), ("mask-alpha",)),
-        Case("grey without alpha", IMAGE, ("m.png", png(solid(8, 6, 255), 0)), ("mask-alpha",)),
-        Case("palette without tRNS", IMAGE, ("m.png", png(solid(8, 6, 1), 3, 2)), ("mask-alpha",)),
-        Case("opaque", IMAGE, ("m.png", opaque_png(8, 6)), ("mask-opaque",)),
-        Case("opaque, 16 bits", IMAGE, ("m.png", png(solid(8, 6, 1, 65535), 4, 16)), ("mask-opaque",)),
-        Case("opaque, interlaced", IMAGE, ("m.png", png(solid(8, 6, 1, 255), 4, 8, True))),
-        Case("opaque palette", IMAGE, ("m.png", png(solid(8, 6, 0), 3, 2, alphas=b"\xff\x00"))),
-        Case("other dimensions", IMAGE, ("m.png", transparent_png(6, 8)), ("mask-dimensions",)),
-        Case("one pixel off", IMAGE, ("m.png", transparent_png(8, 7)), ("mask-dimensions",)),
-        Case("opaque and other dimensions", IMAGE, ("m.png", opaque_png(9, 9)), ("mask-dimensions",)),
-        Case("no side", IMAGE, ("m.png", header_png(0, 6)), ("image-truncated",)),
-        Case("a depth without bytes", IMAGE, ("m.png", header_png(8, 6, 1)), ("image-truncated",)),
-        Case("no such colour type", IMAGE, ("m.png", header_png(8, 6, 8, 5)), ("image-truncated",)),
-        Case("data that ends early", IMAGE, ("m.png", header_png(8, 6)), ("image-truncated",)),
-        Case("jpeg", IMAGE, ("m.png", jpeg(8, 6, JFIF)), ("mask-png",)),
-        Case("webp", IMAGE, ("m.webp", riff(vp8l(8, 6, True))), ("mask-png",)),
-        Case("text", IMAGE, ("m.png", b"hello"), ("image-unknown",)),
-        Case("empty", IMAGE, ("m.png", b""), ("image-empty",)),
-        Case("cut", IMAGE, ("m.png", transparent_png(8, 6)[:-9]), ("image-truncated",)),
-        Case("of a turned jpeg, as seen", ("in.jpg", jpeg(6, 8, exif(6, "big"))), ("m.png", transparent_png(8, 6))),
-        Case("of a jpeg", ("in.jpg", jpeg(8, 6, JFIF)), ("m.png", transparent_png(8, 6))),
-        Case("of a jpeg, other way round", ("in.jpg", jpeg(8, 6, JFIF)), ("m.png", transparent_png(6, 8)),
-             ("mask-dimensions",)),
-        Case("of a webp", ("in.webp", riff(vp8(8, 6))), ("m.png", transparent_png(8, 6))),
-    )  # fmt: skip
-
     def test_a_data_url_too_long_for_json_is_refused_on_edits(self) -> None:
         self.padded("in.png", rgb_png(8, 8), 15_728_640)
         self.assert_broken(self.edit("--image", "in.png", "--image", "https://h.example/x.png"), "image-url-length")
