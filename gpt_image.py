@@ -1368,7 +1368,7 @@ ORIENTATION = (
 def identify_jpeg(file: BinaryFile, head: bytes) -> Picture:
     """Reads frame and orientation of a JPEG; whole if an end marker follows its scan, whatever is behind that."""
     # https://www.w3.org/Graphics/JPEG/itu-t81.pdf, annex B
-    width, height, exif, marker = 0, 0, b"", b""
+    width, height, orientation, marker = 0, 0, None, b""
     file.seek(2)
     while marker != b"\xda":  # there the scan begins
         marker = file.read(1)
@@ -1376,13 +1376,11 @@ def identify_jpeg(file: BinaryFile, head: bytes) -> Picture:
             continue
         (length,) = struct.unpack(">H", file.read(2))
         segment = file.read(max(length - 2, 0))
-        if segment.startswith(b"Exif"):
-            exif = exif or segment
+        orientation = orientation or re.match(ORIENTATION, segment)
         if marker in JPEG_FRAMES:
             height, width = struct.unpack_from(">xHH", segment)
-    # No data of a scan looks like an end marker, but cameras put films and other pictures behind it.
-    orientation = re.match(ORIENTATION, exif)
     turned = orientation is not None and orientation[1] in b"\5\6\7\x08"
+    # No data of a scan looks like an end marker, but cameras put films and other pictures behind it.
     scan, end = b"", b"\xff\xd9"
     while end not in scan and (more := file.read(BLOCK)):
         scan = scan[-1:] + more
@@ -1462,11 +1460,6 @@ JSON_FORMS = {
 }
 
 
-def in_json(pattern: bytes) -> bytes:
-    """Returns a pattern of base64 for JSON text, where a slash or a plus may be escaped."""
-    return re.sub(rb"[/+.]", lambda match: JSON_FORMS[match.group()], pattern)
-
-
 SIGNATURES = (
     Signature("png", rb"\x89PNG\r\n\x1a\n", rb"iVBORw0KGg[o-r]", identify_png),
     Signature("jpeg", rb"\xff\xd8\xff", rb"/9j/", identify_jpeg),
@@ -1489,26 +1482,25 @@ SIGNATURES = (
 
 
 def base64_heads() -> bytes:
-    """Returns a pattern of how the base64 of any picture begins in JSON text."""
-    return b"|".join(in_json(row.base64) for row in SIGNATURES if row.base64)
+    """Returns a pattern of how the base64 of any picture begins in JSON text, where slash and plus may be escaped."""
+    heads = b"|".join(row.base64 for row in SIGNATURES if row.base64)
+    return re.sub(rb"[/+.]", lambda match: JSON_FORMS[match.group()], heads)
 
 
-def begins_picture(head: bytes) -> bool:
-    """Tells whether the first bytes of a file are those of a picture."""
-    return any(re.match(row.pattern, head, re.DOTALL) for row in SIGNATURES)
+def signature_of(head: bytes) -> Signature | None:
+    """Returns the row of SIGNATURES for the first bytes of a file; None if they are not those of a picture."""
+    return next((row for row in SIGNATURES if re.match(row.pattern, head, re.DOTALL)), None)
 
 
 def identify_file(raw: Any) -> Picture | None:
     """Returns what the bytes of a file say that is open unbuffered, and closes it; None if it is not a picture."""
     with PictureFile(raw) as file:
         head = file.read(BLOCK)
-        for row in SIGNATURES:
-            if re.match(row.pattern, head, re.DOTALL):
-                try:
-                    return row.identify(file, head) if row.identify else Picture(row.format)
-                except (IndexError, ValueError, struct.error):
-                    return Picture(row.format, whole=False)
-    return None
+        row = signature_of(head)
+        try:
+            return row and (row.identify(file, head) if row.identify else Picture(row.format))
+        except (IndexError, ValueError, struct.error):
+            return row and Picture(row.format, whole=False)
 
 
 def identify(path: str) -> Picture | None:
@@ -1525,20 +1517,6 @@ def is_whole(path: str) -> bool:
     return picture is not None and picture.whole is not False
 
 
-def png_data(file: BinaryFile) -> Blocks:
-    """Yields the inflated data of a PNG, at most a megabyte at a time; zlib.error if damaged, ValueError if slow."""
-    inflate, end = zlib.decompressobj(), time.monotonic() + LOOK_SECONDS
-    for kind, length in png_chunks(file):
-        for at in range(0, length if kind == b"IDAT" else 0, BLOCK):
-            data = file.read(min(BLOCK, length - at))
-            while data:
-                if time.monotonic() > end:
-                    raise ValueError("it takes too long")
-                yield inflate.decompress(data, MIB)
-                data = inflate.unconsumed_tail
-    yield inflate.flush()
-
-
 # Whether a PNG is opaque can be told without undoing its filters. They work on each channel by itself, so as long as
 # every row so far was opaque, the alpha bytes of an opaque row are one known pattern for each filter type, at any
 # depth: the first byte, then the same byte over and over. The first row that deviates proves a pixel not opaque.
@@ -1548,13 +1526,19 @@ MASK_SIDE = 12_000  # pixels; what claims to be larger is not looked into, and g
 
 
 def png_rows(file: BinaryFile, size: int) -> Blocks:
-    """Yields the rows of a PNG that is not interlaced, `size` bytes each, still filtered."""
-    data = bytearray()
-    for block in png_data(file):
-        data += block
-        for _ in range(len(data) // size):
-            yield bytes(data[:size])
-            del data[:size]
+    """Yields rows of a PNG, `size` bytes each, still filtered; zlib.error if damaged, TimeoutError if slow."""
+    inflate, rows, end = zlib.decompressobj(), bytearray(), time.monotonic() + LOOK_SECONDS
+    for kind, length in png_chunks(file):
+        for at in range(0, length if kind == b"IDAT" else 0, BLOCK):
+            data = file.read(min(BLOCK, length - at))
+            while data:
+                if time.monotonic() > end:
+                    raise TimeoutError
+                rows += inflate.decompress(data, MIB)
+                data = inflate.unconsumed_tail
+                while len(rows) >= size:
+                    yield bytes(rows[:size])
+                    del rows[:size]
 
 
 def png_fault(path: str) -> str:
@@ -1572,7 +1556,7 @@ def png_fault(path: str) -> str:
                 alpha = pattern[:1] + pattern[1:] * (width - 1)
                 if fault and any(row[place::step] != alpha for place in range(step - depth // 8 + 1, step + 1)):
                     fault = ""
-        except ValueError:
+        except TimeoutError:
             return ""
         except (IndexError, StopIteration, zlib.error):
             return "damaged"
@@ -1584,33 +1568,27 @@ def png_chunk(kind: bytes, data: bytes | bytearray) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
-def box_edges(box: str, width: int, height: int) -> list[float]:
-    """Returns the left, upper, right and lower edge of a box in pixels of a picture of the given size, unrounded."""
+def box_pixels(box: str, width: int, height: int) -> tuple[int, int, int, int]:
+    """Returns the left, upper, right and lower edge of a box in pixels of a picture of the given size."""
     parts = zip(box.split(","), (width, height, width, height))
     x, y, w, h = (float(part[:-1]) * side / 100 if "%" in part else int(part) for part, side in parts)
-    return [round(edge, 6) for edge in (x, y, x + w, y + h)]
-
-
-def box_pixels(box: str, width: int, height: int) -> tuple[int, int, int, int]:
-    """Returns x, y, width and height of a box in pixels; its edges are rounded."""
-    left, top, right, bottom = map(round, box_edges(box, width, height))
-    return left, top, right - left, bottom - top
+    return round(x), round(y), round(x + w), round(y + h)
 
 
 def box_fits(box: str, width: int, height: int) -> bool:
     """Tells whether a box lies within a picture and is not empty."""
-    _, _, right, bottom = box_edges(box, width, height)
-    return right <= width and bottom <= height and 0 not in box_pixels(box, width, height)[2:]
+    left, upper, right, lower = box_pixels(box, width, height)
+    return left < right <= width and upper < lower <= height
 
 
 def mask_png(width: int, height: int, boxes: list[tuple[int, int, int, int]]) -> bytes:
-    """Returns a grey PNG of the given size, opaque except within the boxes (x, y, width, height)."""
+    """Returns a grey PNG of the given size, opaque except within the boxes, which are given by their edges."""
     deflate, data = zlib.compressobj(1), bytearray()  # the fastest, since the whole picture must not take a second
     for line in range(height):
         row = bytearray(b"\xff\xff" * width)
-        for x, y, w, h in boxes:
-            if y <= line < y + h:
-                row[2 * x : 2 * (x + w)] = b"\xff\x00" * w
+        for left, upper, right, lower in boxes:
+            if upper <= line < lower:
+                row[2 * left : 2 * right] = b"\xff\x00" * (right - left)
         data += deflate.compress(b"\0" + row)
     header = struct.pack(">II", width, height) + b"\x08\x04\0\0\0"  # 8 bits, grey and alpha
     data += deflate.flush()
@@ -3248,22 +3226,16 @@ class Reply:
 
 
 def is_text(data: bytes) -> bool:
-    """Tells whether bytes are the beginning of a text in UTF-8."""
-    try:
-        codecs.getincrementaldecoder("utf-8")().decode(data)
-    except UnicodeDecodeError:
-        return False
-    return not re.search(rb"[\x00-\x08\x0e-\x1f]", data)
+    """Tells whether bytes are the beginning of a text in UTF-8, whose last character may be cut."""
+    return not re.search("(?s)[\x00-\x08\x0e-\x1f\ufffd].", data.decode("utf-8", "replace"))
 
 
 def unzipper(data: bytes, encoding: str) -> Any:
     """Returns what unpacks a reply, if its first bytes say that it is packed: relays announce what they do not do."""
-    # https://www.rfc-editor.org/rfc/rfc1952 and rfc1950: the first two bytes of gzip and of zlib
-    zlib_head = data[0] & 15 == 8 and int.from_bytes(data[:2], "big") % 31 == 0
-    if data[:2] == b"\x1f\x8b" or zlib_head:
+    # https://www.rfc-editor.org/rfc/rfc1952 and rfc1950: the first two bytes of gzip, and those of zlib that are in use
+    if re.match(rb"\x1f\x8b|x[\x01^\x9c\xda]", data):
         return zlib.decompressobj(zlib.MAX_WBITS | 32)
-    text = re.match(rb"(\xef\xbb\xbf)?\s*([{\[:<]|data|event|id|retry)", data) and is_text(data)
-    raw = encoding == "deflate" and not text and not begins_picture(data)
+    raw = encoding == "deflate" and not is_text(data) and not signature_of(data)
     return zlib.decompressobj(-zlib.MAX_WBITS) if raw else None
 
 
@@ -3281,7 +3253,7 @@ def unpacked(reply: Reply) -> Blocks:
     head, chunks = b"", iter(reply.read, b"")
     while len(head) < 16 and (chunk := next(chunks, b"")):
         head += chunk
-    unzip = unzipper(head, reply.headers.get("content-encoding", "").lower()) if head[1:] else None
+    unzip = unzipper(head, reply.headers.get("content-encoding", "").lower())
     for chunk in itertools.chain([head], chunks):
         while unzip and chunk:
             if unzip.eof and chunk[:1] != b"\x1f":  # what comes behind the last says nothing
