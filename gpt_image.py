@@ -3254,8 +3254,11 @@ def unpacked(reply: Reply) -> Blocks:
     while len(head) < 16 and (chunk := next(chunks, b"")):
         head += chunk
     unzip = unzipper(head, reply.headers.get("content-encoding", "").lower())
+    if not unzip:
+        yield from filter(None, itertools.chain([head], chunks))
+        return
     for chunk in itertools.chain([head], chunks):
-        while unzip and chunk:
+        while chunk:
             if unzip.eof and chunk[:1] != b"\x1f":  # what comes behind the last says nothing
                 break
             unzip = zlib.decompressobj(zlib.MAX_WBITS | 16) if unzip.eof else unzip
@@ -3269,9 +3272,7 @@ def unpacked(reply: Reply) -> Blocks:
             if block:
                 yield block
             chunk = unzip.unused_data or unzip.unconsumed_tail
-        if chunk and not unzip:
-            yield chunk
-    if unzip and not unzip.eof and not reply.over:
+    if not unzip.eof and not reply.over:
         reply.fault = reply.fault or Fault("the compressed reply was cut", sent=True)
 
 
@@ -3300,13 +3301,21 @@ def is_interim(sock: Any) -> bool:
     return not hasattr(sock, "pending") and bool(re.fullmatch(INTERIM, sock.recv(BLOCK, socket.MSG_PEEK)))
 
 
+def is_ready(sock: Any, seconds: float, sends: bool = False) -> bool:
+    """Tells whether a connection has bytes to read, or takes some to send, within so many seconds."""
+    import selectors
+
+    with selectors.DefaultSelector() as selector:
+        selector.register(sock, selectors.EVENT_WRITE if sends else selectors.EVENT_READ)
+        return bool(selector.select(seconds))
+
+
 class Attempt:
     """What one attempt knows of its connection: whether the request was sent in full, and whether bytes wait."""
 
     def __init__(self, timeout: float, total: int, progress: Progress, stop: Stop) -> None:
         self.timeout, self.total, self.progress, self.stop = timeout, total, progress, stop
         self.sent, self.broken = False, False
-        self.readable: Callable[[], bool] = lambda: False
         self.sock: Any = None
 
     def body(self, body: Body) -> Blocks:
@@ -3323,29 +3332,23 @@ class Attempt:
 
     def push(self, sock: Any, data: Any) -> None:
         """Sends bytes for as long as they are taken; a server that answers and takes no more has had enough."""
-        import selectors
         import socket
 
         # Over TLS a word of the handshake may wait to be read too, so that says something at the very end only.
         patience = self.timeout if hasattr(sock, "pending") else min(PATIENCE, self.timeout)
         view, waited = memoryview(data), 0.0
-        with selectors.DefaultSelector() as selector:
-            while view:
-                selector.register(sock, selectors.EVENT_WRITE)
-                if selector.select(patience):
-                    view, waited = view[sock.send(view) :], 0.0
-                else:
-                    waited += patience
-                    selector.modify(sock, selectors.EVENT_READ)
-                    if selector.select(0) and not is_interim(sock):
-                        raise ConnectionError
-                    if waited >= self.timeout:
-                        raise socket.timeout
-                selector.unregister(sock)
+        while view:
+            if is_ready(sock, patience, sends=True):
+                view, waited = view[sock.send(view) :], 0.0
+                continue
+            waited += patience
+            if is_ready(sock, 0) and not is_interim(sock):
+                raise ConnectionError
+            if waited >= self.timeout:
+                raise socket.timeout
 
     def connected(self, sock: Any) -> None:
         """Prepares a connection for a picture: it may be silent for minutes, and a signal must end its wait."""
-        import select
         import socket
 
         self.sock = sock
@@ -3360,15 +3363,21 @@ class Attempt:
         self.stop.sockets.add(sock)
         if self.stop.jobs and self.stop.requested:  # nothing is sent yet
             raise KeyboardInterrupt
-        if hasattr(sock, "pending") and hasattr(select, "poll"):  # TLS, which hands out 16 kB at a time
-            poll = select.poll()
-            poll.register(sock, select.POLLIN)
-            self.readable = lambda: bool(sock.pending() or poll.poll(0))
+
+    def readable(self) -> bool:
+        """Tells whether more of a reply is here already, over TLS, which hands out 16 kB at a time."""
+        sock = self.sock
+        return hasattr(sock, "pending") and sock.fileno() >= 0 and bool(sock.pending() or is_ready(sock, 0))
 
 
-def reply_class() -> Any:
-    """Returns the class of HTTP replies that passes over every interim one: relays send 102 and 103 while they wait."""
+def connection_classes(attempt: Attempt) -> tuple[Any, Any]:
+    """Returns the connection classes for http and https, which report to the attempt.
+
+    They keep what a picture needs and the standard ones lose: the reply to an upload that was refused half way, that
+    behind any interim ones, and connections that stay open for minutes in silence.
+    """
     import http.client
+    import socket
 
     class LongReply(http.client.HTTPResponse):
         def _read_status(self) -> tuple[str, int, str]:
@@ -3378,20 +3387,8 @@ def reply_class() -> Any:
                     return version, status, reason
                 http.client.parse_headers(self.fp)
 
-    return LongReply
-
-
-def connection_classes(attempt: Attempt) -> tuple[Any, Any]:
-    """Returns the connection classes for http and https, which report to the attempt.
-
-    They keep what a picture needs and the standard ones lose: the reply to an upload that was refused half way, and
-    connections that stay open for minutes in silence.
-    """
-    import http.client
-    import socket
-
     class Connection(http.client.HTTPConnection):
-        response_class = reply_class()
+        response_class = LongReply
 
         def connect(self) -> None:
             self.timeout = min(attempt.timeout, CONNECT_TIMEOUT)
@@ -3467,15 +3464,12 @@ def opener_for(attempt: Attempt, redirects: bool) -> urllib.request.OpenerDirect
         def https_open(self, request: Any) -> Any:
             return self.do_open(secure, request, context=attempt.stop.tls_context())
 
-    class WebRedirect(urllib.request.HTTPRedirectHandler):
-        def redirect_request(self, *reply: Any) -> Any:  # its last part is the URL
-            return super().redirect_request(*reply) if is_web(reply[-1]) else None  # the standard one follows ftp: too
-
-    opener = urllib.request.OpenerDirector()
-    # Without HTTPErrorProcessor every status is a reply like any other, a redirect too.
-    follow = (WebRedirect(), urllib.request.HTTPErrorProcessor(), urllib.request.HTTPDefaultErrorHandler())
-    for handler in (urllib.request.ProxyHandler(), Web(), *(follow if redirects else ())):
-        opener.add_handler(handler)
+    web = urllib.request
+    opener = web.OpenerDirector()
+    # Without HTTPErrorProcessor every status is a reply like any other, a redirect too; UnknownHandler refuses ftp.
+    follow = (web.HTTPRedirectHandler, web.HTTPErrorProcessor, web.HTTPDefaultErrorHandler, web.UnknownHandler)
+    for handler in (web.ProxyHandler, Web, *(follow if redirects else ())):
+        opener.add_handler(handler())
     return opener
 
 
@@ -3564,13 +3558,12 @@ def status_row(status: int) -> Status:
     return next((row for row in STATUSES if status in row.codes), unlisted)
 
 
-def refusal_of(error: Json, status: int = 200, reason: str = "") -> Failure:
-    """Returns the failure that an error object of the API says, with the hint for its code or status."""
+def refusal_of(error: Json, status: int = 0, reason: str = "") -> Failure:
+    """Returns the failure that an error object of the API says, with the hint for its code or status, if it has one."""
     code, kind, details = error.get("code"), error.get("type"), as_object(error.get("moderation_details"))
     row, names = status_row(status), f"{kind} {code}"
-    numeric = number_of(code) or number_of(error.get("status"))
-    inner = numeric if status == 200 and 400 <= numeric < 600 else status  # a 200 that carries another status
-    server = inner >= 500 or inner == 200 and ("server" in names or "rate_limit" in names)
+    digit = (status or number_of(code) or number_of(error.get("status"))) // 100  # a 200 may carry another status
+    server = digit == 5 or digit != 4 and ("server" in names or "rate_limit" in names)
     said = str(error.get("message") or (json.dumps(error) if error else reason or "no reason given"))
     if details:
         found = details.get("categories")
@@ -3579,9 +3572,9 @@ def refusal_of(error: Json, status: int = 200, reason: str = "") -> Failure:
     hints = (hint for name, hint in CODE_HINTS.items() if name in (code, kind) or name in said)
     return Failure(
         NETWORK if server else REFUSED,
-        said if status == 200 else f"HTTP {status}: {said}",
+        f"HTTP {status}: {said}" if status else said,
         next(hints, row.hint or None),
-        status=None if status == 200 else status,
+        status=status or None,
         type=kind,
         code=code,
         may_be_billed=server,
@@ -3618,18 +3611,18 @@ def retry_wait(headers: Headers, attempt: int) -> float | None:
     return max(asked, 0.0) if asked <= LONGEST_WAIT else None
 
 
-def verdict_on(reply: Reply, failure: Failure) -> tuple[str, bool]:
-    """Returns whether a refused request is made again ("safe", "billable" or "never"), and whether it may be billed."""
+def verdict_on(reply: Reply, failure: Failure) -> str:
+    """Returns whether a refused request is made again: "safe", "billable" or "never"; notes if it may be billed."""
     verdict, asked = status_row(reply.status).retry, reply.headers.get("x-should-retry")
     said = f"{failure.details.get('code')} {failure.details.get('type')} {failure.message}"
-    if re.search(MONEY_WORDS, said) or reply.status < 400:
-        return "never", False
-    if verdict == "safe" and reply.status != 429 and re.match(RAN_BEHIND, failure.message):
+    if re.search(MONEY_WORDS, said):
+        verdict, asked = "never", None
+    elif verdict == "safe" and reply.status != 429 and re.match(RAN_BEHIND, failure.message):
         verdict = "billable"
-    billed = verdict == "billable"  # whatever the server says of trying again
+    failure.details["may_be_billed"] = verdict == "billable"  # whatever the server says of trying again
     if verdict == "never" and asked == "true":
         verdict = "safe"
-    return "never" if asked == "false" else verdict, billed
+    return "never" if asked == "false" else verdict
 
 
 class Tries:
@@ -3641,13 +3634,12 @@ class Tries:
         self.request_id: str | None = None
         self.headers: Headers = {}  # of the last reply
         self.billed = False  # whether a try may have been billed: it was sent in full, or accepted, and not refused
-        self.under_way: Request | None = None
+        self.under_way: Body | None = None  # of the try that goes on
 
     @property
     def may_be_billed(self) -> bool:
         """Tells whether the call may have been billed, also while a try is under way."""
-        body = self.under_way.body if self.under_way else None
-        return self.billed or bool(body and body.sent)
+        return self.billed or self.under_way is not None and self.under_way.sent
 
     def end(self, billed: bool) -> bool:
         """Notes how a try ended; returns whether any of them may have been billed."""
@@ -3661,13 +3653,13 @@ MOST_SAID = 1000  # characters of a server's words that are shown
 def judged(outcome: Reply | Fault, request: Request, free: bool) -> tuple[Failure, str]:
     """Returns the failure of one try, and whether it may be made again."""
     if isinstance(outcome, Fault):
-        hint = "look at your usage before you try again, or allow it with --retry-billable"
-        hint = hint if outcome.sent and not free else "check the network, the proxy, and --base-url"
+        hint = "check the network, the proxy, and --base-url"
+        if outcome.sent and not free:
+            hint = "look at your usage before you try again, or allow it with --retry-billable"
         failure = Failure(NETWORK, f"{outcome.message} ({host_of(request.url)})", hint, may_be_billed=outcome.sent)
         return failure, "billable" if outcome.sent else "safe"
     failure = error_failure(outcome, read_body(outcome))
-    verdict, failure.details["may_be_billed"] = verdict_on(outcome, failure)
-    return failure, verdict
+    return failure, verdict_on(outcome, failure)
 
 
 class Context(NamedTuple):
@@ -3695,16 +3687,18 @@ def exchange(context: Context, settings: Settings, request: Request, tries: Trie
     """Sends a request until a 2xx begins, and returns that reply; a free one (no tries) may always be sent again."""
     free, most, tries = tries is None, 1 + settings.get("max-retries"), tries or Tries()
     while not context.stop.requested:  # after a signal, no new connection is opened
-        tries.count, tries.under_way = tries.count + 1, request
+        tries.count, tries.under_way = tries.count + 1, request.body
+        if request.body:
+            request.body.sent = False  # by this try
         context.stop.armed = False
         patience = min(settings.get("timeout"), max(context.left(), SHORTEST_LOOK))
         outcome = context.transport(request, patience, context.progress)
         found = (outcome.headers[name] for name in REQUEST_IDS if outcome.headers.get(name))
         tries.request_id, tries.headers = next(found, tries.request_id), outcome.headers
-        if isinstance(outcome, Reply) and 200 <= outcome.status < 300:
-            tries.end(billed=True)
-            return outcome
         if isinstance(outcome, Reply):
+            if 200 <= outcome.status < 300:
+                tries.end(billed=True)
+                return outcome
             outcome.keep = tries.keep_anew()
         failure, verdict = judged(outcome, request, free)
         failure.message = context.console.said(failure.message, MOST_SAID)
@@ -3712,7 +3706,7 @@ def exchange(context: Context, settings: Settings, request: Request, tries: Trie
         if context.stop.requested:
             break
         wait = retry_wait(outcome.headers, tries.count - 1)
-        if isinstance(outcome, Reply) and (outcome.status == 429 or "retry-after" in outcome.headers):
+        if failure.details.get("status") == 429 or "retry-after" in outcome.headers:
             context.hold(LONGEST_WAIT if wait is None else wait)
         allowed = verdict == "safe" or verdict == "billable" and (free or settings.get("retry-billable"))
         if allowed and wait is None:
