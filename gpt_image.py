@@ -3751,17 +3751,14 @@ def write_all(file: BinaryFile, data: bytes) -> None:
 
 
 def rename_free(source: str, target: str, replace: Callable[[str, str], None] = os.replace) -> bool:
-    """Renames a file to a name that must be free; False if it is taken, even if it was taken this instant."""
+    """Gives a temporary file a name that must be free; False if it is taken, even if it was taken this instant."""
     try:
-        if os.name == "nt":
-            os.rename(source, target)  # refuses an existing name there
-            return True
         os.link(source, target)
     except FileExistsError:
         return False
     except OSError:  # a file system without hard links, or another one
         try:
-            os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+            open(target, "x").close()
         except FileExistsError:
             return False
         try:
@@ -3769,18 +3766,19 @@ def rename_free(source: str, target: str, replace: Callable[[str, str], None] = 
         except OSError:
             os.unlink(target)  # the empty file that held the name
             raise
-        return True
-    os.unlink(source)
     return True
+
+
+def numbered(start: str, sign: str, end: str = "") -> Iterator[str]:
+    """Yields a name, and then the same with numbers from 2."""
+    yield start + end
+    for number in itertools.count(2):
+        yield f"{start}{sign}{number}{end}"
 
 
 def is_special(name: str) -> bool:
     """Tells whether a name leads to a device, a FIFO or the like: it is written to, and never replaced."""
-    try:
-        mode = os.stat(name).st_mode
-    except (OSError, ValueError):
-        return False
-    return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
+    return os.path.exists(name) and not os.path.isfile(name) and not os.path.isdir(name)
 
 
 NO_WAIT = getattr(os, "O_NONBLOCK", 0)
@@ -3797,11 +3795,8 @@ def pour(source: str, target: int) -> None:
 
 def identity(name: str) -> tuple[int, int] | None:
     """Returns what every spelling of a file and every link to it have in common; None where there is no file."""
-    try:
-        state = os.stat(name)
-    except (OSError, ValueError):
-        return None
-    return (state.st_dev, state.st_ino) if stat.S_ISREG(state.st_mode) else None
+    state = os.stat(name) if os.path.isfile(name) else None
+    return state and (state.st_dev, state.st_ino)
 
 
 class TempFiles:
@@ -3813,7 +3808,7 @@ class TempFiles:
         # that were given, none of them twice.
         self.inputs: set[tuple[int, int] | None] = whole.inputs if whole else set()
         self.written: set[str] = whole.written if whole else set()
-        self.tried: dict[str, int] = {}  # the number that a name has got to, if it was taken
+        self.numbered: dict[str, Iterator[str]] = {}  # the names that are left to be tried for each
 
     def __enter__(self) -> TempFiles:
         return self
@@ -3857,25 +3852,19 @@ class TempFiles:
                 for block in blocks_of(file):
                     write_all(out, block)
             os.replace(out.name, target)
-            self.files.discard(out.name)
-            os.unlink(source)
 
     def place(self, source: str, target: str, overwrite: bool = False) -> str:
         """Gives a finished temporary file its name, or that name with the next free number, and returns the path."""
-        stem, suffix = os.path.splitext(target)
-        number, path = self.tried.get(target, 1), target
+        path, (stem, suffix) = target, os.path.splitext(target)
         replace = overwrite and absolute(target) not in self.written and not self.is_input(target)
         if replace and is_special(target):
             pour(source, os.open(target, os.O_WRONLY | NO_WAIT))
-            os.unlink(source)
         elif replace:
             self.replace(source, os.path.realpath(target))
         else:
-            while not rename_free(source, path if number == 1 else f"{stem}-{number}{suffix}", self.replace):
-                number += 1
-            self.tried[target] = number
-            path = target if number == 1 else f"{stem}-{number}{suffix}"
-        self.files.discard(source)
+            names = self.numbered.setdefault(target, numbered(stem, "-", suffix))
+            path = next(name for name in names if rename_free(source, name, self.replace))
+        self.remove(source)
         self.written.add(absolute(path))
         return path
 
@@ -3892,8 +3881,8 @@ class OutputNames(NamedTuple):
     suffix: str
     several: bool
     overwrite: bool
-    expected: int = 1
-    sidecars: bool = False  # whether each picture gets a file beside it that says what is known of it
+    expected: int
+    sidecars: bool  # whether each picture gets a file beside it that says what is known of it
 
     @property
     def folder(self) -> str:
@@ -3966,14 +3955,12 @@ def output_names(settings: Settings, expected: int, places: Mapping[str, str]) -
     suffix = suffix_of(settings.get("format") or DEFAULT_FORMAT)
     if output in ("", "-") or output.endswith(("/", os.sep)) or os.path.isdir(output):
         folder = "" if output == "-" else output
-        stem = first = os.path.join(folder, filled_in("gpt-image-{date}-{time}-{prompt}"))
-        number = 1
-        while os.path.lexists(stem + suffix) or os.path.lexists(f"{stem}-1{suffix}"):  # two calls in one second
-            number += 1
-            stem = f"{first}_{number}"
+        stems = numbered(os.path.join(folder, filled_in("gpt-image-{date}-{time}-{prompt}")), "_")
+        ends = (suffix, f"-1{suffix}")  # either is there where two calls are made in one second
+        stem = next(stem for stem in stems if not any(os.path.lexists(stem + end) for end in ends))
     else:
-        stem, suffix = (output[: -len(own)], output[-len(own) :]) if own else (output, suffix)
-    overwrite, sidecars = bool(settings.get("overwrite")), bool(settings.get("sidecar"))
+        stem, suffix = os.path.splitext(output) if own else (output, suffix)
+    overwrite, sidecars = settings.get("overwrite", False), settings.get("sidecar", False)
     return OutputNames(tidied(stem), suffix, expected > 1, overwrite, expected, sidecars)
 
 
@@ -3993,10 +3980,10 @@ def check_folder(folder: str) -> None:
     """Refuses a folder that cannot be written or made, by the nearest one that exists."""
     while not os.path.lexists(folder) and os.path.dirname(folder) != folder:
         folder = os.path.dirname(folder) or "."
-    if not os.path.isdir(folder):
-        raise Failure(OUTPUT, f"{folder} is not a folder", "choose another --output", rule="output-folder")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise Failure(OUTPUT, f"no permission to write to {folder}", "choose another --output", rule="output-folder")
+    is_folder = os.path.isdir(folder)
+    if not is_folder or not os.access(folder, os.W_OK | os.X_OK):
+        words = f"no permission to write to {folder}" if is_folder else f"{folder} is not a folder"
+        raise Failure(OUTPUT, words, "choose another --output", rule="output-folder")
 
 
 def check_names(names: list[str], overwrite: bool, temp_files: TempFiles) -> None:
@@ -4106,29 +4093,33 @@ class Lifted:
 
     def drop(self) -> None:
         """Forgets the picture."""
+        self.carry = b""
         self.file.close()
         self.temp_files.remove(self.path)
+
+    def _rest(self) -> bytes:
+        """Returns the bytes that the characters which are not decoded yet make, being less than four."""
+        characters = self.carry
+        return binascii.a2b_base64(characters + b"A" * (-len(characters) % 4))[: max(len(characters) - 1, 0)]
 
     def looks_whole(self) -> bool:
         """Tells whether what has come so far is a whole picture."""
         self.looks += 1
         if self.trouble or self.looks > MOST_LOOKS:
             return False
-        rest = self.carry
         try:
-            write_all(self.file, binascii.a2b_base64(rest + b"A" * (-len(rest) % 4))[: max(len(rest) - 1, 0)])
+            write_all(self.file, self._rest())
             found = identify(self.path)
             self.file.truncate(self.file.seek(self.size))
-        except (OSError, binascii.Error):
+        except OSError:
             return False
         return bool(found and found.whole)
 
     def flush(self) -> None:
-        """Decodes the last characters, which are less than four."""
-        rest, self.carry = self.carry, b""
-        self.ended = self.ended and len(rest) != 1  # one character does not make a byte
-        if len(rest) > 1 and not self.file.closed:
-            self.save(binascii.a2b_base64(rest + b"A" * (4 - len(rest)))[: len(rest) - 1])
+        """Decodes the last characters."""
+        self.ended = self.ended and len(self.carry) != 1  # one character does not make a byte
+        self.save(self._rest())
+        self.carry = b""
 
     def finish(self) -> Picture | Failure:
         """Decodes what is left, and returns what the picture is, or why it cannot be saved."""
@@ -4161,25 +4152,25 @@ class PicturesThere:
     """The picture files of folders as they were at first sight, each of which is found once."""
 
     def __init__(self) -> None:
-        self.sizes: dict[str, dict[int, list[str]]] = {}  # by folder and size, those whose hash is not known
-        self.hashes: dict[tuple[str, str], list[str]] = {}  # by folder and hash
+        self.folders: dict[str, dict[int, list[str]]] = {}  # by folder and size
 
     def look(self, folder: str) -> dict[int, list[str]]:
         """Returns the picture files of a folder by their size."""
         sizes: dict[int, list[str]] = {}
-        for entry in os.scandir(folder):
+        for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
             if os.path.splitext(entry.name)[1].lower() in FORMAT_OF_SUFFIX and entry.is_file():
                 sizes.setdefault(entry.stat().st_size, []).append(tidied(entry.path))
         return sizes
 
     def find(self, folder: str, lifted: Lifted) -> str | None:
         """Returns a file in a folder with the bytes of a picture, if there is one."""
-        if folder not in self.sizes:
-            self.sizes[folder] = self.look(folder)
-        for path in sorted(self.sizes[folder].pop(lifted.size, [])):
-            self.hashes.setdefault((folder, sha256_of(path)), []).append(path)
-        same = self.hashes.get((folder, lifted.hash.hexdigest()))
-        return same.pop(0) if same else None
+        if folder not in self.folders:
+            self.folders[folder] = self.look(folder)
+        paths = self.folders[folder].get(lifted.size, [])
+        found = next((path for path in paths if sha256_of(path) == lifted.hash.hexdigest()), None)
+        if found:
+            paths.remove(found)
+        return found
 
 
 class KeptReply:
