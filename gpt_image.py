@@ -3225,17 +3225,13 @@ class Reply:
         return chunk
 
 
-def is_text(data: bytes) -> bool:
-    """Tells whether bytes are the beginning of a text in UTF-8, whose last character may be cut."""
-    return not re.search("(?s)[\x00-\x08\x0e-\x1f\ufffd].", data.decode("utf-8", "replace"))
-
-
 def unzipper(data: bytes, encoding: str) -> Any:
     """Returns what unpacks a reply, if its first bytes say that it is packed: relays announce what they do not do."""
     # https://www.rfc-editor.org/rfc/rfc1952 and rfc1950: the first two bytes of gzip, and those of zlib that are in use
     if re.match(rb"\x1f\x8b|x[\x01^\x9c\xda]", data):
         return zlib.decompressobj(zlib.MAX_WBITS | 32)
-    raw = encoding == "deflate" and not is_text(data) and not signature_of(data)
+    not_text = re.search("(?s)[\x00-\x08\x0e-\x1f\ufffd].", data.decode("utf-8", "replace"))  # its end may be cut
+    raw = encoding == "deflate" and not_text and not signature_of(data)
     return zlib.decompressobj(-zlib.MAX_WBITS) if raw else None
 
 
@@ -3418,23 +3414,22 @@ def reply_chunks(response: Any, attempt: Attempt) -> Blocks:
     """Yields the bytes of a reply as they arrive, those that are here in one block; ConnectionError if it is cut."""
     import http.client
 
-    received, cut = 0, ""
-    while not cut:
-        pieces: list[bytes] = []
+    received, piece, cut = 0, b"none yet", ""
+    while piece and not cut:
+        block = b""
         try:
-            while not pieces or pieces[-1] and sum(map(len, pieces)) < BLOCK and attempt.readable():
-                pieces.append(response.read1(BLOCK))
+            piece = block = response.read1(BLOCK)
+            while piece and len(block) < BLOCK and attempt.readable():
+                piece = response.read1(BLOCK)
+                block += piece
         except (OSError, http.client.HTTPException, ValueError) as error:
             cut = reason_of(error) if isinstance(error, OSError) else "the reply was cut"
-        block = b"".join(pieces)
-        received += len(block)
         if block:
+            received += len(block)
             attempt.progress.phase("receiving", bytes=received)
             yield block
-        if cut:
-            raise ConnectionError(f"{cut} after {amount(received)}")
-        if not pieces[-1]:
-            break
+    if cut:
+        raise ConnectionError(f"{cut} after {amount(received)}")
     if response.length:
         raise ConnectionError(f"the reply ended {amount(response.length)} before its announced length")
 
@@ -3490,7 +3485,7 @@ def send(request: Request, timeout: float, progress: Progress, stop: Stop | None
     try:
         response = opener_for(attempt, redirects=not authorised).open(out)
     except urllib.error.HTTPError as error:  # a picture's URL only
-        return Reply(error.code, {}, [], str(error.reason))
+        response = error
     except (OSError, http.client.HTTPException, ValueError) as error:
         return Fault(reason_of(error), sent=attempt.sent)
     headers = {name.lower(): value for name, value in response.headers.items()}
@@ -3713,8 +3708,8 @@ def exchange(context: Context, settings: Settings, request: Request, tries: Trie
             failure.hint = f"the server asks to wait longer than {LONGEST_WAIT:.0f} s: try again later"
         if not allowed or wait is None or tries.count == most or wait > context.left():
             raise failure
-        shown = {"reason": failure.message, "attempt": tries.count + 1, "tries": most, "wait": round(wait, 1)}
-        context.progress.phase("retrying", **shown)
+        facts = {"attempt": tries.count + 1, "tries": most, "wait": round(wait, 1)}
+        context.progress.phase("retrying", reason=failure.message, **facts)
         context.sleep(wait)
     raise KeyboardInterrupt
 
@@ -4068,18 +4063,16 @@ class Lifted:
     def write_odd(self, data: bytes) -> None:
         """Decodes a piece with white space or padding in it; any other character is an error, and ends the picture."""
         text = data.translate(URL_SAFE, WHITE)
-        bare = text[: len(text) - len(text.lstrip(BASE64))]
-        rest = text[len(bare) :].lstrip(b"=")
-        odd = self.padded and bare or rest
+        behind = text.lstrip(BASE64)
+        bare = text[: len(text) - len(behind)]
+        odd = self.padded and bare or behind.lstrip(b"=")
         if not self.trouble and not self.padded:
-            self.padded = len(bare) < len(text)
-            bare = self.carry + bare
+            self.padded, bare = bool(behind), self.carry + bare
             whole = len(bare) & ~3
             self.carry = bare[whole:]
             self.save(binascii.a2b_base64(bare[:whole]))
         if odd and not self.trouble:
-            near = f"near byte {self.size} ({chr(odd[0])!r})"
-            self.trouble = Failure(UNREADABLE, f"a picture is not base64 {near}")
+            self.trouble = Failure(UNREADABLE, f"a picture is not base64 near byte {self.size} ({chr(odd[0])!r})")
 
     def save(self, decoded: bytes) -> None:
         """Appends bytes of the picture itself."""
@@ -4157,9 +4150,9 @@ class PicturesThere:
     def look(self, folder: str) -> dict[int, list[str]]:
         """Returns the picture files of a folder by their size."""
         sizes: dict[int, list[str]] = {}
-        for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
-            if os.path.splitext(entry.name)[1].lower() in FORMAT_OF_SUFFIX and entry.is_file():
-                sizes.setdefault(entry.stat().st_size, []).append(tidied(entry.path))
+        for path in (os.path.join(folder, name) for name in sorted(os.listdir(folder))):
+            if os.path.splitext(path)[1].lower() in FORMAT_OF_SUFFIX and os.path.isfile(path):
+                sizes.setdefault(os.path.getsize(path), []).append(tidied(path))
         return sizes
 
     def find(self, folder: str, lifted: Lifted) -> str | None:
