@@ -1526,14 +1526,14 @@ MASK_SIDE = 12_000  # pixels; what claims to be larger is not looked into, and g
 
 
 def png_rows(file: BinaryFile, size: int) -> Blocks:
-    """Yields rows of a PNG, `size` bytes each, still filtered; zlib.error if damaged, TimeoutError if slow."""
+    """Yields rows of a PNG, `size` bytes each, still filtered; zlib.error if damaged, ValueError if slow."""
     inflate, rows, end = zlib.decompressobj(), bytearray(), time.monotonic() + LOOK_SECONDS
     for kind, length in png_chunks(file):
         for at in range(0, length if kind == b"IDAT" else 0, BLOCK):
             data = file.read(min(BLOCK, length - at))
             while data:
                 if time.monotonic() > end:
-                    raise TimeoutError
+                    raise ValueError("it takes too long")
                 rows += inflate.decompress(data, MIB)
                 data = inflate.unconsumed_tail
                 while len(rows) >= size:
@@ -1556,7 +1556,7 @@ def png_fault(path: str) -> str:
                 alpha = pattern[:1] + pattern[1:] * (width - 1)
                 if fault and any(row[place::step] != alpha for place in range(step - depth // 8 + 1, step + 1)):
                     fault = ""
-        except TimeoutError:
+        except ValueError:
             return ""
         except (IndexError, StopIteration, zlib.error):
             return "damaged"
@@ -3255,9 +3255,10 @@ def unpacked(reply: Reply) -> Blocks:
         return
     for chunk in itertools.chain([head], chunks):
         while chunk:
-            if unzip.eof and chunk[:1] != b"\x1f":  # what comes behind the last says nothing
-                break
-            unzip = zlib.decompressobj(zlib.MAX_WBITS | 16) if unzip.eof else unzip
+            if unzip.eof:
+                if chunk[:1] != b"\x1f":  # what comes behind the last says nothing
+                    break
+                unzip = zlib.decompressobj(zlib.MAX_WBITS | 16)
             before = unzip.copy()
             try:
                 block = unzip.decompress(chunk, BLOCK)
@@ -3309,8 +3310,8 @@ def is_ready(sock: Any, seconds: float, sends: bool = False) -> bool:
 class Attempt:
     """What one attempt knows of its connection: whether the request was sent in full, and whether bytes wait."""
 
-    def __init__(self, timeout: float, total: int, progress: Progress, stop: Stop) -> None:
-        self.timeout, self.total, self.progress, self.stop = timeout, total, progress, stop
+    def __init__(self, timeout: float, progress: Progress, stop: Stop) -> None:
+        self.timeout, self.progress, self.stop = timeout, progress, stop
         self.sent, self.broken = False, False
         self.sock: Any = None
 
@@ -3322,7 +3323,7 @@ class Attempt:
                 return
             yield block
             done += len(block)
-            self.progress.phase("uploading", percent=100 * done // max(self.total, 1), bytes=self.total)
+            self.progress.phase("uploading", percent=100 * done // body.length, bytes=body.length)
         self.sent = not self.broken  # from here on the request may run, and be billed
         self.progress.phase("waiting")
 
@@ -3357,7 +3358,7 @@ class Attempt:
             if other.fileno() < 0:  # it was closed
                 self.stop.sockets.discard(other)
         self.stop.sockets.add(sock)
-        if self.stop.jobs and self.stop.requested:  # nothing is sent yet
+        if self.stop.requested:  # nothing is sent yet
             raise KeyboardInterrupt
 
     def readable(self) -> bool:
@@ -3367,11 +3368,7 @@ class Attempt:
 
 
 def connection_classes(attempt: Attempt) -> tuple[Any, Any]:
-    """Returns the connection classes for http and https, which report to the attempt.
-
-    They keep what a picture needs and the standard ones lose: the reply to an upload that was refused half way, that
-    behind any interim ones, and connections that stay open for minutes in silence.
-    """
+    """Returns the connection classes for http and https, which report to the attempt and lose no reply."""
     import http.client
     import socket
 
@@ -3476,7 +3473,7 @@ def send(request: Request, timeout: float, progress: Progress, stop: Stop | None
 
     refuse_proxy(request.url)
     body = request.body
-    attempt = Attempt(timeout, body.length if body else 0, progress, stop or Stop())
+    attempt = Attempt(timeout, progress, stop or Stop())
     authorised = any(isinstance(value, Secret) for _, value in request.headers)
     out = urllib.request.Request(request.url, attempt.body(body) if body else None, method=request.method)
     for name, value in request.headers:
@@ -3557,14 +3554,14 @@ def refusal_of(error: Json, status: int = 0, reason: str = "") -> Failure:
     """Returns the failure that an error object of the API says, with the hint for its code or status, if it has one."""
     code, kind, details = error.get("code"), error.get("type"), as_object(error.get("moderation_details"))
     row, names = status_row(status), f"{kind} {code}"
-    digit = (status or number_of(code) or number_of(error.get("status"))) // 100  # a 200 may carry another status
-    server = digit == 5 or digit != 4 and ("server" in names or "rate_limit" in names)
+    hundreds = (status or number_of(code) or number_of(error.get("status"))) // 100  # a 200 may carry another status
+    server = hundreds == 5 or hundreds != 4 and ("server" in names or "rate_limit" in names)
     said = str(error.get("message") or (json.dumps(error) if error else reason or "no reason given"))
     if details:
         found = details.get("categories")
         categories = ", ".join(map(str, found)) if isinstance(found, list) else "not told"
         said += f" (stage: {details.get('moderation_stage')}; categories: {categories})"
-    hints = (hint for name, hint in CODE_HINTS.items() if name in (code, kind) or name in said)
+    hints = (hint for name, hint in CODE_HINTS.items() if name in f"{names} {said}")
     return Failure(
         NETWORK if server else REFUSED,
         f"HTTP {status}: {said}" if status else said,
@@ -3576,8 +3573,9 @@ def refusal_of(error: Json, status: int = 0, reason: str = "") -> Failure:
     )
 
 
-def error_failure(reply: Reply, body: bytes) -> Failure:
-    """Returns the failure of a reply that is not a 2xx."""
+def error_failure(reply: Reply) -> Failure:
+    """Reads a reply that is not a 2xx, and returns its failure."""
+    body = read_body(reply)
     if 300 <= reply.status < 400:
         shown = without_login(reply.headers.get("location", "nowhere").partition("?")[0])
         words = f"HTTP {reply.status}: the API redirects to {shown}, which is not followed: the key would go along"
@@ -3653,7 +3651,7 @@ def judged(outcome: Reply | Fault, request: Request, free: bool) -> tuple[Failur
             hint = "look at your usage before you try again, or allow it with --retry-billable"
         failure = Failure(NETWORK, f"{outcome.message} ({host_of(request.url)})", hint, may_be_billed=outcome.sent)
         return failure, "billable" if outcome.sent else "safe"
-    failure = error_failure(outcome, read_body(outcome))
+    failure = error_failure(outcome)
     return failure, verdict_on(outcome, failure)
 
 
@@ -3730,6 +3728,11 @@ def spare_folder() -> str:
         return tempfile.gettempdir()
     except OSError:  # none can be written: then what would go there fails by itself
         return os.curdir
+
+
+def folder_of(name: str) -> str:
+    """Returns the folder of a file, or of a folder."""
+    return os.path.dirname(name) or "."
 
 
 def blocks_of(file: BinaryFile) -> Blocks:
@@ -3843,7 +3846,7 @@ class TempFiles:
         except OSError as error:
             if error.errno != errno.EXDEV:
                 raise
-            with open(source, "rb") as file, self.create(os.path.dirname(target)) as out:
+            with open(source, "rb") as file, self.create(folder_of(target)) as out:
                 for block in blocks_of(file):
                     write_all(out, block)
             os.replace(out.name, target)
@@ -3882,7 +3885,7 @@ class OutputNames(NamedTuple):
     @property
     def folder(self) -> str:
         """Returns the folder of the first picture, where temporary files are made too."""
-        return os.path.dirname(self.final(1)) or "."
+        return folder_of(self.final(1))
 
     def _filled(self, index: int, partial: str) -> str:
         stem = self.stem.replace("{partial}", partial)
@@ -3973,8 +3976,8 @@ def exists(name: str) -> bool:
 
 def check_folder(folder: str) -> None:
     """Refuses a folder that cannot be written or made, by the nearest one that exists."""
-    while not os.path.lexists(folder) and os.path.dirname(folder) != folder:
-        folder = os.path.dirname(folder) or "."
+    while not os.path.lexists(folder) and folder_of(folder) != folder:
+        folder = folder_of(folder)
     is_folder = os.path.isdir(folder)
     if not is_folder or not os.access(folder, os.W_OK | os.X_OK):
         words = f"no permission to write to {folder}" if is_folder else f"{folder} is not a folder"
@@ -3997,7 +4000,7 @@ def check_names(names: list[str], overwrite: bool, temp_files: TempFiles) -> Non
             raise Failure(OUTPUT, f"{name} would be written twice", "put {index} into --output", rule="output-twice")
         places.add(absolute(name))
     for name in names:
-        check_folder(os.path.dirname(name) or ".")
+        check_folder(folder_of(name))
 
 
 def saved_reply_name(settings: Settings) -> list[str]:
@@ -4008,7 +4011,7 @@ def saved_reply_name(settings: Settings) -> list[str]:
 
 def make_folders(names: list[str], temp_files: TempFiles) -> None:
     """Makes the folders of all outputs and tries each by writing to it."""
-    for folder in {os.path.dirname(name) or "." for name in names}:
+    for folder in set(map(folder_of, names)):
         try:
             os.makedirs(folder, exist_ok=True)
             with temp_files.create(folder) as file:
@@ -4147,18 +4150,13 @@ class PicturesThere:
     def __init__(self) -> None:
         self.folders: dict[str, dict[int, list[str]]] = {}  # by folder and size
 
-    def look(self, folder: str) -> dict[int, list[str]]:
-        """Returns the picture files of a folder by their size."""
-        sizes: dict[int, list[str]] = {}
-        for path in (os.path.join(folder, name) for name in sorted(os.listdir(folder))):
-            if os.path.splitext(path)[1].lower() in FORMAT_OF_SUFFIX and os.path.isfile(path):
-                sizes.setdefault(os.path.getsize(path), []).append(tidied(path))
-        return sizes
-
     def find(self, folder: str, lifted: Lifted) -> str | None:
         """Returns a file in a folder with the bytes of a picture, if there is one."""
         if folder not in self.folders:
-            self.folders[folder] = self.look(folder)
+            sizes = self.folders[folder] = {}
+            for path in (os.path.join(folder, name) for name in sorted(os.listdir(folder))):
+                if os.path.splitext(path)[1].lower() in FORMAT_OF_SUFFIX and os.path.isfile(path):
+                    sizes.setdefault(os.path.getsize(path), []).append(tidied(path))
         paths = self.folders[folder].get(lifted.size, [])
         found = next((path for path in paths if sha256_of(path) == lifted.hash.hexdigest()), None)
         if found:
@@ -4198,11 +4196,11 @@ class KeptReply:
 
     def keep(self, target: str, overwrite: bool, temp_files: TempFiles, console: Console) -> str | None:
         """Copies the reply, without the key, to a name that it returns; None if nothing came, or no disk takes it."""
-        if not self.file or not self.size:
+        if not self.file:
             return None
         for path in (target, os.path.join(spare_folder(), os.path.basename(target))):
             try:
-                with temp_files.create(spare_folder() if is_special(path) else os.path.dirname(path) or ".") as out:
+                with temp_files.create(spare_folder() if is_special(path) else folder_of(path)) as out:
                     for block in console.cleaned(blocks_of(self.file)):
                         write_all(out, block)
                 return temp_files.place(out.name, path, path == target and (overwrite or is_special(path)))
