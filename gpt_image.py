@@ -4095,8 +4095,7 @@ class Lifted:
 
     def _rest(self) -> bytes:
         """Returns the bytes that the characters which are not decoded yet make, being less than four."""
-        characters = self.carry
-        return binascii.a2b_base64(characters + b"A" * (-len(characters) % 4))[: max(len(characters) - 1, 0)]
+        return binascii.a2b_base64(self.carry.ljust(4, b"A"))[: max(len(self.carry) - 1, 0)]
 
     def looks_whole(self) -> bool:
         """Tells whether what has come so far is a whole picture."""
@@ -4106,9 +4105,9 @@ class Lifted:
         try:
             write_all(self.file, self._rest())
             found = identify(self.path)
-            self.file.truncate(self.file.seek(self.size))
         except OSError:
-            return False
+            found = None
+        self.file.truncate(self.file.seek(self.size))
         return bool(found and found.whole)
 
     def flush(self) -> None:
