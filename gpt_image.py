@@ -3302,7 +3302,7 @@ def is_ready(sock: Any, seconds: float, sends: bool = False) -> bool:
     """Tells whether a connection has bytes to read, or takes some to send, within so many seconds."""
     import selectors
 
-    with selectors.DefaultSelector() as selector:
+    with getattr(selectors, "PollSelector", selectors.SelectSelector)() as selector:  # the cheapest for one look
         selector.register(sock, selectors.EVENT_WRITE if sends else selectors.EVENT_READ)
         return bool(selector.select(seconds))
 
