@@ -1368,7 +1368,7 @@ ORIENTATION = (
 def identify_jpeg(file: BinaryFile, head: bytes) -> Picture:
     """Reads frame and orientation of a JPEG; whole if an end marker follows its scan, whatever is behind that."""
     # https://www.w3.org/Graphics/JPEG/itu-t81.pdf, annex B
-    width, height, exif, marker = 0, 0, b"", b""
+    width, height, orientation, marker = 0, 0, None, b""
     file.seek(2)
     while marker != b"\xda":  # there the scan begins
         marker = file.read(1)
@@ -1376,13 +1376,11 @@ def identify_jpeg(file: BinaryFile, head: bytes) -> Picture:
             continue
         (length,) = struct.unpack(">H", file.read(2))
         segment = file.read(max(length - 2, 0))
-        if segment.startswith(b"Exif"):
-            exif = exif or segment
+        orientation = orientation or re.match(ORIENTATION, segment)
         if marker in JPEG_FRAMES:
             height, width = struct.unpack_from(">xHH", segment)
-    # No data of a scan looks like an end marker, but cameras put films and other pictures behind it.
-    orientation = re.match(ORIENTATION, exif)
     turned = orientation is not None and orientation[1] in b"\5\6\7\x08"
+    # No data of a scan looks like an end marker, but cameras put films and other pictures behind it.
     scan, end = b"", b"\xff\xd9"
     while end not in scan and (more := file.read(BLOCK)):
         scan = scan[-1:] + more
@@ -1462,11 +1460,6 @@ JSON_FORMS = {
 }
 
 
-def in_json(pattern: bytes) -> bytes:
-    """Returns a pattern of base64 for JSON text, where a slash or a plus may be escaped."""
-    return re.sub(rb"[/+.]", lambda match: JSON_FORMS[match.group()], pattern)
-
-
 SIGNATURES = (
     Signature("png", rb"\x89PNG\r\n\x1a\n", rb"iVBORw0KGg[o-r]", identify_png),
     Signature("jpeg", rb"\xff\xd8\xff", rb"/9j/", identify_jpeg),
@@ -1489,26 +1482,25 @@ SIGNATURES = (
 
 
 def base64_heads() -> bytes:
-    """Returns a pattern of how the base64 of any picture begins in JSON text."""
-    return b"|".join(in_json(row.base64) for row in SIGNATURES if row.base64)
+    """Returns a pattern of how the base64 of any picture begins in JSON text, where slash and plus may be escaped."""
+    heads = b"|".join(row.base64 for row in SIGNATURES if row.base64)
+    return re.sub(rb"[/+.]", lambda match: JSON_FORMS[match.group()], heads)
 
 
-def begins_picture(head: bytes) -> bool:
-    """Tells whether the first bytes of a file are those of a picture."""
-    return any(re.match(row.pattern, head, re.DOTALL) for row in SIGNATURES)
+def signature_of(head: bytes) -> Signature | None:
+    """Returns the row of SIGNATURES for the first bytes of a file; None if they are not those of a picture."""
+    return next((row for row in SIGNATURES if re.match(row.pattern, head, re.DOTALL)), None)
 
 
 def identify_file(raw: Any) -> Picture | None:
     """Returns what the bytes of a file say that is open unbuffered, and closes it; None if it is not a picture."""
     with PictureFile(raw) as file:
         head = file.read(BLOCK)
-        for row in SIGNATURES:
-            if re.match(row.pattern, head, re.DOTALL):
-                try:
-                    return row.identify(file, head) if row.identify else Picture(row.format)
-                except (IndexError, ValueError, struct.error):
-                    return Picture(row.format, whole=False)
-    return None
+        row = signature_of(head)
+        try:
+            return row and (row.identify(file, head) if row.identify else Picture(row.format))
+        except (IndexError, ValueError, struct.error):
+            return row and Picture(row.format, whole=False)
 
 
 def identify(path: str) -> Picture | None:
@@ -1525,20 +1517,6 @@ def is_whole(path: str) -> bool:
     return picture is not None and picture.whole is not False
 
 
-def png_data(file: BinaryFile) -> Blocks:
-    """Yields the inflated data of a PNG, at most a megabyte at a time; zlib.error if damaged, ValueError if slow."""
-    inflate, end = zlib.decompressobj(), time.monotonic() + LOOK_SECONDS
-    for kind, length in png_chunks(file):
-        for at in range(0, length if kind == b"IDAT" else 0, BLOCK):
-            data = file.read(min(BLOCK, length - at))
-            while data:
-                if time.monotonic() > end:
-                    raise ValueError("it takes too long")
-                yield inflate.decompress(data, MIB)
-                data = inflate.unconsumed_tail
-    yield inflate.flush()
-
-
 # Whether a PNG is opaque can be told without undoing its filters. They work on each channel by itself, so as long as
 # every row so far was opaque, the alpha bytes of an opaque row are one known pattern for each filter type, at any
 # depth: the first byte, then the same byte over and over. The first row that deviates proves a pixel not opaque.
@@ -1548,13 +1526,19 @@ MASK_SIDE = 12_000  # pixels; what claims to be larger is not looked into, and g
 
 
 def png_rows(file: BinaryFile, size: int) -> Blocks:
-    """Yields the rows of a PNG that is not interlaced, `size` bytes each, still filtered."""
-    data = bytearray()
-    for block in png_data(file):
-        data += block
-        for _ in range(len(data) // size):
-            yield bytes(data[:size])
-            del data[:size]
+    """Yields rows of a PNG, `size` bytes each, still filtered; zlib.error if damaged, ValueError if slow."""
+    inflate, rows, end = zlib.decompressobj(), bytearray(), time.monotonic() + LOOK_SECONDS
+    for kind, length in png_chunks(file):
+        for at in range(0, length if kind == b"IDAT" else 0, BLOCK):
+            data = file.read(min(BLOCK, length - at))
+            while data:
+                if time.monotonic() > end:
+                    raise ValueError("it takes too long")
+                rows += inflate.decompress(data, MIB)
+                data = inflate.unconsumed_tail
+                while len(rows) >= size:
+                    yield bytes(rows[:size])
+                    del rows[:size]
 
 
 def png_fault(path: str) -> str:
@@ -1584,33 +1568,27 @@ def png_chunk(kind: bytes, data: bytes | bytearray) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
-def box_edges(box: str, width: int, height: int) -> list[float]:
-    """Returns the left, upper, right and lower edge of a box in pixels of a picture of the given size, unrounded."""
+def box_pixels(box: str, width: int, height: int) -> tuple[int, int, int, int]:
+    """Returns the left, upper, right and lower edge of a box in pixels of a picture of the given size."""
     parts = zip(box.split(","), (width, height, width, height))
     x, y, w, h = (float(part[:-1]) * side / 100 if "%" in part else int(part) for part, side in parts)
-    return [round(edge, 6) for edge in (x, y, x + w, y + h)]
-
-
-def box_pixels(box: str, width: int, height: int) -> tuple[int, int, int, int]:
-    """Returns x, y, width and height of a box in pixels; its edges are rounded."""
-    left, top, right, bottom = map(round, box_edges(box, width, height))
-    return left, top, right - left, bottom - top
+    return round(x), round(y), round(x + w), round(y + h)
 
 
 def box_fits(box: str, width: int, height: int) -> bool:
     """Tells whether a box lies within a picture and is not empty."""
-    _, _, right, bottom = box_edges(box, width, height)
-    return right <= width and bottom <= height and 0 not in box_pixels(box, width, height)[2:]
+    left, upper, right, lower = box_pixels(box, width, height)
+    return left < right <= width and upper < lower <= height
 
 
 def mask_png(width: int, height: int, boxes: list[tuple[int, int, int, int]]) -> bytes:
-    """Returns a grey PNG of the given size, opaque except within the boxes (x, y, width, height)."""
+    """Returns a grey PNG of the given size, opaque except within the boxes, which are given by their edges."""
     deflate, data = zlib.compressobj(1), bytearray()  # the fastest, since the whole picture must not take a second
     for line in range(height):
         row = bytearray(b"\xff\xff" * width)
-        for x, y, w, h in boxes:
-            if y <= line < y + h:
-                row[2 * x : 2 * (x + w)] = b"\xff\x00" * w
+        for left, upper, right, lower in boxes:
+            if upper <= line < lower:
+                row[2 * left : 2 * right] = b"\xff\x00" * (right - left)
         data += deflate.compress(b"\0" + row)
     header = struct.pack(">II", width, height) + b"\x08\x04\0\0\0"  # 8 bits, grey and alpha
     data += deflate.flush()
@@ -3217,23 +3195,13 @@ class Reply:
         return chunk
 
 
-def is_text(data: bytes) -> bool:
-    """Tells whether bytes are the beginning of a text in UTF-8."""
-    try:
-        codecs.getincrementaldecoder("utf-8")().decode(data)
-    except UnicodeDecodeError:
-        return False
-    return not re.search(rb"[\x00-\x08\x0e-\x1f]", data)
-
-
 def unzipper(data: bytes, encoding: str) -> Any:
     """Returns what unpacks a reply, if its first bytes say that it is packed: relays announce what they do not do."""
-    # https://www.rfc-editor.org/rfc/rfc1952 and rfc1950: the first two bytes of gzip and of zlib
-    zlib_head = data[0] & 15 == 8 and int.from_bytes(data[:2], "big") % 31 == 0
-    if data[:2] == b"\x1f\x8b" or zlib_head:
+    # https://www.rfc-editor.org/rfc/rfc1952 and rfc1950: the first two bytes of gzip, and those of zlib that are in use
+    if re.match(rb"\x1f\x8b|x[\x01^\x9c\xda]", data):
         return zlib.decompressobj(zlib.MAX_WBITS | 32)
-    text = re.match(rb"(\xef\xbb\xbf)?\s*([{\[:<]|data|event|id|retry)", data) and is_text(data)
-    raw = encoding == "deflate" and not text and not begins_picture(data)
+    not_text = re.search("(?s)[\x00-\x08\x0e-\x1f\ufffd].", data.decode("utf-8", "replace"))  # its end may be cut
+    raw = encoding == "deflate" and not_text and not signature_of(data)
     return zlib.decompressobj(-zlib.MAX_WBITS) if raw else None
 
 
@@ -3251,12 +3219,16 @@ def unpacked(reply: Reply) -> Blocks:
     head, chunks = b"", iter(reply.read, b"")
     while len(head) < 16 and (chunk := next(chunks, b"")):
         head += chunk
-    unzip = unzipper(head, reply.headers.get("content-encoding", "").lower()) if head[1:] else None
+    unzip = unzipper(head, reply.headers.get("content-encoding", "").lower())
+    if not unzip:
+        yield from filter(None, itertools.chain([head], chunks))
+        return
     for chunk in itertools.chain([head], chunks):
-        while unzip and chunk:
-            if unzip.eof and chunk[:1] != b"\x1f":  # what comes behind the last says nothing
-                break
-            unzip = zlib.decompressobj(zlib.MAX_WBITS | 16) if unzip.eof else unzip
+        while chunk:
+            if unzip.eof:
+                if chunk[:1] != b"\x1f":  # what comes behind the last says nothing
+                    break
+                unzip = zlib.decompressobj(zlib.MAX_WBITS | 16)
             before = unzip.copy()
             try:
                 block = unzip.decompress(chunk, BLOCK)
@@ -3267,9 +3239,7 @@ def unpacked(reply: Reply) -> Blocks:
             if block:
                 yield block
             chunk = unzip.unused_data or unzip.unconsumed_tail
-        if chunk and not unzip:
-            yield chunk
-    if unzip and not unzip.eof and not reply.over:
+    if not unzip.eof and not reply.over:
         reply.fault = reply.fault or Fault("the compressed reply was cut", sent=True)
 
 
@@ -3298,13 +3268,21 @@ def is_interim(sock: Any) -> bool:
     return not hasattr(sock, "pending") and bool(re.fullmatch(INTERIM, sock.recv(BLOCK, socket.MSG_PEEK)))
 
 
+def is_ready(sock: Any, seconds: float, sends: bool = False) -> bool:
+    """Tells whether a connection has bytes to read, or takes some to send, within so many seconds."""
+    import selectors
+
+    with getattr(selectors, "PollSelector", selectors.SelectSelector)() as selector:  # the cheapest for one look
+        selector.register(sock, selectors.EVENT_WRITE if sends else selectors.EVENT_READ)
+        return bool(selector.select(seconds))
+
+
 class Attempt:
     """What one attempt knows of its connection: whether the request was sent in full, and whether bytes wait."""
 
-    def __init__(self, timeout: float, total: int, progress: Progress, stop: Stop) -> None:
-        self.timeout, self.total, self.progress, self.stop = timeout, total, progress, stop
+    def __init__(self, timeout: float, progress: Progress, stop: Stop) -> None:
+        self.timeout, self.progress, self.stop = timeout, progress, stop
         self.sent, self.broken = False, False
-        self.readable: Callable[[], bool] = lambda: False
         self.sock: Any = None
 
     def body(self, body: Body) -> Blocks:
@@ -3315,35 +3293,29 @@ class Attempt:
                 return
             yield block
             done += len(block)
-            self.progress.phase("uploading", percent=100 * done // max(self.total, 1), bytes=self.total)
+            self.progress.phase("uploading", percent=100 * done // body.length, bytes=body.length)
         self.sent = not self.broken  # from here on the request may run, and be billed
         self.progress.phase("waiting")
 
     def push(self, sock: Any, data: Any) -> None:
         """Sends bytes for as long as they are taken; a server that answers and takes no more has had enough."""
-        import selectors
         import socket
 
         # Over TLS a word of the handshake may wait to be read too, so that says something at the very end only.
         patience = self.timeout if hasattr(sock, "pending") else min(PATIENCE, self.timeout)
         view, waited = memoryview(data), 0.0
-        with selectors.DefaultSelector() as selector:
-            while view:
-                selector.register(sock, selectors.EVENT_WRITE)
-                if selector.select(patience):
-                    view, waited = view[sock.send(view) :], 0.0
-                else:
-                    waited += patience
-                    selector.modify(sock, selectors.EVENT_READ)
-                    if selector.select(0) and not is_interim(sock):
-                        raise ConnectionError
-                    if waited >= self.timeout:
-                        raise socket.timeout
-                selector.unregister(sock)
+        while view:
+            if is_ready(sock, patience, sends=True):
+                view, waited = view[sock.send(view) :], 0.0
+                continue
+            waited += patience
+            if is_ready(sock, 0) and not is_interim(sock):
+                raise ConnectionError
+            if waited >= self.timeout:
+                raise socket.timeout
 
     def connected(self, sock: Any) -> None:
         """Prepares a connection for a picture: it may be silent for minutes, and a signal must end its wait."""
-        import select
         import socket
 
         self.sock = sock
@@ -3356,17 +3328,19 @@ class Attempt:
             if other.fileno() < 0:  # it was closed
                 self.stop.sockets.discard(other)
         self.stop.sockets.add(sock)
-        if self.stop.jobs and self.stop.requested:  # nothing is sent yet
+        if self.stop.requested:  # nothing is sent yet
             raise KeyboardInterrupt
-        if hasattr(sock, "pending") and hasattr(select, "poll"):  # TLS, which hands out 16 kB at a time
-            poll = select.poll()
-            poll.register(sock, select.POLLIN)
-            self.readable = lambda: bool(sock.pending() or poll.poll(0))
+
+    def readable(self) -> bool:
+        """Tells whether more of a reply is here already, over TLS, which hands out 16 kB at a time."""
+        sock = self.sock
+        return hasattr(sock, "pending") and sock.fileno() >= 0 and bool(sock.pending() or is_ready(sock, 0))
 
 
-def reply_class() -> Any:
-    """Returns the class of HTTP replies that passes over every interim one: relays send 102 and 103 while they wait."""
+def connection_classes(attempt: Attempt) -> tuple[Any, Any]:
+    """Returns the connection classes for http and https, which report to the attempt and lose no reply."""
     import http.client
+    import socket
 
     class LongReply(http.client.HTTPResponse):
         def _read_status(self) -> tuple[str, int, str]:
@@ -3376,20 +3350,8 @@ def reply_class() -> Any:
                     return version, status, reason
                 http.client.parse_headers(self.fp)
 
-    return LongReply
-
-
-def connection_classes(attempt: Attempt) -> tuple[Any, Any]:
-    """Returns the connection classes for http and https, which report to the attempt.
-
-    They keep what a picture needs and the standard ones lose: the reply to an upload that was refused half way, and
-    connections that stay open for minutes in silence.
-    """
-    import http.client
-    import socket
-
     class Connection(http.client.HTTPConnection):
-        response_class = reply_class()
+        response_class = LongReply
 
         def connect(self) -> None:
             self.timeout = min(attempt.timeout, CONNECT_TIMEOUT)
@@ -3419,23 +3381,22 @@ def reply_chunks(response: Any, attempt: Attempt) -> Blocks:
     """Yields the bytes of a reply as they arrive, those that are here in one block; ConnectionError if it is cut."""
     import http.client
 
-    received, cut = 0, ""
-    while not cut:
-        pieces: list[bytes] = []
+    received, piece, cut = 0, b"none yet", ""
+    while piece and not cut:
+        block = b""
         try:
-            while not pieces or pieces[-1] and sum(map(len, pieces)) < BLOCK and attempt.readable():
-                pieces.append(response.read1(BLOCK))
+            piece = block = response.read1(BLOCK)
+            while piece and len(block) < BLOCK and attempt.readable():
+                piece = response.read1(BLOCK)
+                block += piece
         except (OSError, http.client.HTTPException, ValueError) as error:
             cut = reason_of(error) if isinstance(error, OSError) else "the reply was cut"
-        block = b"".join(pieces)
-        received += len(block)
         if block:
+            received += len(block)
             attempt.progress.phase("receiving", bytes=received)
             yield block
-        if cut:
-            raise ConnectionError(f"{cut} after {amount(received)}")
-        if not pieces[-1]:
-            break
+    if cut:
+        raise ConnectionError(f"{cut} after {amount(received)}")
     if response.length:
         raise ConnectionError(f"the reply ended {amount(response.length)} before its announced length")
 
@@ -3465,15 +3426,12 @@ def opener_for(attempt: Attempt, redirects: bool) -> urllib.request.OpenerDirect
         def https_open(self, request: Any) -> Any:
             return self.do_open(secure, request, context=attempt.stop.tls_context())
 
-    class WebRedirect(urllib.request.HTTPRedirectHandler):
-        def redirect_request(self, *reply: Any) -> Any:  # its last part is the URL
-            return super().redirect_request(*reply) if is_web(reply[-1]) else None  # the standard one follows ftp: too
-
-    opener = urllib.request.OpenerDirector()
-    # Without HTTPErrorProcessor every status is a reply like any other, a redirect too.
-    follow = (WebRedirect(), urllib.request.HTTPErrorProcessor(), urllib.request.HTTPDefaultErrorHandler())
-    for handler in (urllib.request.ProxyHandler(), Web(), *(follow if redirects else ())):
-        opener.add_handler(handler)
+    web = urllib.request
+    opener = web.OpenerDirector()
+    # Without HTTPErrorProcessor every status is a reply like any other, a redirect too; UnknownHandler refuses ftp.
+    follow = (web.HTTPRedirectHandler, web.HTTPErrorProcessor, web.HTTPDefaultErrorHandler, web.UnknownHandler)
+    for handler in (web.ProxyHandler, Web, *(follow if redirects else ())):
+        opener.add_handler(handler())
     return opener
 
 
@@ -3485,7 +3443,7 @@ def send(request: Request, timeout: float, progress: Progress, stop: Stop | None
 
     refuse_proxy(request.url)
     body = request.body
-    attempt = Attempt(timeout, body.length if body else 0, progress, stop or Stop())
+    attempt = Attempt(timeout, progress, stop or Stop())
     authorised = any(isinstance(value, Secret) for _, value in request.headers)
     out = urllib.request.Request(request.url, attempt.body(body) if body else None, method=request.method)
     for name, value in request.headers:
@@ -3494,7 +3452,7 @@ def send(request: Request, timeout: float, progress: Progress, stop: Stop | None
     try:
         response = opener_for(attempt, redirects=not authorised).open(out)
     except urllib.error.HTTPError as error:  # a picture's URL only
-        return Reply(error.code, {}, [], str(error.reason))
+        response = error
     except (OSError, http.client.HTTPException, ValueError) as error:
         return Fault(reason_of(error), sent=attempt.sent)
     headers = {name.lower(): value for name, value in response.headers.items()}
@@ -3562,32 +3520,32 @@ def status_row(status: int) -> Status:
     return next((row for row in STATUSES if status in row.codes), unlisted)
 
 
-def refusal_of(error: Json, status: int = 200, reason: str = "") -> Failure:
-    """Returns the failure that an error object of the API says, with the hint for its code or status."""
+def refusal_of(error: Json, status: int = 0, reason: str = "") -> Failure:
+    """Returns the failure that an error object of the API says, with the hint for its code or status, if it has one."""
     code, kind, details = error.get("code"), error.get("type"), as_object(error.get("moderation_details"))
     row, names = status_row(status), f"{kind} {code}"
-    numeric = number_of(code) or number_of(error.get("status"))
-    inner = numeric if status == 200 and 400 <= numeric < 600 else status  # a 200 that carries another status
-    server = inner >= 500 or inner == 200 and ("server" in names or "rate_limit" in names)
+    hundreds = (status or number_of(code) or number_of(error.get("status"))) // 100  # a 200 may carry another status
+    server = hundreds == 5 or hundreds != 4 and ("server" in names or "rate_limit" in names)
     said = str(error.get("message") or (json.dumps(error) if error else reason or "no reason given"))
     if details:
         found = details.get("categories")
         categories = ", ".join(map(str, found)) if isinstance(found, list) else "not told"
         said += f" (stage: {details.get('moderation_stage')}; categories: {categories})"
-    hints = (hint for name, hint in CODE_HINTS.items() if name in (code, kind) or name in said)
+    hints = (hint for name, hint in CODE_HINTS.items() if name in f"{names} {said}")
     return Failure(
         NETWORK if server else REFUSED,
-        said if status == 200 else f"HTTP {status}: {said}",
+        f"HTTP {status}: {said}" if status else said,
         next(hints, row.hint or None),
-        status=None if status == 200 else status,
+        status=status or None,
         type=kind,
         code=code,
         may_be_billed=server,
     )
 
 
-def error_failure(reply: Reply, body: bytes) -> Failure:
-    """Returns the failure of a reply that is not a 2xx."""
+def error_failure(reply: Reply) -> Failure:
+    """Reads a reply that is not a 2xx, and returns its failure."""
+    body = read_body(reply)
     if 300 <= reply.status < 400:
         shown = without_login(reply.headers.get("location", "nowhere").partition("?")[0])
         words = f"HTTP {reply.status}: the API redirects to {shown}, which is not followed: the key would go along"
@@ -3616,18 +3574,18 @@ def retry_wait(headers: Headers, attempt: int) -> float | None:
     return max(asked, 0.0) if asked <= LONGEST_WAIT else None
 
 
-def verdict_on(reply: Reply, failure: Failure) -> tuple[str, bool]:
-    """Returns whether a refused request is made again ("safe", "billable" or "never"), and whether it may be billed."""
+def verdict_on(reply: Reply, failure: Failure) -> str:
+    """Returns whether a refused request is made again: "safe", "billable" or "never"; notes if it may be billed."""
     verdict, asked = status_row(reply.status).retry, reply.headers.get("x-should-retry")
     said = f"{failure.details.get('code')} {failure.details.get('type')} {failure.message}"
-    if re.search(MONEY_WORDS, said) or reply.status < 400:
-        return "never", False
-    if verdict == "safe" and reply.status != 429 and re.match(RAN_BEHIND, failure.message):
+    if re.search(MONEY_WORDS, said):
+        verdict, asked = "never", None
+    elif verdict == "safe" and reply.status != 429 and re.match(RAN_BEHIND, failure.message):
         verdict = "billable"
-    billed = verdict == "billable"  # whatever the server says of trying again
+    failure.details["may_be_billed"] = verdict == "billable"  # whatever the server says of trying again
     if verdict == "never" and asked == "true":
         verdict = "safe"
-    return "never" if asked == "false" else verdict, billed
+    return "never" if asked == "false" else verdict
 
 
 class Tries:
@@ -3639,13 +3597,12 @@ class Tries:
         self.request_id: str | None = None
         self.headers: Headers = {}  # of the last reply
         self.billed = False  # whether a try may have been billed: it was sent in full, or accepted, and not refused
-        self.under_way: Request | None = None
+        self.under_way: Body | None = None  # of the try that goes on
 
     @property
     def may_be_billed(self) -> bool:
         """Tells whether the call may have been billed, also while a try is under way."""
-        body = self.under_way.body if self.under_way else None
-        return self.billed or bool(body and body.sent)
+        return self.billed or self.under_way is not None and self.under_way.sent
 
     def end(self, billed: bool) -> bool:
         """Notes how a try ended; returns whether any of them may have been billed."""
@@ -3659,13 +3616,13 @@ MOST_SAID = 1000  # characters of a server's words that are shown
 def judged(outcome: Reply | Fault, request: Request, free: bool) -> tuple[Failure, str]:
     """Returns the failure of one try, and whether it may be made again."""
     if isinstance(outcome, Fault):
-        hint = "look at your usage before you try again, or allow it with --retry-billable"
-        hint = hint if outcome.sent and not free else "check the network, the proxy, and --base-url"
+        hint = "check the network, the proxy, and --base-url"
+        if outcome.sent and not free:
+            hint = "look at your usage before you try again, or allow it with --retry-billable"
         failure = Failure(NETWORK, f"{outcome.message} ({host_of(request.url)})", hint, may_be_billed=outcome.sent)
         return failure, "billable" if outcome.sent else "safe"
-    failure = error_failure(outcome, read_body(outcome))
-    verdict, failure.details["may_be_billed"] = verdict_on(outcome, failure)
-    return failure, verdict
+    failure = error_failure(outcome)
+    return failure, verdict_on(outcome, failure)
 
 
 class Context(NamedTuple):
@@ -3693,16 +3650,18 @@ def exchange(context: Context, settings: Settings, request: Request, tries: Trie
     """Sends a request until a 2xx begins, and returns that reply; a free one (no tries) may always be sent again."""
     free, most, tries = tries is None, 1 + settings.get("max-retries"), tries or Tries()
     while not context.stop.requested:  # after a signal, no new connection is opened
-        tries.count, tries.under_way = tries.count + 1, request
+        tries.count, tries.under_way = tries.count + 1, request.body
+        if request.body:
+            request.body.sent = False  # by this try
         context.stop.armed = False
         patience = min(settings.get("timeout"), max(context.left(), SHORTEST_LOOK))
         outcome = context.transport(request, patience, context.progress)
         found = (outcome.headers[name] for name in REQUEST_IDS if outcome.headers.get(name))
         tries.request_id, tries.headers = next(found, tries.request_id), outcome.headers
-        if isinstance(outcome, Reply) and 200 <= outcome.status < 300:
-            tries.end(billed=True)
-            return outcome
         if isinstance(outcome, Reply):
+            if 200 <= outcome.status < 300:
+                tries.end(billed=True)
+                return outcome
             outcome.keep = tries.keep_anew()
         failure, verdict = judged(outcome, request, free)
         failure.message = context.console.said(failure.message, MOST_SAID)
@@ -3710,15 +3669,15 @@ def exchange(context: Context, settings: Settings, request: Request, tries: Trie
         if context.stop.requested:
             break
         wait = retry_wait(outcome.headers, tries.count - 1)
-        if isinstance(outcome, Reply) and (outcome.status == 429 or "retry-after" in outcome.headers):
+        if failure.details.get("status") == 429 or "retry-after" in outcome.headers:
             context.hold(LONGEST_WAIT if wait is None else wait)
         allowed = verdict == "safe" or verdict == "billable" and (free or settings.get("retry-billable"))
         if allowed and wait is None:
             failure.hint = f"the server asks to wait longer than {LONGEST_WAIT:.0f} s: try again later"
         if not allowed or wait is None or tries.count == most or wait > context.left():
             raise failure
-        shown = {"reason": failure.message, "attempt": tries.count + 1, "tries": most, "wait": round(wait, 1)}
-        context.progress.phase("retrying", **shown)
+        facts = {"attempt": tries.count + 1, "tries": most, "wait": round(wait, 1)}
+        context.progress.phase("retrying", reason=failure.message, **facts)
         context.sleep(wait)
     raise KeyboardInterrupt
 
@@ -3741,6 +3700,11 @@ def spare_folder() -> str:
         return os.curdir
 
 
+def folder_of(name: str) -> str:
+    """Returns the folder of a file, or of a folder."""
+    return os.path.dirname(name) or "."
+
+
 def blocks_of(file: BinaryFile) -> Blocks:
     """Yields a file from its beginning, in blocks."""
     file.seek(0)
@@ -3755,17 +3719,14 @@ def write_all(file: BinaryFile, data: bytes) -> None:
 
 
 def rename_free(source: str, target: str, replace: Callable[[str, str], None] = os.replace) -> bool:
-    """Renames a file to a name that must be free; False if it is taken, even if it was taken this instant."""
+    """Gives a temporary file a name that must be free; False if it is taken, even if it was taken this instant."""
     try:
-        if os.name == "nt":
-            os.rename(source, target)  # refuses an existing name there
-            return True
         os.link(source, target)
     except FileExistsError:
         return False
     except OSError:  # a file system without hard links, or another one
         try:
-            os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+            open(target, "x").close()
         except FileExistsError:
             return False
         try:
@@ -3773,18 +3734,19 @@ def rename_free(source: str, target: str, replace: Callable[[str, str], None] = 
         except OSError:
             os.unlink(target)  # the empty file that held the name
             raise
-        return True
-    os.unlink(source)
     return True
+
+
+def numbered(start: str, sign: str, end: str = "") -> Iterator[str]:
+    """Yields a name, and then the same with numbers from 2."""
+    yield start + end
+    for number in itertools.count(2):
+        yield f"{start}{sign}{number}{end}"
 
 
 def is_special(name: str) -> bool:
     """Tells whether a name leads to a device, a FIFO or the like: it is written to, and never replaced."""
-    try:
-        mode = os.stat(name).st_mode
-    except (OSError, ValueError):
-        return False
-    return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
+    return os.path.exists(name) and not os.path.isfile(name) and not os.path.isdir(name)
 
 
 NO_WAIT = getattr(os, "O_NONBLOCK", 0)
@@ -3801,11 +3763,8 @@ def pour(source: str, target: int) -> None:
 
 def identity(name: str) -> tuple[int, int] | None:
     """Returns what every spelling of a file and every link to it have in common; None where there is no file."""
-    try:
-        state = os.stat(name)
-    except (OSError, ValueError):
-        return None
-    return (state.st_dev, state.st_ino) if stat.S_ISREG(state.st_mode) else None
+    state = os.stat(name) if os.path.isfile(name) else None
+    return state and (state.st_dev, state.st_ino)
 
 
 class TempFiles:
@@ -3817,7 +3776,7 @@ class TempFiles:
         # that were given, none of them twice.
         self.inputs: set[tuple[int, int] | None] = whole.inputs if whole else set()
         self.written: set[str] = whole.written if whole else set()
-        self.tried: dict[str, int] = {}  # the number that a name has got to, if it was taken
+        self.numbered: dict[str, Iterator[str]] = {}  # the names that are left to be tried for each
 
     def __enter__(self) -> TempFiles:
         return self
@@ -3857,29 +3816,23 @@ class TempFiles:
         except OSError as error:
             if error.errno != errno.EXDEV:
                 raise
-            with open(source, "rb") as file, self.create(os.path.dirname(target)) as out:
+            with open(source, "rb") as file, self.create(folder_of(target)) as out:
                 for block in blocks_of(file):
                     write_all(out, block)
             os.replace(out.name, target)
-            self.files.discard(out.name)
-            os.unlink(source)
 
     def place(self, source: str, target: str, overwrite: bool = False) -> str:
         """Gives a finished temporary file its name, or that name with the next free number, and returns the path."""
-        stem, suffix = os.path.splitext(target)
-        number, path = self.tried.get(target, 1), target
+        path, (stem, suffix) = target, os.path.splitext(target)
         replace = overwrite and absolute(target) not in self.written and not self.is_input(target)
         if replace and is_special(target):
             pour(source, os.open(target, os.O_WRONLY | NO_WAIT))
-            os.unlink(source)
         elif replace:
             self.replace(source, os.path.realpath(target))
         else:
-            while not rename_free(source, path if number == 1 else f"{stem}-{number}{suffix}", self.replace):
-                number += 1
-            self.tried[target] = number
-            path = target if number == 1 else f"{stem}-{number}{suffix}"
-        self.files.discard(source)
+            names = self.numbered.setdefault(target, numbered(stem, "-", suffix))
+            path = next(name for name in names if rename_free(source, name, self.replace))
+        self.remove(source)
         self.written.add(absolute(path))
         return path
 
@@ -3896,13 +3849,13 @@ class OutputNames(NamedTuple):
     suffix: str
     several: bool
     overwrite: bool
-    expected: int = 1
-    sidecars: bool = False  # whether each picture gets a file beside it that says what is known of it
+    expected: int
+    sidecars: bool  # whether each picture gets a file beside it that says what is known of it
 
     @property
     def folder(self) -> str:
         """Returns the folder of the first picture, where temporary files are made too."""
-        return os.path.dirname(self.final(1)) or "."
+        return folder_of(self.final(1))
 
     def _filled(self, index: int, partial: str) -> str:
         stem = self.stem.replace("{partial}", partial)
@@ -3970,14 +3923,12 @@ def output_names(settings: Settings, expected: int, places: Mapping[str, str]) -
     suffix = suffix_of(settings.get("format") or DEFAULT_FORMAT)
     if output in ("", "-") or output.endswith(("/", os.sep)) or os.path.isdir(output):
         folder = "" if output == "-" else output
-        stem = first = os.path.join(folder, filled_in("gpt-image-{date}-{time}-{prompt}"))
-        number = 1
-        while os.path.lexists(stem + suffix) or os.path.lexists(f"{stem}-1{suffix}"):  # two calls in one second
-            number += 1
-            stem = f"{first}_{number}"
+        stems = numbered(os.path.join(folder, filled_in("gpt-image-{date}-{time}-{prompt}")), "_")
+        ends = (suffix, f"-1{suffix}")  # either is there where two calls are made in one second
+        stem = next(stem for stem in stems if not any(os.path.lexists(stem + end) for end in ends))
     else:
-        stem, suffix = (output[: -len(own)], output[-len(own) :]) if own else (output, suffix)
-    overwrite, sidecars = bool(settings.get("overwrite")), bool(settings.get("sidecar"))
+        stem, suffix = os.path.splitext(output) if own else (output, suffix)
+    overwrite, sidecars = settings.get("overwrite", False), settings.get("sidecar", False)
     return OutputNames(tidied(stem), suffix, expected > 1, overwrite, expected, sidecars)
 
 
@@ -3995,12 +3946,12 @@ def exists(name: str) -> bool:
 
 def check_folder(folder: str) -> None:
     """Refuses a folder that cannot be written or made, by the nearest one that exists."""
-    while not os.path.lexists(folder) and os.path.dirname(folder) != folder:
-        folder = os.path.dirname(folder) or "."
-    if not os.path.isdir(folder):
-        raise Failure(OUTPUT, f"{folder} is not a folder", "choose another --output", rule="output-folder")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise Failure(OUTPUT, f"no permission to write to {folder}", "choose another --output", rule="output-folder")
+    while not os.path.lexists(folder) and folder_of(folder) != folder:
+        folder = folder_of(folder)
+    is_folder = os.path.isdir(folder)
+    if not is_folder or not os.access(folder, os.W_OK | os.X_OK):
+        words = f"no permission to write to {folder}" if is_folder else f"{folder} is not a folder"
+        raise Failure(OUTPUT, words, "choose another --output", rule="output-folder")
 
 
 def check_names(names: list[str], overwrite: bool, temp_files: TempFiles) -> None:
@@ -4019,7 +3970,7 @@ def check_names(names: list[str], overwrite: bool, temp_files: TempFiles) -> Non
             raise Failure(OUTPUT, f"{name} would be written twice", "put {index} into --output", rule="output-twice")
         places.add(absolute(name))
     for name in names:
-        check_folder(os.path.dirname(name) or ".")
+        check_folder(folder_of(name))
 
 
 def saved_reply_name(settings: Settings) -> list[str]:
@@ -4030,7 +3981,7 @@ def saved_reply_name(settings: Settings) -> list[str]:
 
 def make_folders(names: list[str], temp_files: TempFiles) -> None:
     """Makes the folders of all outputs and tries each by writing to it."""
-    for folder in {os.path.dirname(name) or "." for name in names}:
+    for folder in set(map(folder_of, names)):
         try:
             os.makedirs(folder, exist_ok=True)
             with temp_files.create(folder) as file:
@@ -4085,18 +4036,16 @@ class Lifted:
     def write_odd(self, data: bytes) -> None:
         """Decodes a piece with white space or padding in it; any other character is an error, and ends the picture."""
         text = data.translate(URL_SAFE, WHITE)
-        bare = text[: len(text) - len(text.lstrip(BASE64))]
-        rest = text[len(bare) :].lstrip(b"=")
-        odd = self.padded and bare or rest
+        behind = text.lstrip(BASE64)
+        bare = text[: len(text) - len(behind)]
+        odd = self.padded and bare or behind.lstrip(b"=")
         if not self.trouble and not self.padded:
-            self.padded = len(bare) < len(text)
-            bare = self.carry + bare
+            self.padded, bare = bool(behind), self.carry + bare
             whole = len(bare) & ~3
             self.carry = bare[whole:]
             self.save(binascii.a2b_base64(bare[:whole]))
         if odd and not self.trouble:
-            near = f"near byte {self.size} ({chr(odd[0])!r})"
-            self.trouble = Failure(UNREADABLE, f"a picture is not base64 {near}")
+            self.trouble = Failure(UNREADABLE, f"a picture is not base64 near byte {self.size} ({chr(odd[0])!r})")
 
     def save(self, decoded: bytes) -> None:
         """Appends bytes of the picture itself."""
@@ -4110,29 +4059,32 @@ class Lifted:
 
     def drop(self) -> None:
         """Forgets the picture."""
+        self.carry = b""
         self.file.close()
         self.temp_files.remove(self.path)
+
+    def _rest(self) -> bytes:
+        """Returns the bytes that the characters which are not decoded yet make, being less than four."""
+        return binascii.a2b_base64(self.carry.ljust(4, b"A"))[: max(len(self.carry) - 1, 0)]
 
     def looks_whole(self) -> bool:
         """Tells whether what has come so far is a whole picture."""
         self.looks += 1
         if self.trouble or self.looks > MOST_LOOKS:
             return False
-        rest = self.carry
         try:
-            write_all(self.file, binascii.a2b_base64(rest + b"A" * (-len(rest) % 4))[: max(len(rest) - 1, 0)])
+            write_all(self.file, self._rest())
             found = identify(self.path)
-            self.file.truncate(self.file.seek(self.size))
-        except (OSError, binascii.Error):
-            return False
+        except OSError:
+            found = None
+        self.file.truncate(self.file.seek(self.size))
         return bool(found and found.whole)
 
     def flush(self) -> None:
-        """Decodes the last characters, which are less than four."""
-        rest, self.carry = self.carry, b""
-        self.ended = self.ended and len(rest) != 1  # one character does not make a byte
-        if len(rest) > 1 and not self.file.closed:
-            self.save(binascii.a2b_base64(rest + b"A" * (4 - len(rest)))[: len(rest) - 1])
+        """Decodes the last characters."""
+        self.ended = self.ended and len(self.carry) != 1  # one character does not make a byte
+        self.save(self._rest())
+        self.carry = b""
 
     def finish(self) -> Picture | Failure:
         """Decodes what is left, and returns what the picture is, or why it cannot be saved."""
@@ -4165,25 +4117,20 @@ class PicturesThere:
     """The picture files of folders as they were at first sight, each of which is found once."""
 
     def __init__(self) -> None:
-        self.sizes: dict[str, dict[int, list[str]]] = {}  # by folder and size, those whose hash is not known
-        self.hashes: dict[tuple[str, str], list[str]] = {}  # by folder and hash
-
-    def look(self, folder: str) -> dict[int, list[str]]:
-        """Returns the picture files of a folder by their size."""
-        sizes: dict[int, list[str]] = {}
-        for entry in os.scandir(folder):
-            if os.path.splitext(entry.name)[1].lower() in FORMAT_OF_SUFFIX and entry.is_file():
-                sizes.setdefault(entry.stat().st_size, []).append(tidied(entry.path))
-        return sizes
+        self.folders: dict[str, dict[int, list[str]]] = {}  # by folder and size
 
     def find(self, folder: str, lifted: Lifted) -> str | None:
         """Returns a file in a folder with the bytes of a picture, if there is one."""
-        if folder not in self.sizes:
-            self.sizes[folder] = self.look(folder)
-        for path in sorted(self.sizes[folder].pop(lifted.size, [])):
-            self.hashes.setdefault((folder, sha256_of(path)), []).append(path)
-        same = self.hashes.get((folder, lifted.hash.hexdigest()))
-        return same.pop(0) if same else None
+        if folder not in self.folders:
+            sizes = self.folders[folder] = {}
+            for path in (os.path.join(folder, name) for name in sorted(os.listdir(folder))):
+                if os.path.splitext(path)[1].lower() in FORMAT_OF_SUFFIX and os.path.isfile(path):
+                    sizes.setdefault(os.path.getsize(path), []).append(tidied(path))
+        paths = self.folders[folder].get(lifted.size, [])
+        found = next((path for path in paths if sha256_of(path) == lifted.hash.hexdigest()), None)
+        if found:
+            paths.remove(found)
+        return found
 
 
 class KeptReply:
@@ -4218,11 +4165,11 @@ class KeptReply:
 
     def keep(self, target: str, overwrite: bool, temp_files: TempFiles, console: Console) -> str | None:
         """Copies the reply, without the key, to a name that it returns; None if nothing came, or no disk takes it."""
-        if not self.file or not self.size:
+        if not self.file:
             return None
         for path in (target, os.path.join(spare_folder(), os.path.basename(target))):
             try:
-                with temp_files.create(spare_folder() if is_special(path) else os.path.dirname(path) or ".") as out:
+                with temp_files.create(spare_folder() if is_special(path) else folder_of(path)) as out:
                     for block in console.cleaned(blocks_of(self.file)):
                         write_all(out, block)
                 return temp_files.place(out.name, path, path == target and (overwrite or is_special(path)))

@@ -11,6 +11,7 @@ import unittest
 import zlib
 from pathlib import Path
 from typing import Any, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
+from unittest import mock
 
 import gpt_image
 from tests.support import FakeTransport, ProgramTest, Ran, cut, decoding, read, reply
@@ -606,6 +607,17 @@ class Base64Test(ReplyTest):
             return b"", False
         fine = isinstance(found.finish(), gpt_image.Picture)
         return Path(found.path).read_bytes(), fine
+
+    def test_a_look_that_fails_leaves_no_byte_in_the_picture(self) -> None:
+        data = picture("small-a")
+        text = base64.b64encode(data)
+        lifted = gpt_image.Lifted(self.temp_files, ".")
+        lifted.write_odd(text[:30])  # two characters more than fours
+        with mock.patch.object(gpt_image, "identify", side_effect=OSError(24, "Too many open files")):
+            self.assertFalse(lifted.looks_whole())
+        lifted.write_odd(text[30:])
+        self.assertIsInstance(lifted.finish(), gpt_image.Picture)
+        self.assertEqual(Path(lifted.path).read_bytes(), data)
 
     def test_line_breaks_padding_prefixes_and_escapes(self) -> None:
         for name in ("small-a", "big-a", "huge-a"):

@@ -181,6 +181,17 @@ class WhichStatusesAreTriedAgain(WireTest):
                 self.assertEqual(len(fake.requests), 3)
                 self.assertTrue(ran.error["may_be_billed"])
 
+    def test_an_interrupt_before_another_try_was_sent_costs_nothing(self) -> None:
+        class Interrupted(FakeTransport):
+            def __call__(self, request: gpt_image.Request, *more: Any) -> Any:
+                if not self.replies:  # while it connects
+                    raise KeyboardInterrupt
+                return super().__call__(request, *more)
+
+        fake = Interrupted(reply(refusal(None, "slow_down"), 429))
+        ran = self.run_main("generations", "x", "--output", "p.png", transport=fake)
+        self.assertEqual((ran.code, ran.error["may_be_billed"]), (130, False), ran.err)
+
     def test_the_users_leave_does_not_extend_to_what_is_never_tried_again(self) -> None:
         for status, code in ((400, None), (401, None), (429, "insufficient_quota"), (307, None)):
             with self.subTest(status=status):
