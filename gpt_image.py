@@ -5613,7 +5613,7 @@ def job_objects(text: TextFile) -> JobRows:
             if row.strip():
                 yield line, parse_object(row.strip()).items()
         except ValueError as error:
-            yield line, [(BROKEN, error)]
+            yield line, [(BROKEN, str(error))]
 
 
 def job_prompts(text: TextFile) -> JobRows:
@@ -6340,20 +6340,21 @@ class Batch:
 
     def failure_row(self, plan: Plan) -> Json:
         """Says why a job failed or was left alone, and returns what is reported of it."""
-        words, hint = "it was begun, and its end is not known", "look at your usage, or use --retry-billable"
         row = self.ledger.row(plan.id)
         session = str(row.get("session"))
         recovery = program("resume", session) if os.path.isfile(session) else None
-        unknown = {"message": words, "hint": recovery or hint, "may_be_billed": True, "recovery": recovery}
-        error = as_object(as_object(row.get("result")).get("error")) or unknown
-        self.context.console.tell(f"{self.maker.place(plan)}: {error.get('message')}")
+        error = error_in(as_object(row.get("result"))) or {
+            "message": "it was begun, and its end is not known",
+            "hint": recovery or "look at your usage, or use --retry-billable",
+            "may_be_billed": True, "recovery": recovery,
+        }  # fmt: skip
+        self.context.console.tell(f"{self.maker.place(plan)}: {error['message']}")
         kept = ("exit", "rule", "status", "code", "message", "hint", "may_be_billed", "recovery")
         return {"line": plan.line, "id": plan.id, **{name: error.get(name) for name in kept}}
 
     def summary(self) -> Json:
-        """Returns what is reported of the batch."""
+        """Returns what is reported of the batch as a whole."""
         states = [plan.state for plan in self.plans]
-        left = (plan for index, plan in enumerate(self.plans) if plan.state == "unclear" or index in self.failed)
         jobs = {
             "total": len(states), "made": self.made, "made_before": states.count("done"), "failed": len(self.failed),
             "unclear": states.count("unclear"), "under_way": len(self.running),
@@ -6363,13 +6364,14 @@ class Batch:
             "jobs": jobs, "pictures": self.pictures,
             "cost": {"usd": round(self.ledger.spent, 4), "prices_of": FACTS_OF} if self.ledger.spent else None,
             "ledger": self.ledger.path, "contact_sheet": self.sheet.path,
-            "failures": [*map(self.failure_row, itertools.islice(left, MOST_SHOWN))],
         }  # fmt: skip
 
     def conclude(self) -> None:
         """Reports the batch; raises a Failure if jobs are left."""
         self.sheet.show(last=True)
+        left = (plan for index, plan in enumerate(self.plans) if plan.state == "unclear" or index in self.failed)
         found = self.context.result.summary = self.summary()
+        found["failures"] = [*map(self.failure_row, itertools.islice(left, MOST_SHOWN))]
         jobs = found["jobs"]
         words = ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in jobs.items() if count)
         if jobs["made"] + jobs["made_before"] == jobs["total"]:

@@ -220,6 +220,7 @@ class FilesOfJobsTest(BatchTest):
                 self.assertLessEqual({rule for rule, _ in found}, {"jobs-file", "jobs-id"})
                 for piece in words:
                     self.assertIn(piece, " ".join(message for _, message in found))
+        self.assertEqual(self.problems("a.jsonl", "--engine", "batch-api"), self.problems("a.jsonl"))
         self.assertEqual(self.problems("missing.csv")[0][0], "jobs-file")
         self.assertEqual(self.problems()[0][0], "jobs-file")
 

@@ -119,7 +119,7 @@ class WhatAPageShows(SheetTest):
         cut = gpt_image.Fault("the connection was cut", sent=True)
         jobs = [{"id": "no", "prompt": "A"}, {"id": "cut", "prompt": "B"}]
         ran = self.run_batch(jobs, transport=FakeTransport(reply(REFUSED, 400), cut))
-        self.assertEqual(ran.code, 9)
+        self.assertEqual((ran.code, ran.err.count("No <b>, please")), (9, 1), ran.err)
         page = Page("sheet.html")
         self.assertEqual(page.states, ["failed", "failed"])
         self.assertIn("the connection was cut", page.text)
