@@ -34,6 +34,7 @@ from __future__ import annotations
 import argparse
 import binascii
 import codecs
+import collections
 import errno
 import functools
 import io
@@ -6116,8 +6117,8 @@ class Batch:
         self.maker = JobMaker(context, typed, self.jobs)
         self.ledger = Ledger(settings.get("ledger") or f"{self.jobs.stem}.ledger.jsonl", context.console)
         self.plans: list[Plan] = []
-        self.kinds: dict[tuple[Any, ...], list[Any]] = {}  # jobs, pictures and USD by route, model, size and quality
-        self.taken: dict[int, int] = {}  # the line of a job by a hash of its id, and of each name that it will write
+        self.kinds: dict[tuple[Any, ...], Any] = {}  # jobs, pictures and usd by route, model, size and quality
+        self.taken: dict[Any, int] = {}  # the line of a job by its id, and by a hash of each name that it will write
         self.failed: dict[int, bool] = {}  # the places of jobs that failed, and whether they may have been billed
         self.running: dict[int, float] = {}  # the dollars that each may cost, as long as the ledger does not know
         self.turned_away: list[int] = []  # what cost nothing and may be tried again
@@ -6141,7 +6142,7 @@ class Batch:
 
     def check(self) -> None:
         """Checks all jobs, and raises one Failure for all that is wrong; warnings are said once."""
-        problems: list[Json] = []
+        problems: Rows = []
         code, warnings = OK, self.context.console.warnings
         for job in self.jobs:
             context = self.job_context(job.route)
@@ -6149,14 +6150,14 @@ class Batch:
                 try:
                     self.plans.append(self.plan(context, job))
                 except Failure as failure:
-                    code = code or failure.exit
-                    place = self.maker.place(job)
-                    own = failure.problems
-                    said = ({**row, "message": f"{place}: {row['message'].removeprefix(place + ': ')}"} for row in own)
-                    problems += itertools.islice(said, MOST_PROBLEMS - len(problems))
+                    code, place = code or failure.exit, f"{self.maker.place(job)}: "
+                    for row in failure.problems:
+                        problems.append({**row, "message": place + row["message"].removeprefix(place)})
             for words in context.console.warnings:
-                if words not in warnings and len(warnings) < MOST_SHOWN:
+                if len(warnings) < MOST_SHOWN:
                     self.context.console.warn(words)
+            if len(problems) >= MOST_PROBLEMS:
+                break
         if problems:
             raise Failure(code, **problems[0], problems=problems)
         if not self.plans:
@@ -6165,7 +6166,7 @@ class Batch:
 
     def plan(self, context: Context, job: Job) -> Plan:
         """Checks one job, and tells what is to be done about it."""
-        line = self.taken.setdefault(hash((job.id,)), job.line)
+        line = self.taken.setdefault(job.id, job.line)
         if line != job.line:
             raise Failure(USAGE, f"line {line} has this id too", "give each job its own", rule="jobs-id")
         call = prepare(context, self.maker.settings(job), None)
@@ -6187,25 +6188,25 @@ class Batch:
             self.ledger.last.pop(job.id, None)  # from here on, what comes of this run counts
             self.first = self.first or shown_call(context, call)
             kind = (job.route, call.checked.model, settings.get("size"), settings.get("quality"))
-            sums = self.kinds.setdefault(kind, [0, 0, 0.0])
-            self.kinds[kind] = [sums[0] + 1, sums[1] + plan.pictures, sums[2] + plan.usd]
+            sums = self.kinds.setdefault(kind, collections.Counter())
+            sums.update(jobs=1, pictures=plan.pictures, usd=plan.usd)
         return plan
 
     def state(self, plan: Plan, call: Prepared, known: Json) -> str:
         """Returns what is to be done about a job by what the ledger says of it: "run" it, or why not."""
-        result, outputs = as_object(known.get("result")), call.outputs
+        result = as_object(known.get("result"))
         if not known:
             return "run"
         if result.get("ok"):
-            there = (sha256_of(str(row.get("path"))) == row.get("sha256") for row in objects_in(result.get("images")))
+            there = (sha256_of(row["path"]) == row["sha256"] for row in objects_in(result.get("images")))
             return "done" if all(there) else "run"
         # Begun and not ended: it may be that only the line is missing.
-        if not result and not call.names.overwrite and all(map(is_whole, outputs)):
-            rows = [{"path": name, "index": index, "sha256": sha256_of(name)} for index, name in enumerate(outputs, 1)]
-            found = {"ok": True, "images": rows}
+        if not result and not call.names.overwrite and all(map(is_whole, call.outputs)):
+            images = [{"path": name, "sha256": sha256_of(name)} for name in call.outputs]
+            found = {"ok": True, "images": images}
             self.ledger.write(plan, usd=known.get("usd"), outputs=call.written, result=found)
             return "done"
-        free = result and not as_object(result.get("error")).get("may_be_billed")
+        free = result and not error_in(result).get("may_be_billed")
         return "run" if free or self.settings.get("retry-billable") else "unclear"
 
     # Run: as many at once as the pace allows, while the money lasts
@@ -6231,8 +6232,7 @@ class Batch:
     def noted(self, plan: Plan, context: Context, failure: Outcome, outputs: list[str], seconds: float = 0.0) -> Json:
         """Notes what has become of a job, and returns its result."""
         found = result_of(context.result, failure, context.console.warnings, seconds)
-        billed = failure is None or context.result.may_be_billed
-        usd = as_object(found["cost"]).get("usd", plan.usd if billed else 0.0)
+        usd = as_object(found["cost"]).get("usd", plan.usd if context.result.may_be_billed else 0.0)
         self.ledger.write(plan, ended=self.time(), usd=usd, outputs=outputs, result=found)
         return found
 
@@ -6326,14 +6326,13 @@ class Batch:
     def shown(self) -> Json:
         """Returns what a dry run shows: how many jobs and pictures of which kind, what they may cost, and the first."""
         states = [plan.state for plan in self.plans]
-        columns = ("route", "model", "size", "quality", "jobs", "pictures", "usd")
-        usd = sum(sums[2] for sums in self.kinds.values())
+        columns, sums = ("route", "model", "size", "quality"), sum(self.kinds.values(), collections.Counter[str]())
         return {
             "dry_run": True, "route": "batch",
             "jobs": {state: states.count(state) for state in ("run", "under_way", "done", "unclear")},
-            "pictures": sum(sums[1] for sums in self.kinds.values()),
-            "by": [dict(zip(columns, (*kind, *sums))) for kind, sums in self.kinds.items()],
-            "estimate": {"usd": round(usd, 4), "prices_of": FACTS_OF} if usd else None,
+            "pictures": sums["pictures"],
+            "by": [{**dict(zip(columns, kind)), **counts} for kind, counts in self.kinds.items()],
+            "estimate": {"usd": round(sums["usd"], 4), "prices_of": FACTS_OF} if sums["usd"] else None,
             "ledger": self.ledger.path, "contact_sheet": self.sheet.path, "first": self.first,
             "warnings": self.context.console.warnings,
         }  # fmt: skip
@@ -6377,11 +6376,11 @@ class Batch:
         if jobs["made"] + jobs["made_before"] == jobs["total"]:
             self.context.console.tell(f"jobs: {words}")
             return
-        hint = "run the same command again, here or wherever the ledger is: it continues where it stopped"
         failure = self.ending or Failure(LEFT, "jobs are left", rule="jobs-left")
-        failure.hint = failure.hint or hint
         if self.context.stop.draining:
-            failure = Failure(INTERRUPTED, "interrupted", hint)
+            failure = Failure(INTERRUPTED, "interrupted")
+        again = "run the same command again, here or wherever the ledger is: it continues where it stopped"
+        failure.hint = failure.hint or again
         failure.message += f"; {words}"
         failure.details["may_be_billed"] = any(self.failed.values()) or jobs["unclear"] > 0
         raise failure
