@@ -5736,7 +5736,7 @@ class JobMaker:
                 own[row.name] = option_texts(row, value)
             elif any(f"--{name}" in known for known in self.words.values()):
                 why = "cannot be set by a job" if row else f"is not an option of {job.route}"
-                problems.append(Problem("jobs-option", f"{self.place(job)}: {name} {why}", "leave it out", fatal=True))
+                problems.append(Problem("jobs-option", f"{name} {why}", "leave it out", fatal=True))
             else:
                 variables[name] = as_typed(value)
         return own, variables, problems
@@ -5805,6 +5805,7 @@ class Ledger:
         self.path, self.console, self.lock = path, console, allocate_lock()
         self.file: BinaryFile | None = None
         self.torn = b""  # what keeps a line apart from one before it that was not written to its end
+        self.end = 0  # where the next line will stand
         self.last: dict[str, int] = {}  # where the last line on each job stands
         self.open_usd: dict[str, float] = {}  # what those may cost that have begun and not ended
         self.spent = 0.0  # dollars, with the above
@@ -5815,27 +5816,25 @@ class Ledger:
         if not os.path.isfile(self.path):
             return
         with open(self.path, "rb") as file:
-            at = 0
             for line in file:
-                if not at and line[: len(self.START)] != self.START[: len(line)]:
+                if not self.end and line[: len(self.START)] != self.START[: len(line)]:
                     words = f"{self.path} is not a ledger, and stays as it is"
                     raise Failure(OUTPUT, words, "name another --ledger", rule="ledger")
-                self._note(as_object(parse_json(line)), at)
-                at += len(line)
+                self._note(as_object(parse_json(line)), line)
                 self.torn = b"" if line.endswith(b"\n") else b"\n"
 
-    def _note(self, row: Json, at: int) -> None:
-        name, usd = row.get("job"), row.get("usd")
-        if isinstance(name, str):
-            self.last[name] = at
-            usd = usd if isinstance(usd, (int, float)) else 0.0
+    def _note(self, row: Json, line: bytes) -> None:
+        name, usd = row.get("job"), row.get("usd") or 0.0
+        if name:
+            self.last[name] = self.end
             self.spent += usd
             if "result" in row:
                 self.spent -= self.open_usd.pop(name, 0.0)
             else:
                 self.open_usd[name] = usd
-        elif "of" in row:
-            self.known[str(row["of"])] = row.get("id")
+        elif row:
+            self.known[row["of"]] = row["id"]
+        self.end += len(line)
 
     def row(self, name: str) -> Json:
         """Returns the last line on a job, or nothing if there is none."""
@@ -5852,10 +5851,6 @@ class Ledger:
             words = f"{self.path}: another run is at work on this ledger"
             raise Failure(OUTPUT, words, "wait for its end, or name another --ledger", rule="ledger-locked")
 
-    def write(self, plan: Plan, **facts: Any) -> None:
-        """Appends a line on a job."""
-        self.append([plan.told(**facts)])
-
     def append(self, rows: Rows) -> None:
         """Appends lines, which are on disk when this returns."""
         lines = [self.console.clean(json.dumps(row)).encode() + b"\n" for row in rows]
@@ -5868,10 +5863,9 @@ class Ledger:
                     self.torn = b"\n"
                     hint = "make room, and run the same command again"
                     raise Failure(OUTPUT, f"{self.path}: {error.strerror}", hint, rule="disk") from error
-                self.torn, at = b"", self.file.tell() - sum(map(len, lines))
+                self.torn, self.end = b"", self.file.tell() - sum(map(len, lines))
                 for row, line in zip(rows, lines):
-                    self._note(row, at)
-                    at += len(line)
+                    self._note(row, line)
 
     def remember(self, thing: str, name: str | None) -> None:
         """Notes the server's id of something; none if it is there no more."""
@@ -6204,7 +6198,7 @@ class Batch:
         if not result and not call.names.overwrite and all(map(is_whole, call.outputs)):
             images = [{"path": name, "sha256": sha256_of(name)} for name in call.outputs]
             found = {"ok": True, "images": images}
-            self.ledger.write(plan, usd=known.get("usd"), outputs=call.written, result=found)
+            self.ledger.append([plan.told(usd=known.get("usd"), outputs=call.written, result=found)])
             return "done"
         free = result and not error_in(result).get("may_be_billed")
         return "run" if free or self.settings.get("retry-billable") else "unclear"
@@ -6221,7 +6215,7 @@ class Batch:
             call = prepare(context, self.maker.settings(job), None)
             outputs.extend(call.written)
             session = call.names.beside(SESSION_ENDING)
-            self.ledger.write(plan, begun=self.time(), usd=plan.usd, outputs=outputs, session=session)
+            self.ledger.append([plan.told(begun=self.time(), usd=plan.usd, outputs=outputs, session=session)])
             self.running[index] = 0.0
             make_call(context, call)
 
@@ -6233,7 +6227,7 @@ class Batch:
         """Notes what has become of a job, and returns its result."""
         found = result_of(context.result, failure, context.console.warnings, seconds)
         usd = as_object(found["cost"]).get("usd", plan.usd if context.result.may_be_billed else 0.0)
-        self.ledger.write(plan, ended=self.time(), usd=usd, outputs=outputs, result=found)
+        self.ledger.append([plan.told(ended=self.time(), usd=usd, outputs=outputs, result=found)])
         return found
 
     def time(self) -> str:
