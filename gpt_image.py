@@ -5588,12 +5588,12 @@ PROMPT_WAYS = ("prompt", "prompt-file", "input-text")
 DELIMITERS = ",;\t"  # of cells: Excel writes the semicolon where the comma is the decimal point
 
 
-def job_cells(text: TextFile) -> JobRows:
+def job_cells(text: Iterator[str]) -> JobRows:
     """Reads the rows of a CSV file, whose first line names the columns; an empty cell is as if it were not there."""
     import csv
 
     csv.field_size_limit(MAX_IMAGE_URL)
-    header = text.readline()
+    header = next(text)
     reader = csv.reader(itertools.chain([header], text), delimiter=max(DELIMITERS, key=header.count), strict=True)
     try:
         names, line = next(reader, []), reader.line_num + 1
@@ -5607,7 +5607,7 @@ def job_cells(text: TextFile) -> JobRows:
         raise ValueError(f"line {reader.line_num}: {error}") from error
 
 
-def job_objects(text: TextFile) -> JobRows:
+def job_objects(text: Iterator[str]) -> JobRows:
     """Reads a file with a JSON object on each line."""
     for line, row in enumerate(text, 1):
         try:
@@ -5617,7 +5617,7 @@ def job_objects(text: TextFile) -> JobRows:
             yield line, [(BROKEN, str(error))]
 
 
-def job_prompts(text: TextFile) -> JobRows:
+def job_prompts(text: Iterator[str]) -> JobRows:
     """Reads a file with a prompt on each line."""
     return ((line, [("prompt", row.strip())]) for line, row in enumerate(text, 1) if row.strip())
 
@@ -5626,52 +5626,64 @@ JOBS_HINT = "expected .jsonl (an object a line), .csv (names, then rows) or .txt
 JOB_READERS = {".jsonl": job_objects, ".csv": job_cells, ".tsv": job_cells, ".txt": job_prompts}
 
 
+def open_text(path: str) -> TextFile:
+    """Opens a text in UTF-8, or in the UTF-16 of Excel; it may be a pipe."""
+    file = open(path, "rb")
+    encoding = "utf-16" if file.peek(2)[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8"
+    return io.TextIOWrapper(file, encoding, newline="")
+
+
+def line_at(path: str, start: int) -> Any:
+    """Returns the JSON of the line that begins at a byte of a file."""
+    with open(path, "rb") as file:
+        file.seek(start)
+        return parse_json(file.readline())
+
+
 def name_of(text: str) -> str:
     """Returns the name that a column, a key or a place stands for: dashes and underscores are alike, and cases too."""
     return text.strip().lower().replace("_", "-")
 
 
 class JobFile:
-    """A file of jobs, which is copied first: it is read more than once, may change, and may be a pipe."""
+    """A file of jobs. It is read once, since it may change and may be a pipe; then each job is there by its place."""
 
     def __init__(self, context: Context, path: str, route: str) -> None:
         self.path, self.route = path, route
         self.name = "standard input" if path == "-" else path
         self.stem = "batch" if path == "-" or is_special(path) else path  # of what is written beside it
+        self.starts: list[int] = []  # of each job in the copy
         context.temp_files.reads([path])
         try:
             with context.temp_files.create(spare_folder()) as copy:
                 self.copy = copy.name
                 if path == "-":
-                    write_all(copy, context.stdin.read().encode("utf-8", "surrogateescape"))
+                    self._read(context.stdin, copy)
                     return
-                with open(path, "rb") as file:
-                    for block in iter(lambda: file.read(BLOCK), b""):
-                        write_all(copy, block)
-        except OSError as error:
-            raise Failure(USAGE, f"{self.name}: {error.strerror}", "check the path", rule="jobs-file") from error
+                with open_text(path) as text:
+                    self._read(text, copy)
+        except (OSError, ValueError) as error:
+            words = f"{self.name}: {getattr(error, 'strerror', None) or error}"
+            raise Failure(USAGE, words, JOBS_HINT, rule="jobs-file") from error
+
+    def __getitem__(self, index: int) -> Job:
+        return Job(*line_at(self.copy, self.starts[index]))
 
     def __iter__(self) -> Iterator[Job]:
-        with open(self.copy, "rb") as file:
-            encoding = "utf-16" if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
-        try:
-            with open(self.copy, encoding=encoding, newline="") as text:
-                start = text.readline()
-                text.seek(0)
-                for line, row in self._reader(start)(text):
-                    yield self._job(line, row)
-        except ValueError as error:
-            raise Failure(USAGE, f"{self.name}: {error}", JOBS_HINT, rule="jobs-file") from error
+        return map(self.__getitem__, range(len(self.starts)))
 
-    def _job(self, line: int, row: Iterable[tuple[str, Any]]) -> Job:
-        given = [(name_of(name), value) for name, value in row if value is not None]
-        values = dict(given)
-        if len(values) < len(given):
-            values[BROKEN] = "two values have the same name"
-        name, route = str(values.pop("id", "")).strip(), str(values.pop("route", self.route)).strip()
-        return Job(line, name or str(line), route, values)
+    def _read(self, text: TextFile, copy: BinaryFile) -> None:
+        start = text.readline().lstrip("\ufeff")
+        for line, row in self._reader(start)(itertools.chain([start], text)):
+            given = [(name_of(name), value) for name, value in row if value is not None]
+            values = dict(given)
+            if len(values) < len(given):
+                values[BROKEN] = "two values have the same name"
+            name, route = str(values.pop("id", "")).strip(), str(values.pop("route", self.route)).strip()
+            self.starts.append(copy.tell())
+            write_all(copy, json.dumps(Job(line, name or str(line), route, values)).encode() + b"\n")
 
-    def _reader(self, start: str) -> Callable[[TextFile], JobRows]:
+    def _reader(self, start: str) -> Callable[[Iterator[str]], JobRows]:
         """Returns what reads the file: by its suffix, or for another one by its first line."""
         names = {name_of(cell) for cell in re.split(f"[{DELIMITERS}]", start)}
         guess = job_objects if start.lstrip()[:1] == "{" else job_cells if "prompt" in names else job_prompts
@@ -5716,11 +5728,12 @@ class JobMaker:
 
     def __init__(self, context: Context, typed: Json, jobs: JobFile) -> None:
         self.context, self.jobs = context, jobs
-        self.shared = {name: given for name, given in typed.items() if given is not None and name not in OF_THE_BATCH}
         self.words = {route: words_of(route) for route in ALL}
         self.checks: tuple[Callable[[Settings], Problems], ...] = ()
         stem = os.path.splitext(jobs.stem)[0]
-        self.folder = os.path.join(f"{stem}-pictures" if os.path.isfile(stem) else stem, "")
+        self.shared: Json = {"output": os.path.join(f"{stem}-pictures" if os.path.isfile(stem) else stem, "")}
+        given = {name: value for name, value in typed.items() if value is not None and name not in OF_THE_BATCH}
+        self.shared.update(given)
 
     def place(self, job: Job | Plan) -> str:
         """Returns the words for where a job stands."""
@@ -5752,7 +5765,7 @@ class JobMaker:
         for ways in (PROMPT_WAYS, ("size", "aspect-ratio")):
             if not own.keys().isdisjoint(ways):  # its own prompt or size goes in place of the one for all
                 typed.update(dict.fromkeys(ways))
-        output = (own.get("output") or [typed.get("output") or self.folder])[0]
+        [output] = own.get("output", [self.shared["output"]])
         if output.endswith(("/", os.sep)) or os.path.isdir(output):
             own["output"] = [os.path.join(output, safe_name(job.id).replace(".", "-"))]
         for name, row in options_of(job.route).items():
@@ -5838,11 +5851,7 @@ class Ledger:
 
     def row(self, name: str) -> Json:
         """Returns the last line on a job, or nothing if there is none."""
-        if name not in self.last:
-            return {}
-        with open(self.path, "rb") as file:
-            file.seek(self.last[name])
-            return as_object(parse_json(file.readline()))
+        return as_object(line_at(self.path, self.last[name])) if name in self.last else {}
 
     def open(self) -> None:
         """Opens the ledger for this run alone."""
@@ -5891,7 +5900,8 @@ class Pace:
         """Lets no call begin for so long; once for all that are told to wait in the same pause."""
         with self.stop.lock:
             now = self.clock()
-            self.limit = self.limit if now < self.until else max(self.limit / 2, 1.0)
+            if now >= self.until:
+                self.limit = max(self.limit / 2, 1.0)
             self.until = max(self.until, now + seconds)
 
     def ease(self) -> None:
@@ -5982,7 +5992,7 @@ img { width: 100%; height: 100%; min-height: 0; object-fit: contain; font-size: 
 b, footer { color: var(--pale) }
 .failed, .billed { outline: 2px solid var(--bad) }
 .failed b, .billed b, article p, nav .True { color: var(--bad) }
-.made b, p:empty, span:empty, nav [href=""], nav :first-child:nth-last-child(3) { display: none }
+.made b, p:empty, span:empty, nav :only-child { display: none }
 p.True::after { content: " It may have been billed." }
 summary { display: -webkit-box; -webkit-box-orient: vertical; -webkit-line-clamp: 3; overflow: hidden; cursor: pointer }
 [open] summary { -webkit-line-clamp: none }
@@ -5999,7 +6009,6 @@ SHEET_HEAD = """<title>{batch.jobs.name}</title><header><h1>{batch.jobs.name}</h
 <span>may have been billed: {sums[jobs][unclear]}</span><span>left: {sums[jobs][not_started]}</span>
 <span>{sums[cost][usd]} USD</span><span>as of {time}</span></header><nav>"""
 SHEET_LINK = '<a class="{bad}" href="{name:url}">{number}</a>'
-SHEET_WAYS = '<a href="{before[0]:url}">previous</a><a href="{after[0]:url}">next</a></nav>'
 SHEET_JOB = '<article class="{state}"><div><b>{state}</b>'
 SHEET_WORDS = """</div><details><summary dir="auto">{row[result][request][prompt]}</summary></details>
 <p class="{row[result][error][may_be_billed]}">{row[result][error][message]}</p><p>{row[result][error][hint]}</p>
@@ -6052,32 +6061,31 @@ class ContactSheet(string.Formatter):
         if not self.path:
             return
         stem, suffix = os.path.splitext(self.path)
-        pages = range(1, (len(self.batch.plans) - 1) // JOBS_ON_PAGE + 1)
-        self.names = [self.path, *(f"{stem}-{page + 1}{suffix}" for page in pages)]
+        starts = range(JOBS_ON_PAGE, len(self.batch.plans), JOBS_ON_PAGE)
+        self.names = [self.path, *(f"{stem}-{page}{suffix}" for page, _ in enumerate(starts, 2))]
         for name in self.names:
             with open(name if os.path.isfile(name) else os.devnull, "rb") as file:
                 check_names([name], file.readline(BLOCK) == SHEET_MARK.encode(), self.batch.context.temp_files)
 
-    def job(self, plan: Plan) -> str:
-        """Returns what a page shows of a job."""
+    def job(self, plan: Plan) -> Iterator[str]:
+        """Yields the pieces of what a page shows of a job."""
         row = self.batch.ledger.row(plan.id)
         result = as_object(row.get("result"))
-        images = objects_in(result.get("images")) + objects_in(result.get("unclaimed"))
-        pictures = [self.format(SHEET_PICTURE, image=image) for image in images]
-        state = SHEET_STATES.get(str(result.get("ok", plan.state)))
-        return "".join([self.format(SHEET_JOB, state=state), *pictures, self.format(SHEET_WORDS, plan=plan, row=row)])
+        yield self.format(SHEET_JOB, state=SHEET_STATES.get(str(result.get("ok", plan.state))))
+        for image in objects_in(result.get("images")) + objects_in(result.get("unclaimed")):
+            yield self.format(SHEET_PICTURE, image=image)
+        yield self.format(SHEET_WORDS, plan=plan, row=row)
 
-    def texts(self, page: int, plans: list[Plan]) -> Iterator[str]:
-        """Yields the pieces of a page: what has become of all jobs, the way to other pages, and its jobs."""
-        batch, names = self.batch, self.names
-        all_plans = enumerate(batch.plans)
-        bad = {i // JOBS_ON_PAGE for i, plan in all_plans if i in batch.failed or plan.state == "unclear"}
+    def texts(self, plans: list[Plan]) -> Iterator[str]:
+        """Yields the pieces of a page: what has become of all jobs, the way to all pages, and its jobs."""
+        batch = self.batch
+        bad = {i // JOBS_ON_PAGE for i, plan in enumerate(batch.plans) if i in batch.failed or plan.state == "unclear"}
         yield SHEET_MARK + SHEET_STYLE
         yield self.format(SHEET_HEAD, batch=batch, sums=batch.summary(), time=batch.time())
-        for number, name in enumerate(names):
+        for number, name in enumerate(self.names):
             yield self.format(SHEET_LINK, name=name, number=number + 1, bad=number in bad)
-        yield self.format(SHEET_WAYS, before=names[:page][-1:], after=names[page + 1 :])
-        yield from map(self.job, plans)
+        yield "</nav>"
+        yield from itertools.chain.from_iterable(map(self.job, plans))
 
     def show(self, last: bool = False) -> None:
         """Writes the pages that changed, now and then; the first, and at the end all, since they tell of the whole."""
@@ -6091,7 +6099,7 @@ class ContactSheet(string.Formatter):
                 if last or not page or entries != self.shown.get(name):
                     os.makedirs(self.folder, exist_ok=True)
                     with context.temp_files.create(self.folder) as file:
-                        for text in self.texts(page, plans):
+                        for text in self.texts(plans):
                             write_all(file, text.encode("utf-8", "replace"))
                     os.replace(file.name, name)
                     self.shown[name] = entries
@@ -6116,7 +6124,7 @@ class Batch:
         self.failed: dict[int, bool] = {}  # the places of jobs that failed, and whether they may have been billed
         self.running: dict[int, float] = {}  # the dollars that each may cost, as long as the ledger does not know
         self.turned_away: list[int] = []  # what cost nothing and may be tried again
-        self.total, self.made, self.pictures, self.started = 0, 0, 0, context.progress.clock()
+        self.total, self.made, self.pictures = 0, 0, 0
         self.kind, self.alike = None, 0  # what the last failures have in common, and how many they are
         self.ending: Outcome = None  # why no further job is started
         self.first: Json | None = None  # the first request, as a dry run shows it
@@ -6176,9 +6184,8 @@ class Batch:
                 hint = "put {id} or a column into --output"
                 raise Failure(OUTPUT, f"{name} is also that of line {line}", hint, rule="output-twice")
         if plan.state == "run":
-            earlier = known.get("outputs", [])
-            written = [name for name in call.written if name not in earlier]
-            check_names(written, call.names.overwrite, context.temp_files)
+            new = [name for name in call.written if name not in known.get("outputs", ())]
+            check_names(new, call.names.overwrite, context.temp_files)
             self.ledger.last.pop(job.id, None)  # from here on, what comes of this run counts
             self.first = self.first or shown_call(context, call)
             kind = (job.route, call.checked.model, settings.get("size"), settings.get("quality"))
@@ -6241,23 +6248,21 @@ class Batch:
         left = [index for index, plan in enumerate(self.plans) if plan.state == "run"]
         self.total, made, self.context.stop.jobs = len(left), -1, True
         with ThreadPoolExecutor(self.settings.get("parallel")) as pool:
-            while left and self.made > made and not self.over():
+            while left and self.made > made:
                 made, self.turned_away = self.made, []
-                self.run_through(set(left), pool)
+                self.run_through(left, pool)
                 left = self.turned_away
 
-    def run_through(self, chosen: set[int], pool: Any) -> None:
-        """Runs the chosen jobs in the order of their file."""
+    def run_through(self, left: list[int], pool: Any) -> None:
+        """Runs the jobs at these places."""
         from concurrent.futures import FIRST_COMPLETED, wait
 
-        jobs = ((index, job) for index, job in enumerate(self.jobs) if index in chosen)
-        coming = next(jobs, None)
         calls: dict[Any, int] = {}
-        while calls or coming and not self.over():
-            if coming and self.may_start(coming[0]):
-                self.running[coming[0]] = self.plans[coming[0]].usd
-                calls[pool.submit(self.one, *coming)] = coming[0]
-                coming = next(jobs, None)
+        while calls or left and not self.over():
+            if left and self.may_start(left[0]):
+                index = left.pop(0)
+                self.running[index] = self.plans[index].usd
+                calls[pool.submit(self.one, index, self.jobs[index])] = index
                 continue
             for call in wait(calls, 0.1, FIRST_COMPLETED).done:
                 index, failure = calls.pop(call), ended(self.context, call.result)
@@ -6274,8 +6279,8 @@ class Batch:
 
     def may_start(self, index: int) -> bool:
         """Tells whether a job may start now: the pace allows it, and the money lasts for all that is under way."""
-        most, under_way = self.settings.get("max-cost"), sum(self.running.values())
-        if most is not None and self.ledger.spent + under_way + self.plans[index].usd > most:
+        most, under_way = self.settings.get("max-cost", math.inf), sum(self.running.values())
+        if self.ledger.spent + under_way + self.plans[index].usd > most:
             if not self.running:
                 words = f"{self.ledger.spent:.2f} USD are spent, and the next job could pass the limit of {most:.2f}"
                 self.ending = Failure(LEFT, words, "run it again with a higher --max-cost", rule="max-cost")
@@ -6305,13 +6310,14 @@ class Batch:
     def tell(self, left: str = "") -> None:
         """Shows how far it is."""
         done, progress = self.made + len(self.failed), self.context.progress
-        minutes = (progress.clock() - self.started) * (self.total - done) / max(done, 1) / 60
-        left = left or f"about {max(minutes, 1):.0f} min" if left or done else "…"
         if self.over():
             left = "no further job begins; Ctrl-C ends these at once"
+        elif done and not left:
+            minutes = (progress.clock() - progress.started) * (self.total - done) / done / 60
+            left = f"about {max(minutes, 1):.0f} min"
         progress.phase(
             "batch", done=done, total=self.total, running=len(self.running), failed=len(self.failed),
-            usd=round(self.ledger.spent, 2), left=left,
+            usd=round(self.ledger.spent, 2), left=left or "…",
         )  # fmt: skip
         self.sheet.show()
 
@@ -6362,9 +6368,9 @@ class Batch:
     def conclude(self) -> None:
         """Reports the batch; raises a Failure if jobs are left."""
         self.sheet.show(last=True)
-        left = (plan for index, plan in enumerate(self.plans) if plan.state == "unclear" or index in self.failed)
         found = self.context.result.summary = self.summary()
-        found["failures"] = [*map(self.failure_row, itertools.islice(left, MOST_SHOWN))]
+        left = [plan for index, plan in enumerate(self.plans) if index in self.failed or plan.state == "unclear"]
+        found["failures"] = [*map(self.failure_row, left[:MOST_SHOWN])]
         jobs = found["jobs"]
         words = ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in jobs.items() if count)
         if jobs["made"] + jobs["made_before"] == jobs["total"]:
