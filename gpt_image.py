@@ -5685,15 +5685,15 @@ class JobFile:
 
     def _reader(self, start: str) -> Callable[[Iterator[str]], JobRows]:
         """Returns what reads the file: by its suffix, or for another one by its first line."""
-        names = {name_of(cell) for cell in re.split(f"[{DELIMITERS}]", start)}
-        guess = job_objects if start.lstrip()[:1] == "{" else job_cells if "prompt" in names else job_prompts
+        has_names = "prompt" in map(name_of, re.split(f"[{DELIMITERS}]", start))
+        guess = job_objects if start.lstrip().startswith("{") else job_cells if has_names else job_prompts
         return JOB_READERS.get(os.path.splitext(self.path)[1].lower(), guess)
 
 
 PLACE = r"\{(\{[\w-]+\})\}|\{([\w-]+)\}"  # {name}; {{name}} stands for the text {name}
 
 
-def filled(text: str, variables: Mapping[str, str], in_name: bool) -> str:
+def filled(text: str, variables: Mapping[str, str], in_name: bool = False) -> str:
     """Returns a text with its places filled from the columns of a job; ValueError for a name that is not a column."""
 
     def value(match: re.Match[str]) -> str:
@@ -5748,8 +5748,8 @@ class JobMaker:
             if row and row.name not in NOT_IN_JOBS and name != row.negative:
                 own[row.name] = option_texts(row, value)
             elif any(f"--{name}" in known for known in self.words.values()):
-                why = "cannot be set by a job" if row else f"is not an option of {job.route}"
-                problems.append(Problem("jobs-option", f"{name} {why}", "leave it out", fatal=True))
+                why = f"{name} cannot be set by a job of {job.route}"
+                problems.append(Problem("jobs-option", why, "leave it out", fatal=True))
             else:
                 variables[name] = as_typed(value)
         return own, variables, problems
@@ -5757,7 +5757,7 @@ class JobMaker:
     def settings(self, job: Job) -> Settings:
         """Returns the settings of a job, with a problem for each name or value of it that is wrong."""
         if BROKEN in job.values:
-            raise Failure(USAGE, str(job.values[BROKEN]), JOBS_HINT, rule="jobs-file")
+            raise Failure(USAGE, job.values[BROKEN], JOBS_HINT, rule="jobs-file")
         if job.route not in ALL:
             raise Failure(USAGE, f"{job.route!r} is not a route", f"expected {one_of(ALL)}", rule="jobs-option")
         own, variables, problems = self._divided(job)
@@ -5777,13 +5777,13 @@ class JobMaker:
                 given = [filled(text, variables, row.kind.writes) for text in given]
             except ValueError as error:
                 problems.append(Problem("jobs-place", f"--{name}: {error}", fatal=True))
-            source = Source(TYPED, name, self.place(job)) if name in own else Source(TYPED)
+            source = Source(TYPED, line=self.place(job)) if name in own else Source(TYPED)
             typed[name] = [(text, source) for text in given]
             if row.kind.reads:
                 self.context.temp_files.reads(text.lstrip("@") for text in given)
         settings = resolve(job.route, typed, self.context.environ, self.context.dotenv)
         more = [found for check in self.checks for found in check(settings)]
-        fill = functools.partial(filled, variables=variables, in_name=False)
+        fill = functools.partial(filled, variables=variables)
         return settings._replace(problems=[*problems, *settings.problems, *more], fill=fill)
 
 
@@ -5845,7 +5845,7 @@ class Ledger:
                 self.spent -= self.open_usd.pop(name, 0.0)
             else:
                 self.open_usd[name] = usd
-        elif row:
+        elif "of" in row:
             self.known[row["of"]] = row["id"]
         self.end += len(line)
 
@@ -5932,7 +5932,7 @@ def fingerprint_of(request: Request, extra: bytes) -> str:
     body = request.body.parts if request.body else []
     files = [sha256_of(part.path) for part in body if part.path]
     facts = json.dumps([urlsplit(request.url).path.split("/")[-2:], request.tree, request.form, files], sort_keys=True)
-    return hashlib.sha256(facts.encode("utf-8", "surrogatepass") + extra).hexdigest()[:32]
+    return hashlib.sha256(facts.encode() + extra).hexdigest()[:32]
 
 
 class Plan(NamedTuple):
@@ -6044,7 +6044,7 @@ class ContactSheet(string.Formatter):
 
     def format_field(self, value: Any, format_spec: str) -> str:
         """Returns a value as HTML."""
-        if format_spec != "url" or not value:
+        if format_spec != "url":
             from html import escape
 
             return escape("" if value is None else str(value))
@@ -6152,9 +6152,8 @@ class Batch:
                 try:
                     self.plans.append(self.plan(context, job))
                 except Failure as failure:
-                    code, place = code or failure.exit, f"{self.maker.place(job)}: "
-                    for row in failure.problems:
-                        problems.append({**row, "message": place + row["message"].removeprefix(place)})
+                    code, place = code or failure.exit, self.maker.place(job)
+                    problems += ({**row, "message": f"{place}: {row['message']}"} for row in failure.problems)
             for words in context.console.warnings:
                 if len(warnings) < MOST_SHOWN:
                     self.context.console.warn(words)
@@ -6176,7 +6175,8 @@ class Batch:
         fingerprint = fingerprint_of(call.request, call.mask)
         plan = Plan(job.line, job.id, "run", call.names.expected, cost["usd"] * self.share, fingerprint)
         known = self.ledger.row(job.id)
-        known = known if known.get("fingerprint") == fingerprint else {}
+        if known.get("fingerprint") != fingerprint:
+            known = {}
         plan = plan._replace(state=self.state(plan, call, known))
         for name in call.written:  # to many disks, upper and lower case are one
             line = self.taken.setdefault(hash(absolute(name).lower()), job.line)
@@ -6189,8 +6189,7 @@ class Batch:
             self.ledger.last.pop(job.id, None)  # from here on, what comes of this run counts
             self.first = self.first or shown_call(context, call)
             kind = (job.route, call.checked.model, settings.get("size"), settings.get("quality"))
-            sums = self.kinds.setdefault(kind, collections.Counter())
-            sums.update(jobs=1, pictures=plan.pictures, usd=plan.usd)
+            self.kinds.setdefault(kind, collections.Counter()).update(jobs=1, pictures=plan.pictures, usd=plan.usd)
         return plan
 
     def state(self, plan: Plan, call: Prepared, known: Json) -> str:
