@@ -5954,16 +5954,16 @@ class Plan(NamedTuple):
 
 
 TURNED_AWAY = next(row.codes for row in STATUSES if row.retry == "safe")
-HOPELESS = 3  # failures that will meet every job, one after the other, end a batch
+HOPELESS = 3  # failures that will meet every job, one after the other: they end a batch
 MOST_SHOWN = 20  # failures in the result; the ledger has them all
 MOST_PROBLEMS = 1000
 
 
-def will_meet_all(error: Json) -> Any:
-    """Returns what tells a failure that will meet every job, such as a wrong key; None for one of a job's own."""
+def will_meet_all(error: Json) -> bool:
+    """Tells whether a failure will meet every job, such as a wrong key, or is one of a job's own."""
     about_all = error["status"] in (401, 402, 403, 404) or error["code"] in MONEY
     unreached = error["exit"] == NETWORK and error["status"] is None and not error["may_be_billed"]
-    return error["status"] or error["exit"] if about_all or unreached else None
+    return about_all or unreached
 
 
 JOBS_ON_PAGE = 500
@@ -6125,7 +6125,7 @@ class Batch:
         self.running: dict[int, float] = {}  # the dollars that each may cost, as long as the ledger does not know
         self.turned_away: list[int] = []  # what cost nothing and may be tried again
         self.total, self.made, self.pictures = 0, 0, 0
-        self.kind, self.alike = None, 0  # what the last failures have in common, and how many they are
+        self.hopeless = 0  # how many failures that will meet every job were the last
         self.ending: Outcome = None  # why no further job is started
         self.first: Json | None = None  # the first request, as a dry run shows it
         self.pace = Pace(settings.get("parallel"), self.running, context)
@@ -6194,19 +6194,18 @@ class Batch:
 
     def state(self, plan: Plan, call: Prepared, known: Json) -> str:
         """Returns what is to be done about a job by what the ledger says of it: "run" it, or why not."""
-        result = as_object(known.get("result"))
+        result = known.get("result", {})
         if not known:
             return "run"
         if result.get("ok"):
-            there = (sha256_of(row["path"]) == row["sha256"] for row in objects_in(result.get("images")))
+            there = (sha256_of(row["path"]) == row["sha256"] for row in result["images"])
             return "done" if all(there) else "run"
         # Begun and not ended: it may be that only the line is missing.
         if not result and not call.names.overwrite and all(map(is_whole, call.outputs)):
-            images = [{"path": name, "sha256": sha256_of(name)} for name in call.outputs]
-            found = {"ok": True, "images": images}
-            self.ledger.append([plan.told(usd=known.get("usd"), outputs=call.written, result=found)])
+            found = {"ok": True, "images": [{"path": name, "sha256": sha256_of(name)} for name in call.outputs]}
+            self.ledger.append([plan.told(usd=known["usd"], outputs=call.written, result=found)])
             return "done"
-        free = result and not error_in(result).get("may_be_billed")
+        free = result and not result["error"]["may_be_billed"]
         return "run" if free or self.settings.get("retry-billable") else "unclear"
 
     # Run: as many at once as the pace allows, while the money lasts
@@ -6293,17 +6292,16 @@ class Batch:
         error = found["error"]
         if not error:
             self.failed.pop(index, None)
-            self.made, self.pictures, self.kind = self.made + 1, self.pictures + len(found["images"]), None
+            self.made, self.pictures, self.hopeless = self.made + 1, self.pictures + len(found["images"]), 0
             self.pace.ease()
             return
         self.failed[index] = error["may_be_billed"]
         again = error["status"] in TURNED_AWAY and error["code"] not in MONEY or error["exit"] == NETWORK
         if again and not error["may_be_billed"]:
             self.turned_away.append(index)
-        kind = will_meet_all(error)
-        self.kind, self.alike = kind, self.alike + 1 if kind == self.kind else 1
-        if kind and self.alike >= HOPELESS:
-            words = f"{HOPELESS} jobs in a row failed in the same way: {error['message']}"
+        self.hopeless = self.hopeless + 1 if will_meet_all(error) else 0
+        if self.hopeless >= HOPELESS:
+            words = f"{HOPELESS} jobs in a row failed for a reason that will meet all: {error['message']}"
             self.ending = self.ending or Failure(LEFT, words, error["hint"], rule="jobs-alike")
 
     def tell(self, left: str = "") -> None:
@@ -6378,8 +6376,7 @@ class Batch:
         failure = self.ending or Failure(LEFT, "jobs are left", rule="jobs-left")
         if self.context.stop.draining:
             failure = Failure(INTERRUPTED, "interrupted")
-        again = "run the same command again, here or wherever the ledger is: it continues where it stopped"
-        failure.hint = failure.hint or again
+        failure.hint = failure.hint or "run the same command again, where the ledger is: it continues where it stopped"
         failure.message += f"; {words}"
         failure.details["may_be_billed"] = any(self.failed.values()) or jobs["unclear"] > 0
         raise failure
