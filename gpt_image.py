@@ -5731,9 +5731,8 @@ class JobMaker:
         self.words = {route: words_of(route) for route in ALL}
         self.checks: tuple[Callable[[Settings], Problems], ...] = ()
         stem = os.path.splitext(jobs.stem)[0]
-        self.shared: Json = {"output": os.path.join(f"{stem}-pictures" if os.path.isfile(stem) else stem, "")}
-        given = {name: value for name, value in typed.items() if value is not None and name not in OF_THE_BATCH}
-        self.shared.update(given)
+        folder = os.path.join(f"{stem}-pictures" if os.path.isfile(stem) else stem, "")
+        self.shared = {**typed, "output": typed.get("output") or folder, **dict.fromkeys(OF_THE_BATCH)}
 
     def place(self, job: Job | Plan) -> str:
         """Returns the words for where a job stands."""
@@ -6337,7 +6336,7 @@ class Batch:
     def failure_row(self, plan: Plan) -> Json:
         """Says why a job failed or was left alone, and returns what is reported of it."""
         row = self.ledger.row(plan.id)
-        session = str(row.get("session"))
+        session = row.get("session", "")
         recovery = program("resume", session) if os.path.isfile(session) else None
         error = error_in(as_object(row.get("result"))) or {
             "message": "it was begun, and its end is not known",
