@@ -34,6 +34,7 @@ from __future__ import annotations
 import argparse
 import binascii
 import codecs
+import collections
 import errno
 import functools
 import io
@@ -5445,12 +5446,12 @@ PROMPT_WAYS = ("prompt", "prompt-file", "input-text")
 DELIMITERS = ",;\t"  # of cells: Excel writes the semicolon where the comma is the decimal point
 
 
-def job_cells(text: TextFile) -> JobRows:
+def job_cells(text: Iterator[str]) -> JobRows:
     """Reads the rows of a CSV file, whose first line names the columns; an empty cell is as if it were not there."""
     import csv
 
     csv.field_size_limit(MAX_IMAGE_URL)
-    header = text.readline()
+    header = next(text)
     reader = csv.reader(itertools.chain([header], text), delimiter=max(DELIMITERS, key=header.count), strict=True)
     try:
         names, line = next(reader, []), reader.line_num + 1
@@ -5464,17 +5465,17 @@ def job_cells(text: TextFile) -> JobRows:
         raise ValueError(f"line {reader.line_num}: {error}") from error
 
 
-def job_objects(text: TextFile) -> JobRows:
+def job_objects(text: Iterator[str]) -> JobRows:
     """Reads a file with a JSON object on each line."""
     for line, row in enumerate(text, 1):
         try:
             if row.strip():
                 yield line, parse_object(row.strip()).items()
         except ValueError as error:
-            yield line, [(BROKEN, error)]
+            yield line, [(BROKEN, str(error))]
 
 
-def job_prompts(text: TextFile) -> JobRows:
+def job_prompts(text: Iterator[str]) -> JobRows:
     """Reads a file with a prompt on each line."""
     return ((line, [("prompt", row.strip())]) for line, row in enumerate(text, 1) if row.strip())
 
@@ -5483,62 +5484,74 @@ JOBS_HINT = "expected .jsonl (an object a line), .csv (names, then rows) or .txt
 JOB_READERS = {".jsonl": job_objects, ".csv": job_cells, ".tsv": job_cells, ".txt": job_prompts}
 
 
+def open_text(path: str) -> TextFile:
+    """Opens a text in UTF-8, or in the UTF-16 of Excel; it may be a pipe."""
+    file = open(path, "rb")
+    encoding = "utf-16" if file.peek(2)[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8"
+    return io.TextIOWrapper(file, encoding, newline="")
+
+
+def line_at(path: str, start: int) -> Any:
+    """Returns the JSON of the line that begins at a byte of a file."""
+    with open(path, "rb") as file:
+        file.seek(start)
+        return parse_json(file.readline())
+
+
 def name_of(text: str) -> str:
     """Returns the name that a column, a key or a place stands for: dashes and underscores are alike, and cases too."""
     return text.strip().lower().replace("_", "-")
 
 
 class JobFile:
-    """A file of jobs, which is copied first: it is read more than once, may change, and may be a pipe."""
+    """A file of jobs. It is read once, since it may change and may be a pipe; then each job is there by its place."""
 
     def __init__(self, context: Context, path: str, route: str) -> None:
         self.path, self.route = path, route
         self.name = "standard input" if path == "-" else path
         self.stem = "batch" if path == "-" or is_special(path) else path  # of what is written beside it
+        self.starts: list[int] = []  # of each job in the copy
         context.temp_files.reads([path])
         try:
             with context.temp_files.create(spare_folder()) as copy:
                 self.copy = copy.name
                 if path == "-":
-                    write_all(copy, context.stdin.read().encode("utf-8", "surrogateescape"))
+                    self._read(context.stdin, copy)
                     return
-                with open(path, "rb") as file:
-                    for block in iter(lambda: file.read(BLOCK), b""):
-                        write_all(copy, block)
-        except OSError as error:
-            raise Failure(USAGE, f"{self.name}: {error.strerror}", "check the path", rule="jobs-file") from error
+                with open_text(path) as text:
+                    self._read(text, copy)
+        except (OSError, ValueError) as error:
+            words = f"{self.name}: {getattr(error, 'strerror', None) or error}"
+            raise Failure(USAGE, words, JOBS_HINT, rule="jobs-file") from error
+
+    def __getitem__(self, index: int) -> Job:
+        return Job(*line_at(self.copy, self.starts[index]))
 
     def __iter__(self) -> Iterator[Job]:
-        with open(self.copy, "rb") as file:
-            encoding = "utf-16" if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
-        try:
-            with open(self.copy, encoding=encoding, newline="") as text:
-                start = text.readline()
-                text.seek(0)
-                for line, row in self._reader(start)(text):
-                    yield self._job(line, row)
-        except ValueError as error:
-            raise Failure(USAGE, f"{self.name}: {error}", JOBS_HINT, rule="jobs-file") from error
+        return map(self.__getitem__, range(len(self.starts)))
 
-    def _job(self, line: int, row: Iterable[tuple[str, Any]]) -> Job:
-        given = [(name_of(name), value) for name, value in row if value is not None]
-        values = dict(given)
-        if len(values) < len(given):
-            values[BROKEN] = "two values have the same name"
-        name, route = str(values.pop("id", "")).strip(), str(values.pop("route", self.route)).strip()
-        return Job(line, name or str(line), route, values)
+    def _read(self, text: TextFile, copy: BinaryFile) -> None:
+        start = text.readline().lstrip("\ufeff")
+        for line, row in self._reader(start)(itertools.chain([start], text)):
+            given = [(name_of(name), value) for name, value in row if value is not None]
+            values = dict(given)
+            if len(values) < len(given):
+                values[BROKEN] = "two values have the same name"
+            name, route = str(values.pop("id", "")).strip(), str(values.pop("route", self.route)).strip()
+            self.starts.append(copy.tell())
+            write_all(copy, json.dumps(Job(line, name or str(line), route, values)).encode() + b"\n")
 
-    def _reader(self, start: str) -> Callable[[TextFile], JobRows]:
+    def _reader(self, start: str) -> Callable[[Iterator[str]], JobRows]:
         """Returns what reads the file: by its suffix, or for another one by its first line."""
-        names = {name_of(cell) for cell in re.split(f"[{DELIMITERS}]", start)}
-        guess = job_objects if start.lstrip()[:1] == "{" else job_cells if "prompt" in names else job_prompts
+        has_names = "prompt" in map(name_of, re.split(f"[{DELIMITERS}]", start))
+        guess = job_objects if start.lstrip().startswith("{") else job_cells if has_names else job_prompts
         return JOB_READERS.get(os.path.splitext(self.path)[1].lower(), guess)
 
 
 PLACE = r"\{(\{[\w-]+\})\}|\{([\w-]+)\}"  # {name}; {{name}} stands for the text {name}
 
 
-def filled(text: str, variables: Mapping[str, str], in_name: bool) -> str:
+def filled(text: str, variables: Mapping[str, str], in_name: bool = False) -> str:
     """Returns a text with its places filled from the columns of a job; ValueError for a name that is not a column."""
 
     def value(match: re.Match[str]) -> str:
@@ -5573,11 +5586,11 @@ class JobMaker:
 
     def __init__(self, context: Context, typed: Json, jobs: JobFile) -> None:
         self.context, self.jobs = context, jobs
-        self.shared = {name: given for name, given in typed.items() if given is not None and name not in OF_THE_BATCH}
         self.words = {route: words_of(route) for route in ALL}
         self.checks: tuple[Callable[[Settings], Problems], ...] = ()
         stem = os.path.splitext(jobs.stem)[0]
-        self.folder = os.path.join(f"{stem}-pictures" if os.path.isfile(stem) else stem, "")
+        folder = os.path.join(f"{stem}-pictures" if os.path.isfile(stem) else stem, "")
+        self.shared = {**typed, "output": typed.get("output") or folder, **dict.fromkeys(OF_THE_BATCH)}
 
     def place(self, job: Job | Plan) -> str:
         """Returns the words for where a job stands."""
@@ -5592,8 +5605,8 @@ class JobMaker:
             if row and row.name not in NOT_IN_JOBS and name != row.negative:
                 own[row.name] = option_texts(row, value)
             elif any(f"--{name}" in known for known in self.words.values()):
-                why = "cannot be set by a job" if row else f"is not an option of {job.route}"
-                problems.append(Problem("jobs-option", f"{self.place(job)}: {name} {why}", "leave it out", fatal=True))
+                why = f"{name} cannot be set by a job of {job.route}"
+                problems.append(Problem("jobs-option", why, "leave it out", fatal=True))
             else:
                 variables[name] = as_typed(value)
         return own, variables, problems
@@ -5601,7 +5614,7 @@ class JobMaker:
     def settings(self, job: Job) -> Settings:
         """Returns the settings of a job, with a problem for each name or value of it that is wrong."""
         if BROKEN in job.values:
-            raise Failure(USAGE, str(job.values[BROKEN]), JOBS_HINT, rule="jobs-file")
+            raise Failure(USAGE, job.values[BROKEN], JOBS_HINT, rule="jobs-file")
         if job.route not in ALL:
             raise Failure(USAGE, f"{job.route!r} is not a route", f"expected {one_of(ALL)}", rule="jobs-option")
         own, variables, problems = self._divided(job)
@@ -5609,7 +5622,7 @@ class JobMaker:
         for ways in (PROMPT_WAYS, ("size", "aspect-ratio")):
             if not own.keys().isdisjoint(ways):  # its own prompt or size goes in place of the one for all
                 typed.update(dict.fromkeys(ways))
-        output = (own.get("output") or [typed.get("output") or self.folder])[0]
+        [output] = own.get("output", [self.shared["output"]])
         if output.endswith(("/", os.sep)) or os.path.isdir(output):
             own["output"] = [os.path.join(output, safe_name(job.id).replace(".", "-"))]
         for name, row in options_of(job.route).items():
@@ -5621,13 +5634,13 @@ class JobMaker:
                 given = [filled(text, variables, row.kind.writes) for text in given]
             except ValueError as error:
                 problems.append(Problem("jobs-place", f"--{name}: {error}", fatal=True))
-            source = Source(TYPED, name, self.place(job)) if name in own else Source(TYPED)
+            source = Source(TYPED, line=self.place(job)) if name in own else Source(TYPED)
             typed[name] = [(text, source) for text in given]
             if row.kind.reads:
                 self.context.temp_files.reads(text.lstrip("@") for text in given)
         settings = resolve(job.route, typed, self.context.environ, self.context.dotenv)
         more = [found for check in self.checks for found in check(settings)]
-        fill = functools.partial(filled, variables=variables, in_name=False)
+        fill = functools.partial(filled, variables=variables)
         return settings._replace(problems=[*problems, *settings.problems, *more], fill=fill)
 
 
@@ -5662,6 +5675,7 @@ class Ledger:
         self.path, self.console, self.lock = path, console, allocate_lock()
         self.file: BinaryFile | None = None
         self.torn = b""  # what keeps a line apart from one before it that was not written to its end
+        self.end = 0  # where the next line will stand
         self.last: dict[str, int] = {}  # where the last line on each job stands
         self.open_usd: dict[str, float] = {}  # what those may cost that have begun and not ended
         self.spent = 0.0  # dollars, with the above
@@ -5672,35 +5686,29 @@ class Ledger:
         if not os.path.isfile(self.path):
             return
         with open(self.path, "rb") as file:
-            at = 0
             for line in file:
-                if not at and line[: len(self.START)] != self.START[: len(line)]:
+                if not self.end and line[: len(self.START)] != self.START[: len(line)]:
                     words = f"{self.path} is not a ledger, and stays as it is"
                     raise Failure(OUTPUT, words, "name another --ledger", rule="ledger")
-                self._note(as_object(parse_json(line)), at)
-                at += len(line)
+                self._note(as_object(parse_json(line)), line)
                 self.torn = b"" if line.endswith(b"\n") else b"\n"
 
-    def _note(self, row: Json, at: int) -> None:
-        name, usd = row.get("job"), row.get("usd")
-        if isinstance(name, str):
-            self.last[name] = at
-            usd = usd if isinstance(usd, (int, float)) else 0.0
+    def _note(self, row: Json, line: bytes) -> None:
+        name, usd = row.get("job"), row.get("usd") or 0.0
+        if name:
+            self.last[name] = self.end
             self.spent += usd
             if "result" in row:
                 self.spent -= self.open_usd.pop(name, 0.0)
             else:
                 self.open_usd[name] = usd
         elif "of" in row:
-            self.known[str(row["of"])] = row.get("id")
+            self.known[row["of"]] = row["id"]
+        self.end += len(line)
 
     def row(self, name: str) -> Json:
         """Returns the last line on a job, or nothing if there is none."""
-        if name not in self.last:
-            return {}
-        with open(self.path, "rb") as file:
-            file.seek(self.last[name])
-            return as_object(parse_json(file.readline()))
+        return as_object(line_at(self.path, self.last[name])) if name in self.last else {}
 
     def open(self) -> None:
         """Opens the ledger for this run alone."""
@@ -5708,10 +5716,6 @@ class Ledger:
         if not lock(self.file):
             words = f"{self.path}: another run is at work on this ledger"
             raise Failure(OUTPUT, words, "wait for its end, or name another --ledger", rule="ledger-locked")
-
-    def write(self, plan: Plan, **facts: Any) -> None:
-        """Appends a line on a job."""
-        self.append([plan.told(**facts)])
 
     def append(self, rows: Rows) -> None:
         """Appends lines, which are on disk when this returns."""
@@ -5725,10 +5729,9 @@ class Ledger:
                     self.torn = b"\n"
                     hint = "make room, and run the same command again"
                     raise Failure(OUTPUT, f"{self.path}: {error.strerror}", hint, rule="disk") from error
-                self.torn, at = b"", self.file.tell() - sum(map(len, lines))
+                self.torn, self.end = b"", self.file.tell() - sum(map(len, lines))
                 for row, line in zip(rows, lines):
-                    self._note(row, at)
-                    at += len(line)
+                    self._note(row, line)
 
     def remember(self, thing: str, name: str | None) -> None:
         """Notes the server's id of something; none if it is there no more."""
@@ -5754,7 +5757,8 @@ class Pace:
         """Lets no call begin for so long; once for all that are told to wait in the same pause."""
         with self.stop.lock:
             now = self.clock()
-            self.limit = self.limit if now < self.until else max(self.limit / 2, 1.0)
+            if now >= self.until:
+                self.limit = max(self.limit / 2, 1.0)
             self.until = max(self.until, now + seconds)
 
     def ease(self) -> None:
@@ -5785,7 +5789,7 @@ def fingerprint_of(request: Request, extra: bytes) -> str:
     body = request.body.parts if request.body else []
     files = [sha256_of(part.path) for part in body if part.path]
     facts = json.dumps([urlsplit(request.url).path.split("/")[-2:], request.tree, request.form, files], sort_keys=True)
-    return hashlib.sha256(facts.encode("utf-8", "surrogatepass") + extra).hexdigest()[:32]
+    return hashlib.sha256(facts.encode() + extra).hexdigest()[:32]
 
 
 class Plan(NamedTuple):
@@ -5807,16 +5811,16 @@ class Plan(NamedTuple):
 
 
 TURNED_AWAY = next(row.codes for row in STATUSES if row.retry == "safe")
-HOPELESS = 3  # failures that will meet every job, one after the other, end a batch
+HOPELESS = 3  # failures that will meet every job, one after the other: they end a batch
 MOST_SHOWN = 20  # failures in the result; the ledger has them all
 MOST_PROBLEMS = 1000
 
 
-def will_meet_all(error: Json) -> Any:
-    """Returns what tells a failure that will meet every job, such as a wrong key; None for one of a job's own."""
+def will_meet_all(error: Json) -> bool:
+    """Tells whether a failure will meet every job, such as a wrong key, or is one of a job's own."""
     about_all = error["status"] in (401, 402, 403, 404) or error["code"] in MONEY
     unreached = error["exit"] == NETWORK and error["status"] is None and not error["may_be_billed"]
-    return error["status"] or error["exit"] if about_all or unreached else None
+    return about_all or unreached
 
 
 JOBS_ON_PAGE = 500
@@ -5845,7 +5849,7 @@ img { width: 100%; height: 100%; min-height: 0; object-fit: contain; font-size: 
 b, footer { color: var(--pale) }
 .failed, .billed { outline: 2px solid var(--bad) }
 .failed b, .billed b, article p, nav .True { color: var(--bad) }
-.made b, p:empty, span:empty, nav [href=""], nav :first-child:nth-last-child(3) { display: none }
+.made b, p:empty, span:empty, nav :only-child { display: none }
 p.True::after { content: " It may have been billed." }
 summary { display: -webkit-box; -webkit-box-orient: vertical; -webkit-line-clamp: 3; overflow: hidden; cursor: pointer }
 [open] summary { -webkit-line-clamp: none }
@@ -5862,7 +5866,6 @@ SHEET_HEAD = """<title>{batch.jobs.name}</title><header><h1>{batch.jobs.name}</h
 <span>may have been billed: {sums[jobs][unclear]}</span><span>left: {sums[jobs][not_started]}</span>
 <span>{sums[cost][usd]} USD</span><span>as of {time}</span></header><nav>"""
 SHEET_LINK = '<a class="{bad}" href="{name:url}">{number}</a>'
-SHEET_WAYS = '<a href="{before[0]:url}">previous</a><a href="{after[0]:url}">next</a></nav>'
 SHEET_JOB = '<article class="{state}"><div><b>{state}</b>'
 SHEET_WORDS = """</div><details><summary dir="auto">{row[result][request][prompt]}</summary></details>
 <p class="{row[result][error][may_be_billed]}">{row[result][error][message]}</p><p>{row[result][error][hint]}</p>
@@ -5898,7 +5901,7 @@ class ContactSheet(string.Formatter):
 
     def format_field(self, value: Any, format_spec: str) -> str:
         """Returns a value as HTML."""
-        if format_spec != "url" or not value:
+        if format_spec != "url":
             from html import escape
 
             return escape("" if value is None else str(value))
@@ -5915,32 +5918,31 @@ class ContactSheet(string.Formatter):
         if not self.path:
             return
         stem, suffix = os.path.splitext(self.path)
-        pages = range(1, (len(self.batch.plans) - 1) // JOBS_ON_PAGE + 1)
-        self.names = [self.path, *(f"{stem}-{page + 1}{suffix}" for page in pages)]
+        starts = range(JOBS_ON_PAGE, len(self.batch.plans), JOBS_ON_PAGE)
+        self.names = [self.path, *(f"{stem}-{page}{suffix}" for page, _ in enumerate(starts, 2))]
         for name in self.names:
             with open(name if os.path.isfile(name) else os.devnull, "rb") as file:
                 check_names([name], file.readline(BLOCK) == SHEET_MARK.encode(), self.batch.context.temp_files)
 
-    def job(self, plan: Plan) -> str:
-        """Returns what a page shows of a job."""
+    def job(self, plan: Plan) -> Iterator[str]:
+        """Yields the pieces of what a page shows of a job."""
         row = self.batch.ledger.row(plan.id)
         result = as_object(row.get("result"))
-        images = objects_in(result.get("images")) + objects_in(result.get("unclaimed"))
-        pictures = [self.format(SHEET_PICTURE, image=image) for image in images]
-        state = SHEET_STATES.get(str(result.get("ok", plan.state)))
-        return "".join([self.format(SHEET_JOB, state=state), *pictures, self.format(SHEET_WORDS, plan=plan, row=row)])
+        yield self.format(SHEET_JOB, state=SHEET_STATES.get(str(result.get("ok", plan.state))))
+        for image in objects_in(result.get("images")) + objects_in(result.get("unclaimed")):
+            yield self.format(SHEET_PICTURE, image=image)
+        yield self.format(SHEET_WORDS, plan=plan, row=row)
 
-    def texts(self, page: int, plans: list[Plan]) -> Iterator[str]:
-        """Yields the pieces of a page: what has become of all jobs, the way to other pages, and its jobs."""
-        batch, names = self.batch, self.names
-        all_plans = enumerate(batch.plans)
-        bad = {i // JOBS_ON_PAGE for i, plan in all_plans if i in batch.failed or plan.state == "unclear"}
+    def texts(self, plans: list[Plan]) -> Iterator[str]:
+        """Yields the pieces of a page: what has become of all jobs, the way to all pages, and its jobs."""
+        batch = self.batch
+        bad = {i // JOBS_ON_PAGE for i, plan in enumerate(batch.plans) if i in batch.failed or plan.state == "unclear"}
         yield SHEET_MARK + SHEET_STYLE
         yield self.format(SHEET_HEAD, batch=batch, sums=batch.summary(), time=batch.time())
-        for number, name in enumerate(names):
+        for number, name in enumerate(self.names):
             yield self.format(SHEET_LINK, name=name, number=number + 1, bad=number in bad)
-        yield self.format(SHEET_WAYS, before=names[:page][-1:], after=names[page + 1 :])
-        yield from map(self.job, plans)
+        yield "</nav>"
+        yield from itertools.chain.from_iterable(map(self.job, plans))
 
     def show(self, last: bool = False) -> None:
         """Writes the pages that changed, now and then; the first, and at the end all, since they tell of the whole."""
@@ -5954,7 +5956,7 @@ class ContactSheet(string.Formatter):
                 if last or not page or entries != self.shown.get(name):
                     os.makedirs(self.folder, exist_ok=True)
                     with context.temp_files.create(self.folder) as file:
-                        for text in self.texts(page, plans):
+                        for text in self.texts(plans):
                             write_all(file, text.encode("utf-8", "replace"))
                     os.replace(file.name, name)
                     self.shown[name] = entries
@@ -5974,13 +5976,13 @@ class Batch:
         self.maker = JobMaker(context, typed, self.jobs)
         self.ledger = Ledger(settings.get("ledger") or f"{self.jobs.stem}.ledger.jsonl", context.console)
         self.plans: list[Plan] = []
-        self.kinds: dict[tuple[Any, ...], list[Any]] = {}  # jobs, pictures and USD by route, model, size and quality
-        self.taken: dict[int, int] = {}  # the line of a job by a hash of its id, and of each name that it will write
+        self.kinds: dict[tuple[Any, ...], Any] = {}  # jobs, pictures and usd by route, model, size and quality
+        self.taken: dict[Any, int] = {}  # the line of a job by its id, and by a hash of each name that it will write
         self.failed: dict[int, bool] = {}  # the places of jobs that failed, and whether they may have been billed
         self.running: dict[int, float] = {}  # the dollars that each may cost, as long as the ledger does not know
         self.turned_away: list[int] = []  # what cost nothing and may be tried again
-        self.total, self.made, self.pictures, self.started = 0, 0, 0, context.progress.clock()
-        self.kind, self.alike = None, 0  # what the last failures have in common, and how many they are
+        self.total, self.made, self.pictures = 0, 0, 0
+        self.hopeless = 0  # how many failures that will meet every job were the last
         self.ending: Outcome = None  # why no further job is started
         self.first: Json | None = None  # the first request, as a dry run shows it
         self.pace = Pace(settings.get("parallel"), self.running, context)
@@ -5999,7 +6001,7 @@ class Batch:
 
     def check(self) -> None:
         """Checks all jobs, and raises one Failure for all that is wrong; warnings are said once."""
-        problems: list[Json] = []
+        problems: Rows = []
         code, warnings = OK, self.context.console.warnings
         for job in self.jobs:
             context = self.job_context(job.route)
@@ -6007,14 +6009,13 @@ class Batch:
                 try:
                     self.plans.append(self.plan(context, job))
                 except Failure as failure:
-                    code = code or failure.exit
-                    place = self.maker.place(job)
-                    own = failure.problems
-                    said = ({**row, "message": f"{place}: {row['message'].removeprefix(place + ': ')}"} for row in own)
-                    problems += itertools.islice(said, MOST_PROBLEMS - len(problems))
+                    code, place = code or failure.exit, self.maker.place(job)
+                    problems += ({**row, "message": f"{place}: {row['message']}"} for row in failure.problems)
             for words in context.console.warnings:
-                if words not in warnings and len(warnings) < MOST_SHOWN:
+                if len(warnings) < MOST_SHOWN:
                     self.context.console.warn(words)
+            if len(problems) >= MOST_PROBLEMS:
+                break
         if problems:
             raise Failure(code, **problems[0], problems=problems)
         if not self.plans:
@@ -6023,7 +6024,7 @@ class Batch:
 
     def plan(self, context: Context, job: Job) -> Plan:
         """Checks one job, and tells what is to be done about it."""
-        line = self.taken.setdefault(hash((job.id,)), job.line)
+        line = self.taken.setdefault(job.id, job.line)
         if line != job.line:
             raise Failure(USAGE, f"line {line} has this id too", "give each job its own", rule="jobs-id")
         call = prepare(context, self.maker.settings(job), None)
@@ -6031,7 +6032,8 @@ class Batch:
         fingerprint = fingerprint_of(call.request, call.mask)
         plan = Plan(job.line, job.id, "run", call.names.expected, cost["usd"] * self.share, fingerprint)
         known = self.ledger.row(job.id)
-        known = known if known.get("fingerprint") == fingerprint else {}
+        if known.get("fingerprint") != fingerprint:
+            known = {}
         plan = plan._replace(state=self.state(plan, call, known))
         for name in call.written:  # to many disks, upper and lower case are one
             line = self.taken.setdefault(hash(absolute(name).lower()), job.line)
@@ -6039,31 +6041,28 @@ class Batch:
                 hint = "put {id} or a column into --output"
                 raise Failure(OUTPUT, f"{name} is also that of line {line}", hint, rule="output-twice")
         if plan.state == "run":
-            earlier = known.get("outputs", [])
-            written = [name for name in call.written if name not in earlier]
-            check_names(written, call.names.overwrite, context.temp_files)
+            new = [name for name in call.written if name not in known.get("outputs", ())]
+            check_names(new, call.names.overwrite, context.temp_files)
             self.ledger.last.pop(job.id, None)  # from here on, what comes of this run counts
             self.first = self.first or shown_call(context, call)
             kind = (job.route, call.checked.model, settings.get("size"), settings.get("quality"))
-            sums = self.kinds.setdefault(kind, [0, 0, 0.0])
-            self.kinds[kind] = [sums[0] + 1, sums[1] + plan.pictures, sums[2] + plan.usd]
+            self.kinds.setdefault(kind, collections.Counter()).update(jobs=1, pictures=plan.pictures, usd=plan.usd)
         return plan
 
     def state(self, plan: Plan, call: Prepared, known: Json) -> str:
         """Returns what is to be done about a job by what the ledger says of it: "run" it, or why not."""
-        result, outputs = as_object(known.get("result")), call.outputs
+        result = known.get("result", {})
         if not known:
             return "run"
         if result.get("ok"):
-            there = (sha256_of(str(row.get("path"))) == row.get("sha256") for row in objects_in(result.get("images")))
+            there = (sha256_of(row["path"]) == row["sha256"] for row in result["images"])
             return "done" if all(there) else "run"
         # Begun and not ended: it may be that only the line is missing.
-        if not result and not call.names.overwrite and all(map(is_whole, outputs)):
-            rows = [{"path": name, "index": index, "sha256": sha256_of(name)} for index, name in enumerate(outputs, 1)]
-            found = {"ok": True, "images": rows}
-            self.ledger.write(plan, usd=known.get("usd"), outputs=call.written, result=found)
+        if not result and not call.names.overwrite and all(map(is_whole, call.outputs)):
+            found = {"ok": True, "images": [{"path": name, "sha256": sha256_of(name)} for name in call.outputs]}
+            self.ledger.append([plan.told(usd=known["usd"], outputs=call.written, result=found)])
             return "done"
-        free = result and not as_object(result.get("error")).get("may_be_billed")
+        free = result and not result["error"]["may_be_billed"]
         return "run" if free or self.settings.get("retry-billable") else "unclear"
 
     # Run: as many at once as the pace allows, while the money lasts
@@ -6078,7 +6077,7 @@ class Batch:
             call = prepare(context, self.maker.settings(job), None)
             outputs.extend(call.written)
             session = call.names.beside(SESSION_ENDING)
-            self.ledger.write(plan, begun=self.time(), usd=plan.usd, outputs=outputs, session=session)
+            self.ledger.append([plan.told(begun=self.time(), usd=plan.usd, outputs=outputs, session=session)])
             self.running[index] = 0.0
             make_call(context, call)
 
@@ -6089,9 +6088,8 @@ class Batch:
     def noted(self, plan: Plan, context: Context, failure: Outcome, outputs: list[str], seconds: float = 0.0) -> Json:
         """Notes what has become of a job, and returns its result."""
         found = result_of(context.result, failure, context.console.warnings, seconds)
-        billed = failure is None or context.result.may_be_billed
-        usd = as_object(found["cost"]).get("usd", plan.usd if billed else 0.0)
-        self.ledger.write(plan, ended=self.time(), usd=usd, outputs=outputs, result=found)
+        usd = as_object(found["cost"]).get("usd", plan.usd if context.result.may_be_billed else 0.0)
+        self.ledger.append([plan.told(ended=self.time(), usd=usd, outputs=outputs, result=found)])
         return found
 
     def time(self) -> str:
@@ -6105,23 +6103,21 @@ class Batch:
         left = [index for index, plan in enumerate(self.plans) if plan.state == "run"]
         self.total, made, self.context.stop.jobs = len(left), -1, True
         with ThreadPoolExecutor(self.settings.get("parallel")) as pool:
-            while left and self.made > made and not self.over():
+            while left and self.made > made:
                 made, self.turned_away = self.made, []
-                self.run_through(set(left), pool)
+                self.run_through(left, pool)
                 left = self.turned_away
 
-    def run_through(self, chosen: set[int], pool: Any) -> None:
-        """Runs the chosen jobs in the order of their file."""
+    def run_through(self, left: list[int], pool: Any) -> None:
+        """Runs the jobs at these places."""
         from concurrent.futures import FIRST_COMPLETED, wait
 
-        jobs = ((index, job) for index, job in enumerate(self.jobs) if index in chosen)
-        coming = next(jobs, None)
         calls: dict[Any, int] = {}
-        while calls or coming and not self.over():
-            if coming and self.may_start(coming[0]):
-                self.running[coming[0]] = self.plans[coming[0]].usd
-                calls[pool.submit(self.one, *coming)] = coming[0]
-                coming = next(jobs, None)
+        while calls or left and not self.over():
+            if left and self.may_start(left[0]):
+                index = left.pop(0)
+                self.running[index] = self.plans[index].usd
+                calls[pool.submit(self.one, index, self.jobs[index])] = index
                 continue
             for call in wait(calls, 0.1, FIRST_COMPLETED).done:
                 index, failure = calls.pop(call), ended(self.context, call.result)
@@ -6138,8 +6134,8 @@ class Batch:
 
     def may_start(self, index: int) -> bool:
         """Tells whether a job may start now: the pace allows it, and the money lasts for all that is under way."""
-        most, under_way = self.settings.get("max-cost"), sum(self.running.values())
-        if most is not None and self.ledger.spent + under_way + self.plans[index].usd > most:
+        most, under_way = self.settings.get("max-cost", math.inf), sum(self.running.values())
+        if self.ledger.spent + under_way + self.plans[index].usd > most:
             if not self.running:
                 words = f"{self.ledger.spent:.2f} USD are spent, and the next job could pass the limit of {most:.2f}"
                 self.ending = Failure(LEFT, words, "run it again with a higher --max-cost", rule="max-cost")
@@ -6153,29 +6149,29 @@ class Batch:
         error = found["error"]
         if not error:
             self.failed.pop(index, None)
-            self.made, self.pictures, self.kind = self.made + 1, self.pictures + len(found["images"]), None
+            self.made, self.pictures, self.hopeless = self.made + 1, self.pictures + len(found["images"]), 0
             self.pace.ease()
             return
         self.failed[index] = error["may_be_billed"]
         again = error["status"] in TURNED_AWAY and error["code"] not in MONEY or error["exit"] == NETWORK
         if again and not error["may_be_billed"]:
             self.turned_away.append(index)
-        kind = will_meet_all(error)
-        self.kind, self.alike = kind, self.alike + 1 if kind == self.kind else 1
-        if kind and self.alike >= HOPELESS:
-            words = f"{HOPELESS} jobs in a row failed in the same way: {error['message']}"
+        self.hopeless = self.hopeless + 1 if will_meet_all(error) else 0
+        if self.hopeless >= HOPELESS:
+            words = f"{HOPELESS} jobs in a row failed for a reason that will meet all: {error['message']}"
             self.ending = self.ending or Failure(LEFT, words, error["hint"], rule="jobs-alike")
 
     def tell(self, left: str = "") -> None:
         """Shows how far it is."""
         done, progress = self.made + len(self.failed), self.context.progress
-        minutes = (progress.clock() - self.started) * (self.total - done) / max(done, 1) / 60
-        left = left or f"about {max(minutes, 1):.0f} min" if left or done else "…"
         if self.over():
             left = "no further job begins; Ctrl-C ends these at once"
+        elif done and not left:
+            minutes = (progress.clock() - progress.started) * (self.total - done) / done / 60
+            left = f"about {max(minutes, 1):.0f} min"
         progress.phase(
             "batch", done=done, total=self.total, running=len(self.running), failed=len(self.failed),
-            usd=round(self.ledger.spent, 2), left=left,
+            usd=round(self.ledger.spent, 2), left=left or "…",
         )  # fmt: skip
         self.sheet.show()
 
@@ -6184,34 +6180,34 @@ class Batch:
     def shown(self) -> Json:
         """Returns what a dry run shows: how many jobs and pictures of which kind, what they may cost, and the first."""
         states = [plan.state for plan in self.plans]
-        columns = ("route", "model", "size", "quality", "jobs", "pictures", "usd")
-        usd = sum(sums[2] for sums in self.kinds.values())
+        columns, sums = ("route", "model", "size", "quality"), sum(self.kinds.values(), collections.Counter[str]())
         return {
             "dry_run": True, "route": "batch",
             "jobs": {state: states.count(state) for state in ("run", "under_way", "done", "unclear")},
-            "pictures": sum(sums[1] for sums in self.kinds.values()),
-            "by": [dict(zip(columns, (*kind, *sums))) for kind, sums in self.kinds.items()],
-            "estimate": {"usd": round(usd, 4), "prices_of": FACTS_OF} if usd else None,
+            "pictures": sums["pictures"],
+            "by": [{**dict(zip(columns, kind)), **counts} for kind, counts in self.kinds.items()],
+            "estimate": {"usd": round(sums["usd"], 4), "prices_of": FACTS_OF} if sums["usd"] else None,
             "ledger": self.ledger.path, "contact_sheet": self.sheet.path, "first": self.first,
             "warnings": self.context.console.warnings,
         }  # fmt: skip
 
     def failure_row(self, plan: Plan) -> Json:
         """Says why a job failed or was left alone, and returns what is reported of it."""
-        words, hint = "it was begun, and its end is not known", "look at your usage, or use --retry-billable"
         row = self.ledger.row(plan.id)
-        session = str(row.get("session"))
+        session = row.get("session", "")
         recovery = program("resume", session) if os.path.isfile(session) else None
-        unknown = {"message": words, "hint": recovery or hint, "may_be_billed": True, "recovery": recovery}
-        error = as_object(as_object(row.get("result")).get("error")) or unknown
-        self.context.console.tell(f"{self.maker.place(plan)}: {error.get('message')}")
+        error = error_in(as_object(row.get("result"))) or {
+            "message": "it was begun, and its end is not known",
+            "hint": recovery or "look at your usage, or use --retry-billable",
+            "may_be_billed": True, "recovery": recovery,
+        }  # fmt: skip
+        self.context.console.tell(f"{self.maker.place(plan)}: {error['message']}")
         kept = ("exit", "rule", "status", "code", "message", "hint", "may_be_billed", "recovery")
         return {"line": plan.line, "id": plan.id, **{name: error.get(name) for name in kept}}
 
     def summary(self) -> Json:
-        """Returns what is reported of the batch."""
+        """Returns what is reported of the batch as a whole."""
         states = [plan.state for plan in self.plans]
-        left = (plan for index, plan in enumerate(self.plans) if plan.state == "unclear" or index in self.failed)
         jobs = {
             "total": len(states), "made": self.made, "made_before": states.count("done"), "failed": len(self.failed),
             "unclear": states.count("unclear"), "under_way": len(self.running),
@@ -6221,23 +6217,23 @@ class Batch:
             "jobs": jobs, "pictures": self.pictures,
             "cost": {"usd": round(self.ledger.spent, 4), "prices_of": FACTS_OF} if self.ledger.spent else None,
             "ledger": self.ledger.path, "contact_sheet": self.sheet.path,
-            "failures": [*map(self.failure_row, itertools.islice(left, MOST_SHOWN))],
         }  # fmt: skip
 
     def conclude(self) -> None:
         """Reports the batch; raises a Failure if jobs are left."""
         self.sheet.show(last=True)
         found = self.context.result.summary = self.summary()
+        left = [plan for index, plan in enumerate(self.plans) if index in self.failed or plan.state == "unclear"]
+        found["failures"] = [*map(self.failure_row, left[:MOST_SHOWN])]
         jobs = found["jobs"]
         words = ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in jobs.items() if count)
         if jobs["made"] + jobs["made_before"] == jobs["total"]:
             self.context.console.tell(f"jobs: {words}")
             return
-        hint = "run the same command again, here or wherever the ledger is: it continues where it stopped"
         failure = self.ending or Failure(LEFT, "jobs are left", rule="jobs-left")
-        failure.hint = failure.hint or hint
         if self.context.stop.draining:
-            failure = Failure(INTERRUPTED, "interrupted", hint)
+            failure = Failure(INTERRUPTED, "interrupted")
+        failure.hint = failure.hint or "run the same command again, where the ledger is: it continues where it stopped"
         failure.message += f"; {words}"
         failure.details["may_be_billed"] = any(self.failed.values()) or jobs["unclear"] > 0
         raise failure

@@ -7,6 +7,7 @@ import codecs
 import collections
 import errno
 import hashlib
+import io
 import json
 import os
 import re
@@ -157,6 +158,11 @@ class FilesOfJobsTest(BatchTest):
         self.assertIn("batch.ledger.jsonl", self.files())
         self.assertEqual(self.files("batch"), ["1.png"])
 
+    def test_standard_input_that_is_not_utf_8_is_said(self) -> None:
+        stdin, stdout = io.TextIOWrapper(io.BytesIO(b"A caf\xe9"), "utf-8"), io.StringIO()
+        code = gpt_image.main(["batch", "-", "--dry-run"], stdin=stdin, stdout=stdout, stderr=io.StringIO(), environ={})
+        self.assertEqual((code, json.loads(stdout.getvalue())["error"]["rule"]), (2, "jobs-file"))
+
     def test_a_cell_may_hold_lines_and_quotes_and_the_line_of_a_job_is_where_it_begins(self) -> None:
         self.write("a.csv", 'id,prompt\none,"A ""big""\nsea, blue"\ntwo,"A\n\nlake"\nthree,A pond\n')
         self.assertEqual(self.prompts("a.csv"), ["A\n\nlake", 'A "big"\nsea, blue', "A pond"])
@@ -220,6 +226,7 @@ class FilesOfJobsTest(BatchTest):
                 self.assertLessEqual({rule for rule, _ in found}, {"jobs-file", "jobs-id"})
                 for piece in words:
                     self.assertIn(piece, " ".join(message for _, message in found))
+        self.assertEqual(self.problems("a.jsonl", "--engine", "batch-api"), self.problems("a.jsonl"))
         self.assertEqual(self.problems("missing.csv")[0][0], "jobs-file")
         self.assertEqual(self.problems()[0][0], "jobs-file")
 
