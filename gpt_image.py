@@ -33,7 +33,6 @@ from __future__ import annotations
 
 import argparse
 import binascii
-import codecs
 import collections
 import errno
 import functools
@@ -6265,31 +6264,16 @@ class ApiBatch(Batch):
     share = 0.5
 
     def __init__(self, context: Context, settings: Settings, typed: Json, path: str) -> None:
-        import tempfile
-
         super().__init__(context, settings, typed, path)
         self.maker.checks = (check_line,)
         self.pace = Pace(sys.maxsize, self.running, context)
         self.net = self.job_context("batch")._replace(sleep=context.sleep, hold=context.hold)
-        self.copy = tempfile.TemporaryFile(dir=spare_folder())  # of the jobs, to have each by its place
-        self.starts: list[int] = []
         self.weight = 0.0  # bytes of all lines and, probably, of their results
         self.left: dict[Any, list[int]] = {}  # by route, model and batch: the places of the jobs that are to be sent
         self.sent: dict[str, dict[str, int]] = {}  # by input file: the place of each job by its name
         self.fresh: set[str] = set()  # the input files whose batch has certainly not been made
 
     # Check: as for single calls; but a job that is under way is waited for
-
-    def plan(self, context: Context, job: Job) -> Plan:
-        """Checks one job, and keeps it by its place."""
-        self.starts.append(self.copy.tell())
-        self.copy.write(json.dumps(job).encode() + b"\n")
-        return super().plan(context, job)
-
-    def job(self, index: int) -> Job:
-        """Returns a job by its place."""
-        self.copy.seek(self.starts[index])
-        return Job(*json.loads(self.copy.readline()))
 
     def state(self, plan: Plan, call: Prepared, known: Json) -> str:
         """Returns what is to be done about a job: one that is under way will come to its end in this run."""
@@ -6352,7 +6336,7 @@ class ApiBatch(Batch):
         rows: Rows = []
         with self.context.temp_files.create(spare_folder()) as out:
             for index in group:
-                job = self.job(index)
+                job = self.jobs[index]
                 context = self.job_context(job.route)
                 with context.temp_files:
                     call = prepare(context, self.maker.settings(job), None)
@@ -6377,7 +6361,7 @@ class ApiBatch(Batch):
         elif self.over() or self.settings.get("cancel"):
             del self.sent[file]
         else:
-            endpoint = V1 + ROUTE[self.job(min(self.sent[file].values())).route].path
+            endpoint = V1 + ROUTE[self.jobs[min(self.sent[file].values())].route].path
             body = json_body({"input_file_id": file, "endpoint": endpoint, "completion_window": "24h"})
             try:
                 self.ledger.remember(file, self.ask("POST", "/batches", body).get("id"))
@@ -6544,7 +6528,7 @@ class ApiBatch(Batch):
 
     def land(self, index: int, reply: Reply) -> None:
         """Saves the pictures of a job; what is not a fault of the reply, such as a full disk, leaves it under way."""
-        job, reply.lifter = self.job(index), self.lifter
+        job, reply.lifter = self.jobs[index], self.lifter
         context = self.job_context(job.route)._replace(stop=Stop())  # what is here is saved, whatever the user wants
         context.result.share, context.result.billed = self.share, True
         settings = self.maker.settings(job)
@@ -6558,7 +6542,7 @@ class ApiBatch(Batch):
     def fail(self, index: int, failure: Failure) -> None:
         """Notes that a job has failed."""
         failure.message = self.context.console.said(failure.message, MOST_SAID)
-        context = self.job_context(self.job(index).route)
+        context = self.job_context(self.jobs[index].route)
         self.settle(index, self.noted(self.plans[index], context, failure, []))
 
     def remove(self, *files: str) -> None:
