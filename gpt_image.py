@@ -153,10 +153,9 @@ def shell_quoted(text: str) -> str:
     """Returns a word quoted for a POSIX shell; a byte that is not UTF-8 as an escape, since no terminal takes it."""
     from shlex import quote
 
-    def octal(byte: re.Match[str]) -> str:
-        return f"\\0{ord(byte[0]) & 0xFF:03o}"
-
-    escaped, found = re.subn("[\udc80-\udcff]", octal, text.replace("\\", "\\\\"))
+    escaped, found = re.subn(
+        "[\udc80-\udcff]", lambda byte: f"\\0{ord(byte[0]) & 0xFF:03o}", text.replace("\\", "\\\\")
+    )
     return f'"$(printf %b {quote(escaped)})"' if found else quote(text)
 
 
@@ -210,14 +209,21 @@ def fitted(text: str, width: int) -> str:
     """Returns lines broken between words where they are wider than a window; commands stay whole, to be pasted."""
     import textwrap
 
-    lines, command = [], re.escape(program()) + " .*"
-    for line in text.split("\n"):
-        line = re.sub(command, lambda found: found[0].replace(" ", "\0"), line)
-        if len(line) > width >= 12 and " " in line.strip():
-            indent = " " * (len(line) - len(line.lstrip()) + 2)
-            line = textwrap.fill(line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
-        lines.append(line.replace("\0", " "))
-    return "\n".join(lines)
+    text = re.sub(re.escape(program()) + " .*", lambda command: command[0].replace(" ", "\0"), text)
+    lines = text.split("\n")
+    for number, line in enumerate(lines):
+        if len(line) > width >= 12:
+            words = line.lstrip()
+            indent = line[: -len(words)]
+            lines[number] = textwrap.fill(
+                words,
+                width,
+                initial_indent=indent,
+                subsequent_indent=indent + "  ",
+                break_long_words=False,
+                break_on_hyphens=False,
+            )
+    return "\n".join(lines).replace("\0", " ")
 
 
 def shortened(text: str, most: int) -> str:
@@ -234,6 +240,11 @@ class Console:
     Threads may share it: what one of them prints stays together.
     """
 
+    quiet = False
+    tells = True  # False where stderr holds a JSON object a line
+    lost = ""  # why the result cannot be written
+    line = ""  # the live line, as it stands on the screen
+
     def __init__(self, stdout: TextFile, stderr: TextFile, environ: Environ) -> None:
         from _thread import allocate_lock  # `threading` costs a start-up more than it gives here
 
@@ -241,10 +252,7 @@ class Console:
         self.pipe = stdout  # what takes a picture under `--output -`, where all words go to stderr
         self.hidden: list[str] = []  # every form of every secret, the longest first, since one may hold another
         self.warnings: list[str] = []
-        self.quiet, self.lost = False, ""
         self.as_json = not is_terminal(stdout)  # what the result is written as
-        self.tells = True  # False where stderr holds a JSON object a line
-        self.line = ""  # the live line, as it stands on the screen
         # The old console of Windows shows escape sequences as they are; the terminals that take them say who they are.
         plain = os.name == "nt" and environ.keys().isdisjoint(("WT_SESSION", "TERM_PROGRAM"))
         self.live = is_terminal(stderr) and environ.get("TERM") != "dumb" and not plain
@@ -252,11 +260,8 @@ class Console:
 
     def muted(self) -> Console:
         """Returns a console for one of many calls: it says nothing, and notes the warnings of that call."""
-        import copy
-
-        other = copy.copy(self)
-        other.stdout, other.stderr, other.warnings = io.StringIO(), io.StringIO(), []
-        other.quiet, other.live = True, False
+        other = Console(io.StringIO(), io.StringIO(), {})
+        other.hidden, other.quiet = self.hidden, True
         return other
 
     def hide(self, *secrets: Secret) -> None:
@@ -324,9 +329,7 @@ class Console:
 
     def redraw(self, line: str) -> None:
         """Writes the live line anew if it has changed, so that it does not flicker; an empty one is taken away."""
-        width = columns(self.stderr) or 80
-        if len(line) >= width:
-            line = line[: width - 2] + "…"
+        line = shortened(line, (columns(self.stderr) or 80) - 2)
         with self.lock:
             if line != self.line:
                 self.line = line
@@ -413,6 +416,8 @@ class Progress:
     """
 
     HEARTBEAT, TICK = 30.0, 0.1  # seconds
+    name, text, until = "", "working", 0.0  # of the phase; what it waits for ends then
+    thread: Any = None
 
     def __init__(self, console: Console, mode: str, clock: Callable[[], float]) -> None:
         self.console, self.clock = console, clock
@@ -421,9 +426,7 @@ class Progress:
             self.mode = "none"
         console.tells = self.mode != "json"
         self.started = self.shown = clock()
-        self.name, self.text, self.until = "", "working", 0.0
         self.facts: Json = {}
-        self.thread: Any = None
 
     def __enter__(self) -> Progress:
         return self
@@ -582,42 +585,34 @@ def parse_url(text: str) -> str:
     return text.strip(" ")
 
 
+def matched(pattern: str, text: str, expected: str) -> re.Match[str]:
+    """Returns how a text matches a pattern as a whole; ValueError says what was expected."""
+    found = re.fullmatch(pattern, text)
+    if not found:
+        raise ValueError(f"expected {expected}")
+    return found
+
+
 def parse_flag(text: str) -> bool:
     """Reads yes or no."""
-    word = parse_word(text)
-    if word in ("1", "true", "yes", "on"):
-        return True
-    if word in ("0", "false", "no", "off"):
-        return False
-    raise ValueError("expected true or false")
+    return bool(matched("(1|true|yes|on)|0|false|no|off", parse_word(text), "true or false")[1])
 
 
 def parse_number(text: str) -> int:
     """Reads a whole number."""
-    if not re.fullmatch(r"[+-]?[0-9]{1,9}", text.strip()):
-        raise ValueError("expected a whole number")
-    return int(text)
+    return int(matched(r"[+-]?[0-9]{1,9}", text.strip(), "a whole number")[0])
 
 
 def parse_variable(text: str) -> str:
     """Reads the name of an environment variable."""
-    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", text):
-        raise ValueError("expected the name of a variable that holds the key, such as RELAY_KEY, and not the key")
-    return text
+    expected = "the name of a variable that holds the key, such as RELAY_KEY, and not the key"
+    return matched(r"[A-Za-z_][A-Za-z0-9_]*", text, expected)[0]
 
 
-def parse_seconds(text: str) -> float:
-    """Reads a positive number of seconds."""
-    if not re.fullmatch(r"[0-9]{1,6}(\.[0-9]+)?", text.strip()) or float(text) <= 0:
-        raise ValueError("expected a number of seconds greater than 0")
-    return float(text)
-
-
-def parse_dollars(text: str) -> float:
-    """Reads an amount of US dollars."""
-    if not re.fullmatch(r"\$?[0-9]{1,6}(\.[0-9]+)?", text.strip()) or float(text.strip(" $")) <= 0:
-        raise ValueError("expected US dollars greater than 0, such as 20 or 0.5")
-    return float(text.strip(" $"))
+def parse_positive(text: str) -> float:
+    """Reads a positive number of seconds or dollars."""
+    words = "a number greater than 0, such as 20 or 0.5"
+    return float(matched(r"(?=.*[1-9])[0-9]{1,6}(\.[0-9]+)?", text.strip(), words)[0])
 
 
 def read_text(path: str) -> str:
@@ -632,19 +627,14 @@ def read_text(path: str) -> str:
 MOST_LEVELS = 100  # of nesting in JSON that a person gives
 
 
-def levels(value: Any) -> int:
-    """Returns how deep JSON is nested; RecursionError if that is too deep to be told."""
-    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return 1 + max(map(levels, inner), default=0)
-
-
 def parse_object(text: str) -> Json:
     """Reads a JSON object, or one from a file named as @FILE."""
     text = read_text(text[1:]) if text.startswith("@") else text
     try:
         value = json.loads(text)
-        json.dumps(value, allow_nan=False)  # Python reads NaN and Infinity, and 1e999 as such, but JSON has neither
-        if levels(value) > MOST_LEVELS:
+        # Python reads NaN and Infinity, and 1e999 as such, but JSON has neither. Each level is indented by a blank.
+        pieces = json.JSONEncoder(allow_nan=False, indent=1).iterencode(value)
+        if any("\n" + " " * MOST_LEVELS in piece for piece in pieces):
             raise ValueError(f"nested more than {MOST_LEVELS} levels deep")
     except (ValueError, RecursionError) as error:
         raise ValueError(f"expected a JSON object or @FILE ({error})") from error
@@ -655,13 +645,11 @@ def parse_object(text: str) -> Json:
 
 def parse_tool_choice(text: str) -> Any:
     """Reads a tool choice: a word of the API, `image_generation` for the hosted tool, or a JSON object."""
-    if text == "image_generation":
-        return {"type": "image_generation"}
-    if text in ("auto", "required", "none"):
-        return text
     if text.lstrip().startswith("{"):
         return parse_object(text)
-    raise ValueError("expected auto, required, none, image_generation or a JSON object")
+    words = "auto, required, none, image_generation or a JSON object"
+    word = matched("auto|required|none|image_generation", text, words)[0]
+    return {"type": word} if word == "image_generation" else word
 
 
 # By a word in its name, or by how its value begins.
@@ -685,21 +673,18 @@ class HeaderLine(NamedTuple):
 
 def parse_header(text: str) -> HeaderLine:
     """Reads `Name: value`; CR, LF, NUL and other control characters are refused, since they could forge headers."""
-    line = re.fullmatch(r" *([A-Za-z0-9!#$%&'*+.^_`|~-]+) *:[ \t]*([\x20-\x7e\t\xa0-\xff]*?)[ \t]*", text)
-    if not line:
-        raise ValueError("expected 'Name: value', in one line of printable Latin-1 characters")
-    if line[1].lower() in ("content-length", "content-type", "transfer-encoding", "host", "connection"):
-        raise ValueError(f"{line[1]} is set by the program itself")
-    return HeaderLine(line[1], line[2])
+    form = r" *([A-Za-z0-9!#$%&'*+.^_`|~-]+) *:[ \t]*([\x20-\x7e\t\xa0-\xff]*?)[ \t]*"
+    name, value = matched(form, text, "'Name: value', in one line of printable Latin-1 characters").groups()
+    if name.lower() in ("content-length", "content-type", "transfer-encoding", "host", "connection"):
+        raise ValueError(f"{name} is set by the program itself")
+    return HeaderLine(name, value)
 
 
 def parse_box(text: str) -> str:
     """Reads a rectangle, `X,Y,WIDTH,HEIGHT` in pixels, or in per cent with a `%` behind the number; drops blanks."""
-    box = re.sub(r"\s*,\s*", ",", text.strip())
+    expected = "X,Y,WIDTH,HEIGHT in pixels or per cent, such as 10,20,300,200 or 25%,0%,50%,100%"
     side = r"([0-9]{1,5}|[0-9]{1,3}(\.[0-9]+)?%)"
-    if not re.fullmatch(rf"{side},{side},{side},{side}", box):
-        raise ValueError("expected X,Y,WIDTH,HEIGHT in pixels or per cent, such as 10,20,300,200 or 25%,0%,50%,100%")
-    return box
+    return matched(rf"{side}(,{side}){{3}}", re.sub(r"\s*,\s*", ",", text.strip()), expected)[0]
 
 
 def one_of(values: Words) -> str:
@@ -720,22 +705,17 @@ def number(low: int, high: int) -> Kind:
 TEXT = Kind(str, "TEXT")
 NAME = Kind(str, "NAME", one_line=True)
 END_USER = NAME._replace(metavar="ID")  # how long it may be is the route's to say
-VARIABLE_NAME = Kind(parse_variable, "NAME", private=True)
 PATH = Kind(str, "PATH", reads=True)
 TARGET = Kind(str, "PATH", writes=True)
-PATTERN = Kind(str, "PATTERN", writes=True)
 URL = Kind(parse_url, "URL")
 FLAG = Kind(parse_flag, flag=True)
-SECONDS = Kind(parse_seconds, "SECONDS")
-DOLLARS = Kind(parse_dollars, "USD")
+SECONDS = Kind(parse_positive, "SECONDS")
 SIZE = Kind(parse_word, "WIDTHxHEIGHT|RATIO|auto")
 OBJECT = Kind(parse_object, "JSON|@FILE", reads=True)
 PICTURE_FORMAT = choice("png", "jpeg", "webp", "gif", "svg")._replace(parse=parse_format)
 EFFORT = choice("none", "minimal", "low", "medium", "high", "xhigh", "max")
 COUNT = number(1, 999_999_999)
-SERVICE_TIER = choice("auto", "default", "flex", "scale", "priority", "fast", "ultrafast")
 TOOL_CHOICE = Kind(parse_tool_choice, "auto|required|none|image_generation|JSON")
-HEADER = Kind(parse_header, "'Name: value'", repeat=True, private=True)
 PICTURE = Kind(str, "PATH|URL|file_id:ID")
 PICTURES = PICTURE._replace(repeat=True)
 BOXES = Kind(parse_box, "X,Y,WIDTH,HEIGHT", repeat=True)
@@ -911,8 +891,8 @@ OPTION_GROUPS = {
                sends="top"),
         Option("max-output-tokens", COUNT, "limit of the text model's tokens, reasoning included", RESPONSES,
                sends="top"),
-        Option("service-tier", SERVICE_TIER, "how fast, and at which price, the response is processed", RESPONSES,
-               sends="top"),
+        Option("service-tier", choice("auto", "default", "flex", "scale", "priority", "fast", "ultrafast"),
+               "how fast, and at which price, the response is processed", RESPONSES, sends="top"),
         Option("reasoning-effort", EFFORT, "reasoning effort of the text model", RESPONSES, sends="top",
                field="reasoning.effort"),
         Option("stream", FLAG, "receive events as they happen, and previews", sends="top",
@@ -928,8 +908,9 @@ OPTION_GROUPS = {
                ("resume", "batch")),
     ),
     "Output": (
-        Option("output", PATTERN, "file, folder, - for standard output, or pattern with {index} {partial} {prompt} "
-               "{date} {time} {model}", SAVES, also=("o",)),
+        Option("output", TARGET._replace(metavar="PATTERN"),
+               "file, folder, - for standard output, or pattern with {index} {partial} {prompt} {date} {time} {model}",
+               SAVES, also=("o",)),
         Option("overwrite", FLAG, "replace files that exist", SAVES),
         Option("sidecar", FLAG, "write a .json file beside each picture: its prompt and all else that is known", SAVES),
         Option("save-response", TARGET, "keep the bytes of the reply in this file", (*ALL, "resume"), unbatched=".+"),
@@ -953,12 +934,13 @@ OPTION_GROUPS = {
                env=("OPENAI_BASE_URL", "GPT_IMAGE2_BASE_URL"), default=OPENAI_URL, harmless=True),  # see check_pair
         Option("api-key", Kind(str.strip, "KEY"), "the key; better set in the environment or a .env", NET,
                env=("OPENAI_API_KEY", "GPT_IMAGE2_API_KEY"), secret=True, harmless=True),
-        Option("api-key-env", VARIABLE_NAME, "read the key from this variable", NET),
+        Option("api-key-env", Kind(parse_variable, "NAME", private=True), "read the key from this variable", NET),
         Option("organization", NAME, "organization to bill", NET, sends="header", field="OpenAI-Organization",
                env=("OPENAI_ORG_ID",)),
         Option("project", NAME, "project to bill", NET, sends="header", field="OpenAI-Project",
                env=("OPENAI_PROJECT_ID",)),
-        Option("header", HEADER, "a further request header (repeatable)", NET),
+        Option("header", Kind(parse_header, "'Name: value'", repeat=True, private=True),
+               "a further request header (repeatable)", NET),
         Option("env-file", PATH, "read settings from this file instead of .env", EVERY),
         Option("no-env-file", FLAG, "read no .env", EVERY),
         Option("timeout", SECONDS, "seconds to wait for the next byte", NET, env=("OPENAI_IMAGE_TIMEOUT",),
@@ -979,7 +961,7 @@ OPTION_GROUPS = {
                "single calls, or the vendor's Batch API: half the price, and up to a day", ("batch",), default="calls"),
         Option("no-wait", FLAG, "end when the vendor has all jobs; the same command collects them later", ("batch",)),
         Option("keep-files", FLAG, "leave what was uploaded for the Batch API at the server", ("batch",)),
-        Option("max-cost", DOLLARS, "send nothing that could bring the cost above this", CALLS),
+        Option("max-cost", Kind(parse_positive, "USD"), "send nothing that could bring the cost above this", CALLS),
     ),
     "Config": (
         Option("init", FLAG, "write a commented .env into the current folder, never over an existing one",
@@ -1242,8 +1224,9 @@ LITELLM_LOSES = {
 LONGEST_WAIT = 120.0  # seconds; the official SDK waits no longer either
 RETRY_FIRST, RETRY_MOST = 0.5, 8.0  # seconds
 
-# US dollars per million tokens; alike for gpt-image-2, 2.5 and 2.6.
-PRICES = {"text": 5.0, "cached_text": 1.25, "image": 8.0, "cached_image": 2.0, "output": 30.0}
+# US dollars per million tokens; alike for gpt-image-2, 2.5 and 2.6. What was cached costs a quarter.
+PRICES = {"text_tokens": 5.0, "image_tokens": 8.0, "output": 30.0}
+CACHED_OFF = 0.75
 PARTIAL_TOKENS = 100  # output tokens of each preview
 
 
@@ -1263,17 +1246,16 @@ def cost_of(facts: Json, route: str, model: str | None, share: float) -> Json | 
         return None
     try:
         usage = facts["usage"]
-        details = usage["input_tokens_details"]
+        details, uncounted = usage["input_tokens_details"], usage["input_tokens"]
         cached = details.get("cached_tokens_details") or {}
-        counts = {"output": usage["output_tokens"]}
-        for kind in ("text", "image"):
-            counts[f"cached_{kind}"] = cached.get(f"{kind}_tokens", 0)
-            counts[kind] = details.get(f"{kind}_tokens", 0) - counts[f"cached_{kind}"]
-        complete = sum(counts.values()) == usage["input_tokens"] + usage["output_tokens"]
-        dollars = sum(counts[name] * PRICES[name] for name in counts) * share / 1e6
+        dollars = usage["output_tokens"] * PRICES["output"]
+        for kind in ("text_tokens", "image_tokens"):
+            count = details.get(kind, 0)
+            uncounted -= count
+            dollars += (count - cached.get(kind, 0) * CACHED_OFF) * PRICES[kind]
+        return None if uncounted else {"usd": round(dollars * share / 1e6, 6), "prices_of": FACTS_OF}
     except (ArithmeticError, AttributeError, LookupError, TypeError):
         return None
-    return {"usd": round(dollars, 6), "prices_of": FACTS_OF} if complete else None
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -1812,7 +1794,7 @@ def read_dotenv(path: str, console: Console) -> dict[str, Found]:
             console.warn(f"{place}: {name} is not known; {did_you_mean(name, known)}".rstrip("; "))
     if strange:
         words = "not understood, and left out; expected NAME=value, and an end for each quote"
-        console.warn(f"{path} line {', '.join(strange[:9])} ({plural(len(strange), 'line')}): {words}")
+        console.warn(f"{path} line {shortened(', '.join(strange), 40)}: {words}")
     return {name: found for name, found in values.items() if found[0]}  # an empty one counts as unset
 
 
@@ -1865,16 +1847,21 @@ def label_of(row: Option, text: str, source: Source) -> str:
     return words if source.kind == TYPED else f"{words} ({source.kind})"
 
 
+def variables(names: Iterable[str], environ: Environ, dotenv: Dotenv) -> list[Found]:
+    """Returns the texts of variables and where they stand: those of the environment come before those of a .env."""
+    found = [(environ[name], Source(VARIABLE, name)) for name in names if environ.get(name)]
+    return found + [dotenv.values[name] for name in names if name in dotenv.values]
+
+
 def look_up(row: Option, typed: Json, environ: Environ, dotenv: Dotenv) -> list[Found]:
     """Returns the texts of an option and where they stand: one, or several if it may be repeated, or none."""
     given = typed.get(row.name)
-    unset = given == "" and row.env and not row.default  # what has a default can be set to that
-    if given is not None and not unset:
+    if given == "" and row.env and not row.default:  # it is unset; what has a default can be set to that
+        return []
+    if given is not None:
         texts = given if isinstance(given, list) else [given]
         return [(text, Source(TYPED)) if isinstance(text, str) else text for text in texts]  # a job knows its own line
-    names = () if unset else key_names(typed) if row.secret else row.env
-    found = [(environ[name], Source(VARIABLE, name)) for name in names if environ.get(name)]
-    found += [dotenv.values[name] for name in names if name in dotenv.values]
+    found = variables(key_names(typed) if row.secret else row.env, environ, dotenv)
     found += [(row.default, Source(DEFAULT))] if row.default else []
     return found[:1]
 
@@ -1904,15 +1891,14 @@ def resolve(command: str, typed: Json, environ: Environ, dotenv: Dotenv) -> Sett
     return Settings(command, rows, problems, typed)
 
 
-def hide_secrets(settings: Settings, typed: Json, environ: Environ, dotenv: Dotenv, console: Console) -> None:
+def hide_secrets(settings: Settings, environ: Environ, dotenv: Dotenv, console: Console) -> None:
     """Registers with the console all that must not be shown: keys, secret headers, and passwords within URLs."""
-    names = {*KEY_NAMES, *key_names(typed)}
-    found = [environ.get(name, "") for name in names] + [typed.get("api-key") or ""]
-    found += [dotenv.values[name][0] for name in names & dotenv.values.keys()]
+    typed = settings.typed
+    found = [text for text, _ in variables({*KEY_NAMES, *key_names(typed)}, environ, dotenv)]
+    found.append(typed.get("api-key") or "")
     urls = [url for name, url in environ.items() if name.lower().endswith("_proxy")]
-    for url in (settings.get("base-url", ""), *urls):
-        for login in re.findall("(?:^|//)([^/]+)@", url):
-            found += [login, login.partition(":")[2]]
+    for login in re.findall(r"(?m)(?:^|//)([^/\n]+)@", "\n".join([settings.get("base-url", ""), *urls])):
+        found += [login, login.partition(":")[2]]
     for header in settings.get("header", []):
         if isinstance(header.value, Secret):  # a scheme and a word, or cookies
             words = re.findall(r"[^\s;,]+", header.text)
@@ -1935,8 +1921,8 @@ def settings_in_force(command: str, typed: Json, context: Context) -> tuple[Sett
     environ, console = context.environ, context.console
     dotenv = find_dotenv(typed, environ, console)
     settings = resolve(command, typed, environ, dotenv)
-    hide_secrets(settings, typed, environ, dotenv, console)
-    left_out = [name for name in dotenv.values if name in SPENDING] if is_strange(settings, dotenv) else []
+    hide_secrets(settings, environ, dotenv, console)
+    left_out = sorted(SPENDING & dotenv.values.keys()) if is_strange(settings, dotenv) else []
     if left_out:  # they could ask for ten pictures of the best quality, at the user's cost
         words = "from the current folder's .env they count only with a key from the same file, or by --env-file .env"
         console.warn(f"{dotenv.path}: {', '.join(left_out)} left out: {words}")
@@ -1955,9 +1941,8 @@ def brings_key(settings: Settings) -> bool:
 
 def key_beside(url: Setting, context: Context) -> Secret:
     """Returns the key that stands beside a base URL, in its place and by a name like its own, or an empty one."""
-    name = KEY_BESIDE.get(url.source.name, "")
-    places = {VARIABLE: context.environ.get(name, ""), DOTENV: context.dotenv.values.get(name, ("",))[0]}
-    return Secret(places.get(url.source.kind, "").strip())
+    found = variables([KEY_BESIDE.get(url.source.name, "")], context.environ, context.dotenv)
+    return Secret("".join(text.strip() for text, source in found if source.kind == url.source.kind))
 
 
 def check_pair(settings: Settings, context: Context) -> None:
