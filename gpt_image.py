@@ -139,10 +139,11 @@ class Secret:
         return Secret(self._value, scheme)
 
     def forms(self) -> set[str]:
-        """Returns the ways the value may be written: plain, as JSON, and as JSON the way PHP writes it."""
-        if len(self._value) < self.SHORTEST:
-            return set()
-        return {self._value, json.dumps(self._value)[1:-1], self._value.replace("/", "\\/")}
+        """Returns the ways to write the value and what is secret in it: plain, as JSON, and as PHP writes JSON."""
+        words = re.findall(r"[^\s;,]+", self._value)  # a key, a scheme and a key, or cookies
+        parts = [self._value, self._value.partition(":")[2], *words[-1:], *(word.partition("=")[2] for word in words)]
+        long = [part for part in parts if len(part) >= self.SHORTEST]
+        return {form for part in long for form in (part, json.dumps(part)[1:-1], part.replace("/", "\\/"))}
 
     def fits_header(self) -> bool:
         """Tells whether the value is one word of printable ASCII without quotes, as every key is."""
@@ -580,6 +581,11 @@ def parse_format(text: str) -> str:
     return parse_word(text).replace("jpg", "jpeg")
 
 
+def parse_key(text: str) -> Secret:
+    """Reads a key; blanks around it are dropped."""
+    return Secret(text.strip())
+
+
 def parse_url(text: str) -> str:
     """Reads a URL; only blanks around it are dropped, since a line break in it is worth an error."""
     return text.strip(" ")
@@ -660,12 +666,7 @@ class HeaderLine(NamedTuple):
     """A request header; its value is a secret if its name or its form says so."""
 
     name: str
-    text: str
-
-    @property
-    def value(self) -> str | Secret:
-        """Returns the value, hidden if it is to be."""
-        return Secret(self.text) if re.match(SECRET_HEADER, f"{self.name}:{self.text}") else self.text
+    value: str | Secret
 
     def __str__(self) -> str:
         return f"{self.name}: {self.value}"
@@ -677,7 +678,7 @@ def parse_header(text: str) -> HeaderLine:
     name, value = matched(form, text, "'Name: value', in one line of printable Latin-1 characters").groups()
     if name.lower() in ("content-length", "content-type", "transfer-encoding", "host", "connection"):
         raise ValueError(f"{name} is set by the program itself")
-    return HeaderLine(name, value)
+    return HeaderLine(name, Secret(value) if re.match(SECRET_HEADER, f"{name}:{value}") else value)
 
 
 def parse_box(text: str) -> str:
@@ -932,7 +933,7 @@ OPTION_GROUPS = {
                default="openai_images", unbatched="openai_chat"),
         Option("base-url", URL, "base URL of the API, including /v1", NET,
                env=("OPENAI_BASE_URL", "GPT_IMAGE2_BASE_URL"), default=OPENAI_URL, harmless=True),  # see check_pair
-        Option("api-key", Kind(str.strip, "KEY"), "the key; better set in the environment or a .env", NET,
+        Option("api-key", Kind(parse_key, "KEY"), "the key; better set in the environment or a .env", NET,
                env=("OPENAI_API_KEY", "GPT_IMAGE2_API_KEY"), secret=True, harmless=True),
         Option("api-key-env", Kind(parse_variable, "NAME", private=True), "read the key from this variable", NET),
         Option("organization", NAME, "organization to bill", NET, sends="header", field="OpenAI-Organization",
@@ -987,8 +988,6 @@ OPTIONS = tuple(
     for row in rows
 )
 KEY_NAMES = [name for row in OPTIONS if row.secret for name in row.env]
-# The name of a base URL, and that of the key it belongs with.
-KEY_BESIDE = {"OPENAI_BASE_URL": "OPENAI_API_KEY", "GPT_IMAGE2_BASE_URL": "GPT_IMAGE2_API_KEY"}
 SPENDING = {name for row in OPTIONS if not row.harmless for name in row.env}  # change what is sent, or its cost
 
 
@@ -999,8 +998,8 @@ def options_of(command: str) -> dict[str, Option]:
 
 def rows_typed(command: str) -> list[Option]:
     """Returns the options that can be typed after a subcommand; after `batch`, those of the routes too, each once."""
-    commands = {command, *(ALL if command == "batch" else ())}
-    found = {row.name: row for row in reversed(OPTIONS) if not commands.isdisjoint(row.commands)}
+    commands = CALLS if command == "batch" else (command,)
+    found = {row.name: row for row in reversed(OPTIONS) if not set(commands).isdisjoint(row.commands)}
     return list(found.values())[::-1]
 
 
@@ -1770,20 +1769,14 @@ def did_you_mean(word: str, words: Iterable[str]) -> str:
     return f"did you mean {near[0]}?" if near else ""
 
 
-def decode_dotenv(data: bytes) -> str:
-    """Decodes a .env file: UTF-8 with or without a byte order mark, or the UTF-16 that PowerShell writes."""
-    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        return data.decode("utf-16", "replace")
-    return data.decode("utf-8-sig", "surrogateescape")
-
-
 def read_dotenv(path: str, console: Console) -> dict[str, Found]:
     """Reads a .env file; the lines that are not understood are a warning with their numbers, and never shown."""
     values, strange, number = {}, [], 1
     known = [name for row in OPTIONS for name in row.env]
     with open(path, "rb") as file:
-        text = decode_dotenv(file.read(MIB))
-    for match in re.finditer(DOTENV_ENTRY, "\n".join(text.splitlines())):
+        data = file.read(MIB)
+    encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"  # the former by PowerShell
+    for match in re.finditer(DOTENV_ENTRY, "\n".join(data.decode(encoding, "replace").splitlines())):
         place = f"{path} line {number}"
         name, single, double, bare, odd = match.group("name", "single", "double", "bare", "odd")
         strange += [str(number)] if odd else []
@@ -1866,23 +1859,18 @@ def look_up(row: Option, typed: Json, environ: Environ, dotenv: Dotenv) -> list[
     return found[:1]
 
 
-def read_value(row: Option, text: str, source: Source) -> Any:
-    """Returns the value of an option's text; ValueError says what is wrong with it."""
-    if row.kind is OBJECT and text.startswith("@") and source.kind != TYPED:
-        raise ValueError("@FILE is read from the command line only: a cloned folder could name any file")
-    return Secret(text.strip()) if row.secret else row.kind.parse(text)
-
-
 def resolve(command: str, typed: Json, environ: Environ, dotenv: Dotenv) -> Settings:
     """Returns the settings in force, with a problem for each text that is not of its option's kind."""
     rows: dict[str, Setting] = {}
     problems: list[Problem] = []
     for name, row in options_of(command).items():
-        found, values = look_up(row, typed, environ, dotenv), []
-        for text, source in found:
+        values = []
+        for text, source in look_up(row, typed, environ, dotenv):
             label = label_of(row, text, source)
             try:
-                values.append(read_value(row, text, source))
+                if row.kind is OBJECT and text.startswith("@") and source.kind != TYPED:
+                    raise ValueError("@FILE is read from the command line only: a cloned folder could name any file")
+                values.append(row.kind.parse(text))
             except ValueError as error:
                 problems.append(Problem(f"{name}-unreadable-value", f"{label}: {error}", fatal=True))
         needed = rows.get(row.needs)
@@ -1891,29 +1879,24 @@ def resolve(command: str, typed: Json, environ: Environ, dotenv: Dotenv) -> Sett
     return Settings(command, rows, problems, typed)
 
 
+def secret_headers(settings: Settings) -> list[Secret]:
+    """Returns the secrets within headers of the user's own."""
+    return [header.value for header in settings.get("header", []) if isinstance(header.value, Secret)]
+
+
 def hide_secrets(settings: Settings, environ: Environ, dotenv: Dotenv, console: Console) -> None:
     """Registers with the console all that must not be shown: keys, secret headers, and passwords within URLs."""
-    typed = settings.typed
-    found = [text for text, _ in variables({*KEY_NAMES, *key_names(typed)}, environ, dotenv)]
-    found.append(typed.get("api-key") or "")
+    names = {*KEY_NAMES, *key_names(settings.typed)}
     urls = [url for name, url in environ.items() if name.lower().endswith("_proxy")]
-    for login in re.findall(r"(?m)(?:^|//)([^/\n]+)@", "\n".join([settings.get("base-url", ""), *urls])):
-        found += [login, login.partition(":")[2]]
-    for header in settings.get("header", []):
-        if isinstance(header.value, Secret):  # a scheme and a word, or cookies
-            words = re.findall(r"[^\s;,]+", header.text)
-            found += [header.text, *words[-1:], *(word.partition("=")[2] for word in words)]
-    console.hide(*(Secret(text.strip()) for text in found))
-
-
-def brings_secret(settings: Settings) -> bool:
-    """Tells whether a header of the user's own holds a secret."""
-    return any(isinstance(header.value, Secret) for header in settings.get("header", []))
+    found = re.findall(r"(?m)(?:^|//)([^/\n]+)@", "\n".join([settings.get("base-url", ""), *urls]))
+    found += [text.strip() for text, _ in variables(names, environ, dotenv)]
+    console.hide(settings.get("api-key", Secret("")), *secret_headers(settings), *map(Secret, found))
 
 
 def is_strange(settings: Settings, dotenv: Dotenv) -> bool:
     """Tells whether the .env lies in the current folder, which may be a cloned one, and the key is from elsewhere."""
-    return dotenv.found_here and (settings.comes_from("api-key", TYPED, VARIABLE) or brings_secret(settings))
+    elsewhere = settings.comes_from("api-key", TYPED, VARIABLE) or bool(secret_headers(settings))
+    return dotenv.found_here and elsewhere
 
 
 def settings_in_force(command: str, typed: Json, context: Context) -> tuple[Settings, Dotenv]:
@@ -1939,26 +1922,22 @@ def brings_key(settings: Settings) -> bool:
     return any(header.name.lower() in ("authorization", "api-key") for header in settings.get("header", []))
 
 
-def key_beside(url: Setting, context: Context) -> Secret:
-    """Returns the key that stands beside a base URL, in its place and by a name like its own, or an empty one."""
-    found = variables([KEY_BESIDE.get(url.source.name, "")], context.environ, context.dotenv)
-    return Secret("".join(text.strip() for text, source in found if source.kind == url.source.kind))
-
-
 def check_pair(settings: Settings, context: Context) -> None:
     """Stops where a key would go to a base URL that it does not belong with: both are one pair.
 
     A cloned folder can hold a .env with OPENAI_BASE_URL: with the user's own key, that would give it to a stranger.
     """
     key, url = settings.rows.get("api-key"), settings.rows["base-url"]
-    by_header, other = brings_secret(settings), key_beside(url, context)
+    by_header = secret_headers(settings)
+    beside = variables([url.source.name.replace("BASE_URL", "API_KEY")], context.environ, context.dotenv)
+    others = [Secret(text.strip()) for text, source in beside if source.kind == url.source.kind]
     place = "--header" if by_header else key.source.label if key else "nowhere"
     words = f"the base URL comes from {url.source.label}, the key from {place}"
     if url.source.kind == DOTENV and is_strange(settings, context.dotenv):
         words += "; a base URL from the current folder's .env is used only with a key from the same file"
         hint = f"if you trust it, add --base-url {url.value} to the command; else --no-env-file"
         raise Failure(SETTINGS, words, hint, rule="base-url-of-folder")
-    if key and key.source.name in KEY_NAMES and other and other != key.value and not by_header:
+    if key and key.source.name in KEY_NAMES and others not in ([], [key.value]) and not by_header:
         hint = f"unset {key.source.name} for this call, or say with --base-url or --api-key-env which you mean"
         raise Failure(SETTINGS, f"{words}; but it has a key of its own there", hint, rule="base-url-of-key")
     if context.dotenv.found_here and url.source.kind == VARIABLE and settings.comes_from("api-key", DOTENV):
