@@ -247,9 +247,9 @@ class Console:
     line = ""  # the live line, as it stands on the screen
 
     def __init__(self, stdout: TextFile, stderr: TextFile, environ: Environ) -> None:
-        from _thread import allocate_lock  # `threading` costs a start-up more than it gives here
+        from _thread import RLock  # `threading` costs a start-up more than it gives here
 
-        self.stdout, self.stderr, self.lock = stdout, stderr, allocate_lock()
+        self.stdout, self.stderr, self.lock = stdout, stderr, RLock()
         self.pipe = stdout  # what takes a picture under `--output -`, where all words go to stderr
         self.hidden: list[str] = []  # every form of every secret, the longest first, since one may hold another
         self.warnings: list[str] = []
@@ -267,8 +267,7 @@ class Console:
 
     def hide(self, *secrets: Secret) -> None:
         """Keeps secrets out of all that is printed or kept from now on."""
-        forms = {form for secret in secrets for form in secret.forms()}
-        self.hidden = sorted(forms.union(self.hidden), key=len, reverse=True)
+        self.hidden = sorted({*self.hidden}.union(*map(Secret.forms, secrets)), key=len, reverse=True)
 
     def clean(self, text: str, least: int = Secret.SHORTEST) -> str:
         """Returns the text without any secret of at least so many characters, nor the beginning of one."""
@@ -322,9 +321,7 @@ class Console:
     def draw(self, texts: Iterable[str], stream: TextFile | None = None) -> None:
         """Writes raw texts in one go where the live line stood, to stderr unless to another stream."""
         with self.lock:
-            if self.line:
-                self.line = ""
-                self._put(self.stderr, "\r\x1b[K")
+            self.redraw("")
             for text in texts:
                 self._put(stream or self.stderr, text)
 
@@ -504,7 +501,7 @@ def kitty_sequences(path: str) -> Iterator[str]:
 
 # https://iterm2.com/documentation-images.html
 def iterm_sequences(path: str) -> Iterator[str]:
-    """Yields a picture for iTerm2: one sequence, since tmux would not put pieces together."""
+    """Yields a picture for iTerm2: one sequence."""
     text = "".join(base64_blocks(path))
     yield f"\x1b]1337;File=inline=1;preserveAspectRatio=1;size={os.path.getsize(path)}:{text}\x07"
 
@@ -517,7 +514,6 @@ class Protocol(NamedTuple):
     sequences: Callable[[str], Iterator[str]]
 
 
-# Within tmux TERM_PROGRAM says `tmux`; the other variables stay as the terminal has set them.
 PROTOCOLS = (
     Protocol(
         r"^((KITTY_WINDOW_ID|GHOSTTY_RESOURCES_DIR)=.+|TERM=xterm-(kitty|ghostty)|TERM_PROGRAM=ghostty)$",
@@ -534,13 +530,11 @@ PROTOCOLS = (
 
 def show_picture(path: str, console: Console, environ: Environ) -> None:
     """Shows a saved picture, whose suffix tells the truth, in the terminal itself, or warns that it cannot be shown."""
-    said = "\n".join(map("=".join, environ.items())) if console.live else ""
+    shows = console.live and not environ.get("TMUX")  # which keeps the terminal's variables, not its pictures
+    said = "\n".join(map("=".join, environ.items())) if shows else ""
     protocol = next((row for row in PROTOCOLS if re.search(row.variables, said, re.MULTILINE)), None)
     if protocol and path.lower().endswith(protocol.suffixes):
-        sequences = protocol.sequences(path)
-        if environ.get("TMUX"):  # https://github.com/tmux/tmux/wiki/FAQ, with allow-passthrough on
-            sequences = ("\x1bPtmux;" + text.replace("\x1b", "\x1b\x1b") + "\x1b\\" for text in sequences)
-        console.draw(itertools.chain(sequences, ["\n"]))
+        console.draw(itertools.chain(protocol.sequences(path), ["\n"]))
     else:
         why = "cannot show this format" if protocol else "shows no pictures, or does not say that it does"
         console.warn(f"--preview: this terminal {why}")
@@ -564,7 +558,7 @@ class Kind(NamedTuple):
     high: int = 0  # 0: not a number
     flag: bool = False
     repeat: bool = False
-    private: bool = False  # an error shows only what stands before the colon
+    private: bool = False  # an error does not show it
     strict: bool = False  # choices of our own, not the API's: no --no-validate and no unknown model opens them
     one_line: bool = False  # a header or an id: no control characters
     reads: bool = False  # names a file that is read; pictures are known by other means
@@ -1834,9 +1828,7 @@ def label_of(row: Option, text: str, source: Source) -> str:
     text = without_login(text) if row.kind is URL else text
     if source.name:
         return f"{source.line or source.kind}: {source.name}: {text}"
-    if row.kind.private:
-        text = re.sub("([A-Za-z0-9-]+:)?.*", r"'\1 …'", text, count=1, flags=re.DOTALL)
-    words = f"--{row.name}" if row.kind.flag else f"--{row.name} {shortened(text, 200)}"
+    words = f"--{row.name}" if row.kind.flag or row.kind.private else f"--{row.name} {shortened(text, 200)}"
     return words if source.kind == TYPED else f"{words} ({source.kind})"
 
 
