@@ -546,13 +546,15 @@ def show_picture(path: str, console: Console, environ: Environ) -> None:
 
 
 class Kind(NamedTuple):
-    """How a setting is written: `parse` turns its text into a value or raises ValueError; the rest are words.
+    """How a setting is written: `parse` turns a text of this form into a value or raises ValueError.
 
     `choices` and the range `low`-`high` are checked later, with the rules, so that --no-validate can send other values.
     """
 
     parse: Callable[[str], Any]
     metavar: str = ""
+    form: str = "(?s).*"  # a pattern
+    expected: str = ""  # the form in words
     choices: Words = ()
     low: int = 0
     high: int = 0  # 0: not a number
@@ -585,34 +587,9 @@ def parse_url(text: str) -> str:
     return text.strip(" ")
 
 
-def matched(pattern: str, text: str, expected: str) -> re.Match[str]:
-    """Returns how a text matches a pattern as a whole; ValueError says what was expected."""
-    found = re.fullmatch(pattern, text)
-    if not found:
-        raise ValueError(f"expected {expected}")
-    return found
-
-
 def parse_flag(text: str) -> bool:
     """Reads yes or no."""
-    return bool(matched("(1|true|yes|on)|0|false|no|off", parse_word(text), "true or false")[1])
-
-
-def parse_number(text: str) -> int:
-    """Reads a whole number."""
-    return int(matched(r"[+-]?[0-9]{1,9}", text.strip(), "a whole number")[0])
-
-
-def parse_variable(text: str) -> str:
-    """Reads the name of an environment variable."""
-    expected = "the name of a variable that holds the key, such as RELAY_KEY, and not the key"
-    return matched(r"[A-Za-z_][A-Za-z0-9_]*", text, expected)[0]
-
-
-def parse_positive(text: str) -> float:
-    """Reads a positive number of seconds or dollars."""
-    words = "a number greater than 0, such as 20 or 0.5"
-    return float(matched(r"(?=.*[1-9])[0-9]{1,6}(\.[0-9]+)?", text.strip(), words)[0])
+    return parse_word(text) in ("1", "true", "yes", "on")
 
 
 def read_text(path: str) -> str:
@@ -647,9 +624,7 @@ def parse_tool_choice(text: str) -> Any:
     """Reads a tool choice: a word of the API, `image_generation` for the hosted tool, or a JSON object."""
     if text.lstrip().startswith("{"):
         return parse_object(text)
-    words = "auto, required, none, image_generation or a JSON object"
-    word = matched("auto|required|none|image_generation", text, words)[0]
-    return {"type": word} if word == "image_generation" else word
+    return {"type": text} if text == "image_generation" else text
 
 
 # By a word in its name, or by how its value begins.
@@ -667,19 +642,16 @@ class HeaderLine(NamedTuple):
 
 
 def parse_header(text: str) -> HeaderLine:
-    """Reads `Name: value`; CR, LF, NUL and other control characters are refused, since they could forge headers."""
-    form = r" *([A-Za-z0-9!#$%&'*+.^_`|~-]+) *:[ \t]*([\x20-\x7e\t\xa0-\xff]*?)[ \t]*"
-    name, value = matched(form, text, "'Name: value', in one line of printable Latin-1 characters").groups()
+    """Reads `Name: value`, unless the program sets that header itself."""
+    name, value = (part.strip(" \t") for part in text.split(":", 1))
     if name.lower() in ("content-length", "content-type", "transfer-encoding", "host", "connection"):
         raise ValueError(f"{name} is set by the program itself")
     return HeaderLine(name, Secret(value) if re.match(SECRET_HEADER, f"{name}:{value}") else value)
 
 
 def parse_box(text: str) -> str:
-    """Reads a rectangle, `X,Y,WIDTH,HEIGHT` in pixels, or in per cent with a `%` behind the number; drops blanks."""
-    expected = "X,Y,WIDTH,HEIGHT in pixels or per cent, such as 10,20,300,200 or 25%,0%,50%,100%"
-    side = r"([0-9]{1,5}|[0-9]{1,3}(\.[0-9]+)?%)"
-    return matched(rf"{side}(,{side}){{3}}", re.sub(r"\s*,\s*", ",", text.strip()), expected)[0]
+    """Reads a rectangle; drops blanks."""
+    return re.sub(r"\s+", "", text)
 
 
 def one_of(values: Words) -> str:
@@ -694,7 +666,7 @@ def choice(*values: str, strict: bool = False) -> Kind:
 
 def number(low: int, high: int) -> Kind:
     """Returns the kind of a whole number in a range, both ends included."""
-    return Kind(parse_number, "N", low=low, high=high)
+    return Kind(int, "N", r"\s*[+-]?[0-9]{1,9}\s*", "a whole number", low=low, high=high)
 
 
 TEXT = Kind(str, "TEXT")
@@ -703,17 +675,47 @@ END_USER = NAME._replace(metavar="ID")  # how long it may be is the route's to s
 PATH = Kind(str, "PATH", reads=True)
 TARGET = Kind(str, "PATH", writes=True)
 URL = Kind(parse_url, "URL")
-FLAG = Kind(parse_flag, flag=True)
-SECONDS = Kind(parse_positive, "SECONDS")
+FLAG = Kind(parse_flag, "", r"(?i)\s*(1|true|yes|on|0|false|no|off)\s*", "true or false", flag=True)
+SECONDS = Kind(
+    float, "SECONDS", r"\s*(?=.*[1-9])[0-9]{1,6}(\.[0-9]+)?\s*", "a number greater than 0, such as 20 or 0.5"
+)
 SIZE = Kind(parse_word, "WIDTHxHEIGHT|RATIO|auto")
 OBJECT = Kind(parse_object, "JSON|@FILE", reads=True)
 PICTURE_FORMAT = choice("png", "jpeg", "webp", "gif", "svg")._replace(parse=parse_format)
 EFFORT = choice("none", "minimal", "low", "medium", "high", "xhigh", "max")
 COUNT = number(1, 999_999_999)
-TOOL_CHOICE = Kind(parse_tool_choice, "auto|required|none|image_generation|JSON")
+TOOL_CHOICE = Kind(
+    parse_tool_choice,
+    "auto|required|none|image_generation|JSON",
+    r"(?s)auto|required|none|image_generation|\s*\{.*",
+    "auto, required, none, image_generation or a JSON object",
+)
 PICTURE = Kind(str, "PATH|URL|file_id:ID")
 PICTURES = PICTURE._replace(repeat=True)
-BOXES = Kind(parse_box, "X,Y,WIDTH,HEIGHT", repeat=True)
+SIDE = r"\s*([0-9]{1,5}|[0-9]{1,3}(\.[0-9]+)?%)\s*"
+BOXES = Kind(
+    parse_box,
+    "X,Y,WIDTH,HEIGHT",
+    rf"{SIDE}(,{SIDE}){{3}}",
+    "X,Y,WIDTH,HEIGHT in pixels or per cent, such as 10,20,300,200 or 25%,0%,50%,100%",
+    repeat=True,
+)
+HEADER = Kind(
+    parse_header,
+    "'Name: value'",
+    # No CR, LF, NUL and other control characters, since they could forge headers.
+    r" *[A-Za-z0-9!#$%&'*+.^_`|~-]+ *:[\x20-\x7e\t\xa0-\xff]*",
+    "'Name: value', in one line of printable Latin-1 characters",
+    repeat=True,
+    private=True,
+)
+VARIABLE_NAME = Kind(
+    str,
+    "NAME",
+    r"[A-Za-z_][A-Za-z0-9_]*",
+    "the name of a variable that holds the key, such as RELAY_KEY, and not the key",
+    private=True,
+)
 
 
 OPENAI_URL = "https://api.openai.com/v1"
@@ -929,13 +931,12 @@ OPTION_GROUPS = {
                env=("OPENAI_BASE_URL", "GPT_IMAGE2_BASE_URL"), default=OPENAI_URL, harmless=True),  # see check_pair
         Option("api-key", Kind(parse_key, "KEY"), "the key; better set in the environment or a .env", NET,
                env=("OPENAI_API_KEY", "GPT_IMAGE2_API_KEY"), secret=True, harmless=True),
-        Option("api-key-env", Kind(parse_variable, "NAME", private=True), "read the key from this variable", NET),
+        Option("api-key-env", VARIABLE_NAME, "read the key from this variable", NET),
         Option("organization", NAME, "organization to bill", NET, sends="header", field="OpenAI-Organization",
                env=("OPENAI_ORG_ID",)),
         Option("project", NAME, "project to bill", NET, sends="header", field="OpenAI-Project",
                env=("OPENAI_PROJECT_ID",)),
-        Option("header", Kind(parse_header, "'Name: value'", repeat=True, private=True),
-               "a further request header (repeatable)", NET),
+        Option("header", HEADER, "a further request header (repeatable)", NET),
         Option("env-file", PATH, "read settings from this file instead of .env", EVERY),
         Option("no-env-file", FLAG, "read no .env", EVERY),
         Option("timeout", SECONDS, "seconds to wait for the next byte", NET, env=("OPENAI_IMAGE_TIMEOUT",),
@@ -956,7 +957,7 @@ OPTION_GROUPS = {
                "single calls, or the vendor's Batch API: half the price, and up to a day", ("batch",), default="calls"),
         Option("no-wait", FLAG, "end when the vendor has all jobs; the same command collects them later", ("batch",)),
         Option("keep-files", FLAG, "leave what was uploaded for the Batch API at the server", ("batch",)),
-        Option("max-cost", Kind(parse_positive, "USD"), "send nothing that could bring the cost above this", CALLS),
+        Option("max-cost", SECONDS._replace(metavar="USD"), "send nothing that could bring the cost above this", CALLS),
     ),
     "Config": (
         Option("init", FLAG, "write a commented .env into the current folder, never over an existing one",
@@ -1860,6 +1861,8 @@ def resolve(command: str, typed: Json, environ: Environ, dotenv: Dotenv) -> Sett
         for text, source in look_up(row, typed, environ, dotenv):
             label = label_of(row, text, source)
             try:
+                if not re.fullmatch(row.kind.form, text):
+                    raise ValueError(f"expected {row.kind.expected}")
                 if row.kind is OBJECT and text.startswith("@") and source.kind != TYPED:
                     raise ValueError("@FILE is read from the command line only: a cloned folder could name any file")
                 values.append(row.kind.parse(text))
