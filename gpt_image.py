@@ -1813,7 +1813,7 @@ def find_dotenv(typed: Json, environ: Environ, console: Console) -> Dotenv:
         console.warn(f"{path}: cannot be read ({error.strerror}), and left out")
         return Dotenv()
     if os.name == "posix" and mode & 0o077 and not values.keys().isdisjoint(key_names(typed)):
-        console.warn(f"{path} holds a key that others can read: run chmod 600 {path}")
+        console.warn(f"{path} holds a key that others can read: run chmod 600 {pasted(path)}")
     return Dotenv(path, values, found_here=path == ".env" and not given)
 
 
@@ -1826,10 +1826,10 @@ def label_of(row: Option, text: str, source: Source) -> str:
     """Returns the words with which an error about a value begins; what is private is not shown."""
     if row.secret:
         return f"--{row.name} ***"
-    text = without_login(text) if row.kind is URL else text
+    text = shortened(without_login(text) if row.kind is URL else text, 200)
     if source.name:
         return f"{source.line or source.kind}: {source.name}: {text}"
-    words = f"--{row.name}" if row.kind.flag or row.kind.private else f"--{row.name} {shortened(text, 200)}"
+    words = f"--{row.name}" if row.kind.flag or row.kind.private else f"--{row.name} {text}"
     return words if source.kind == TYPED else f"{words} ({source.kind})"
 
 
