@@ -139,10 +139,11 @@ class Secret:
         return Secret(self._value, scheme)
 
     def forms(self) -> set[str]:
-        """Returns the ways the value may be written: plain, as JSON, and as JSON the way PHP writes it."""
-        if len(self._value) < self.SHORTEST:
-            return set()
-        return {self._value, json.dumps(self._value)[1:-1], self._value.replace("/", "\\/")}
+        """Returns the ways to write the value and what is secret in it: plain, as JSON, and as PHP writes JSON."""
+        words = re.findall(r"[^\s;,]+", self._value)  # a key, a scheme and a key, or cookies
+        parts = [self._value, self._value.partition(":")[2], *words[-1:], *(word.partition("=")[2] for word in words)]
+        long = [part for part in parts if len(part) >= self.SHORTEST]
+        return {form for part in long for form in (part, json.dumps(part)[1:-1], part.replace("/", "\\/"))}
 
     def fits_header(self) -> bool:
         """Tells whether the value is one word of printable ASCII without quotes, as every key is."""
@@ -153,10 +154,9 @@ def shell_quoted(text: str) -> str:
     """Returns a word quoted for a POSIX shell; a byte that is not UTF-8 as an escape, since no terminal takes it."""
     from shlex import quote
 
-    def octal(byte: re.Match[str]) -> str:
-        return f"\\0{ord(byte[0]) & 0xFF:03o}"
-
-    escaped, found = re.subn("[\udc80-\udcff]", octal, text.replace("\\", "\\\\"))
+    escaped, found = re.subn(
+        "[\udc80-\udcff]", lambda byte: f"\\0{ord(byte[0]) & 0xFF:03o}", text.replace("\\", "\\\\")
+    )
     return f'"$(printf %b {quote(escaped)})"' if found else quote(text)
 
 
@@ -210,14 +210,21 @@ def fitted(text: str, width: int) -> str:
     """Returns lines broken between words where they are wider than a window; commands stay whole, to be pasted."""
     import textwrap
 
-    lines, command = [], re.escape(program()) + " .*"
-    for line in text.split("\n"):
-        line = re.sub(command, lambda found: found[0].replace(" ", "\0"), line)
-        if len(line) > width >= 12 and " " in line.strip():
-            indent = " " * (len(line) - len(line.lstrip()) + 2)
-            line = textwrap.fill(line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
-        lines.append(line.replace("\0", " "))
-    return "\n".join(lines)
+    text = re.sub(re.escape(program()) + " .*", lambda command: command[0].replace(" ", "\0"), text)
+    lines = text.split("\n")
+    for number, line in enumerate(lines):
+        if len(line) > width >= 12:
+            words = line.lstrip()
+            indent = line[: -len(words)]
+            lines[number] = textwrap.fill(
+                words,
+                width,
+                initial_indent=indent,
+                subsequent_indent=indent + "  ",
+                break_long_words=False,
+                break_on_hyphens=False,
+            )
+    return "\n".join(lines).replace("\0", " ")
 
 
 def shortened(text: str, most: int) -> str:
@@ -234,17 +241,19 @@ class Console:
     Threads may share it: what one of them prints stays together.
     """
 
-    def __init__(self, stdout: TextFile, stderr: TextFile, environ: Environ) -> None:
-        from _thread import allocate_lock  # `threading` costs a start-up more than it gives here
+    quiet = False
+    tells = True  # False where stderr holds a JSON object a line
+    lost = ""  # why the result cannot be written
+    line = ""  # the live line, as it stands on the screen
 
-        self.stdout, self.stderr, self.lock = stdout, stderr, allocate_lock()
+    def __init__(self, stdout: TextFile, stderr: TextFile, environ: Environ) -> None:
+        from _thread import RLock  # `threading` costs a start-up more than it gives here
+
+        self.stdout, self.stderr, self.lock = stdout, stderr, RLock()
         self.pipe = stdout  # what takes a picture under `--output -`, where all words go to stderr
         self.hidden: list[str] = []  # every form of every secret, the longest first, since one may hold another
         self.warnings: list[str] = []
-        self.quiet, self.lost = False, ""
         self.as_json = not is_terminal(stdout)  # what the result is written as
-        self.tells = True  # False where stderr holds a JSON object a line
-        self.line = ""  # the live line, as it stands on the screen
         # The old console of Windows shows escape sequences as they are; the terminals that take them say who they are.
         plain = os.name == "nt" and environ.keys().isdisjoint(("WT_SESSION", "TERM_PROGRAM"))
         self.live = is_terminal(stderr) and environ.get("TERM") != "dumb" and not plain
@@ -252,17 +261,13 @@ class Console:
 
     def muted(self) -> Console:
         """Returns a console for one of many calls: it says nothing, and notes the warnings of that call."""
-        import copy
-
-        other = copy.copy(self)
-        other.stdout, other.stderr, other.warnings = io.StringIO(), io.StringIO(), []
-        other.quiet, other.live = True, False
+        other = Console(io.StringIO(), io.StringIO(), {})
+        other.hidden, other.quiet = self.hidden, True
         return other
 
     def hide(self, *secrets: Secret) -> None:
         """Keeps secrets out of all that is printed or kept from now on."""
-        forms = {form for secret in secrets for form in secret.forms()}
-        self.hidden = sorted(forms.union(self.hidden), key=len, reverse=True)
+        self.hidden = sorted({*self.hidden}.union(*map(Secret.forms, secrets)), key=len, reverse=True)
 
     def clean(self, text: str, least: int = Secret.SHORTEST) -> str:
         """Returns the text without any secret of at least so many characters, nor the beginning of one."""
@@ -316,17 +321,13 @@ class Console:
     def draw(self, texts: Iterable[str], stream: TextFile | None = None) -> None:
         """Writes raw texts in one go where the live line stood, to stderr unless to another stream."""
         with self.lock:
-            if self.line:
-                self.line = ""
-                self._put(self.stderr, "\r\x1b[K")
+            self.redraw("")
             for text in texts:
                 self._put(stream or self.stderr, text)
 
     def redraw(self, line: str) -> None:
         """Writes the live line anew if it has changed, so that it does not flicker; an empty one is taken away."""
-        width = columns(self.stderr) or 80
-        if len(line) >= width:
-            line = line[: width - 2] + "…"
+        line = shortened(line, (columns(self.stderr) or 80) - 2)
         with self.lock:
             if line != self.line:
                 self.line = line
@@ -413,6 +414,8 @@ class Progress:
     """
 
     HEARTBEAT, TICK = 30.0, 0.1  # seconds
+    name, text, until = "", "working", 0.0  # of the phase; what it waits for ends then
+    thread: Any = None
 
     def __init__(self, console: Console, mode: str, clock: Callable[[], float]) -> None:
         self.console, self.clock = console, clock
@@ -421,9 +424,7 @@ class Progress:
             self.mode = "none"
         console.tells = self.mode != "json"
         self.started = self.shown = clock()
-        self.name, self.text, self.until = "", "working", 0.0
         self.facts: Json = {}
-        self.thread: Any = None
 
     def __enter__(self) -> Progress:
         return self
@@ -500,7 +501,7 @@ def kitty_sequences(path: str) -> Iterator[str]:
 
 # https://iterm2.com/documentation-images.html
 def iterm_sequences(path: str) -> Iterator[str]:
-    """Yields a picture for iTerm2: one sequence, since tmux would not put pieces together."""
+    """Yields a picture for iTerm2: one sequence."""
     text = "".join(base64_blocks(path))
     yield f"\x1b]1337;File=inline=1;preserveAspectRatio=1;size={os.path.getsize(path)}:{text}\x07"
 
@@ -513,7 +514,6 @@ class Protocol(NamedTuple):
     sequences: Callable[[str], Iterator[str]]
 
 
-# Within tmux TERM_PROGRAM says `tmux`; the other variables stay as the terminal has set them.
 PROTOCOLS = (
     Protocol(
         r"^((KITTY_WINDOW_ID|GHOSTTY_RESOURCES_DIR)=.+|TERM=xterm-(kitty|ghostty)|TERM_PROGRAM=ghostty)$",
@@ -530,13 +530,11 @@ PROTOCOLS = (
 
 def show_picture(path: str, console: Console, environ: Environ) -> None:
     """Shows a saved picture, whose suffix tells the truth, in the terminal itself, or warns that it cannot be shown."""
-    said = "\n".join(map("=".join, environ.items())) if console.live else ""
+    shows = console.live and not environ.get("TMUX")  # which keeps the terminal's variables, not its pictures
+    said = "\n".join(map("=".join, environ.items())) if shows else ""
     protocol = next((row for row in PROTOCOLS if re.search(row.variables, said, re.MULTILINE)), None)
     if protocol and path.lower().endswith(protocol.suffixes):
-        sequences = protocol.sequences(path)
-        if environ.get("TMUX"):  # https://github.com/tmux/tmux/wiki/FAQ, with allow-passthrough on
-            sequences = ("\x1bPtmux;" + text.replace("\x1b", "\x1b\x1b") + "\x1b\\" for text in sequences)
-        console.draw(itertools.chain(sequences, ["\n"]))
+        console.draw(itertools.chain(protocol.sequences(path), ["\n"]))
     else:
         why = "cannot show this format" if protocol else "shows no pictures, or does not say that it does"
         console.warn(f"--preview: this terminal {why}")
@@ -548,19 +546,21 @@ def show_picture(path: str, console: Console, environ: Environ) -> None:
 
 
 class Kind(NamedTuple):
-    """How a setting is written: `parse` turns its text into a value or raises ValueError; the rest are words.
+    """How a setting is written: `parse` turns a text of this form into a value or raises ValueError.
 
     `choices` and the range `low`-`high` are checked later, with the rules, so that --no-validate can send other values.
     """
 
     parse: Callable[[str], Any]
     metavar: str = ""
+    form: str = "(?s).*"  # a pattern
+    expected: str = ""  # the form in words
     choices: Words = ()
     low: int = 0
     high: int = 0  # 0: not a number
     flag: bool = False
     repeat: bool = False
-    private: bool = False  # an error shows only what stands before the colon
+    private: bool = False  # an error does not show it
     strict: bool = False  # choices of our own, not the API's: no --no-validate and no unknown model opens them
     one_line: bool = False  # a header or an id: no control characters
     reads: bool = False  # names a file that is read; pictures are known by other means
@@ -577,6 +577,11 @@ def parse_format(text: str) -> str:
     return parse_word(text).replace("jpg", "jpeg")
 
 
+def parse_key(text: str) -> Secret:
+    """Reads a key; blanks around it are dropped."""
+    return Secret(text.strip())
+
+
 def parse_url(text: str) -> str:
     """Reads a URL; only blanks around it are dropped, since a line break in it is worth an error."""
     return text.strip(" ")
@@ -584,40 +589,7 @@ def parse_url(text: str) -> str:
 
 def parse_flag(text: str) -> bool:
     """Reads yes or no."""
-    word = parse_word(text)
-    if word in ("1", "true", "yes", "on"):
-        return True
-    if word in ("0", "false", "no", "off"):
-        return False
-    raise ValueError("expected true or false")
-
-
-def parse_number(text: str) -> int:
-    """Reads a whole number."""
-    if not re.fullmatch(r"[+-]?[0-9]{1,9}", text.strip()):
-        raise ValueError("expected a whole number")
-    return int(text)
-
-
-def parse_variable(text: str) -> str:
-    """Reads the name of an environment variable."""
-    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", text):
-        raise ValueError("expected the name of a variable that holds the key, such as RELAY_KEY, and not the key")
-    return text
-
-
-def parse_seconds(text: str) -> float:
-    """Reads a positive number of seconds."""
-    if not re.fullmatch(r"[0-9]{1,6}(\.[0-9]+)?", text.strip()) or float(text) <= 0:
-        raise ValueError("expected a number of seconds greater than 0")
-    return float(text)
-
-
-def parse_dollars(text: str) -> float:
-    """Reads an amount of US dollars."""
-    if not re.fullmatch(r"\$?[0-9]{1,6}(\.[0-9]+)?", text.strip()) or float(text.strip(" $")) <= 0:
-        raise ValueError("expected US dollars greater than 0, such as 20 or 0.5")
-    return float(text.strip(" $"))
+    return parse_word(text) in ("1", "true", "yes", "on")
 
 
 def read_text(path: str) -> str:
@@ -632,19 +604,14 @@ def read_text(path: str) -> str:
 MOST_LEVELS = 100  # of nesting in JSON that a person gives
 
 
-def levels(value: Any) -> int:
-    """Returns how deep JSON is nested; RecursionError if that is too deep to be told."""
-    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return 1 + max(map(levels, inner), default=0)
-
-
 def parse_object(text: str) -> Json:
     """Reads a JSON object, or one from a file named as @FILE."""
     text = read_text(text[1:]) if text.startswith("@") else text
     try:
         value = json.loads(text)
-        json.dumps(value, allow_nan=False)  # Python reads NaN and Infinity, and 1e999 as such, but JSON has neither
-        if levels(value) > MOST_LEVELS:
+        # Python reads NaN and Infinity, and 1e999 as such, but JSON has neither. Each level is indented by a blank.
+        pieces = json.JSONEncoder(allow_nan=False, indent=1).iterencode(value)
+        if any("\n" + " " * MOST_LEVELS in piece for piece in pieces):
             raise ValueError(f"nested more than {MOST_LEVELS} levels deep")
     except (ValueError, RecursionError) as error:
         raise ValueError(f"expected a JSON object or @FILE ({error})") from error
@@ -655,13 +622,9 @@ def parse_object(text: str) -> Json:
 
 def parse_tool_choice(text: str) -> Any:
     """Reads a tool choice: a word of the API, `image_generation` for the hosted tool, or a JSON object."""
-    if text == "image_generation":
-        return {"type": "image_generation"}
-    if text in ("auto", "required", "none"):
-        return text
     if text.lstrip().startswith("{"):
         return parse_object(text)
-    raise ValueError("expected auto, required, none, image_generation or a JSON object")
+    return {"type": text} if text == "image_generation" else text
 
 
 # By a word in its name, or by how its value begins.
@@ -672,34 +635,23 @@ class HeaderLine(NamedTuple):
     """A request header; its value is a secret if its name or its form says so."""
 
     name: str
-    text: str
-
-    @property
-    def value(self) -> str | Secret:
-        """Returns the value, hidden if it is to be."""
-        return Secret(self.text) if re.match(SECRET_HEADER, f"{self.name}:{self.text}") else self.text
+    value: str | Secret
 
     def __str__(self) -> str:
         return f"{self.name}: {self.value}"
 
 
 def parse_header(text: str) -> HeaderLine:
-    """Reads `Name: value`; CR, LF, NUL and other control characters are refused, since they could forge headers."""
-    line = re.fullmatch(r" *([A-Za-z0-9!#$%&'*+.^_`|~-]+) *:[ \t]*([\x20-\x7e\t\xa0-\xff]*?)[ \t]*", text)
-    if not line:
-        raise ValueError("expected 'Name: value', in one line of printable Latin-1 characters")
-    if line[1].lower() in ("content-length", "content-type", "transfer-encoding", "host", "connection"):
-        raise ValueError(f"{line[1]} is set by the program itself")
-    return HeaderLine(line[1], line[2])
+    """Reads `Name: value`, unless the program sets that header itself."""
+    name, value = (part.strip(" \t") for part in text.split(":", 1))
+    if name.lower() in ("content-length", "content-type", "transfer-encoding", "host", "connection"):
+        raise ValueError(f"{name} is set by the program itself")
+    return HeaderLine(name, Secret(value) if re.match(SECRET_HEADER, f"{name}:{value}") else value)
 
 
 def parse_box(text: str) -> str:
-    """Reads a rectangle, `X,Y,WIDTH,HEIGHT` in pixels, or in per cent with a `%` behind the number; drops blanks."""
-    box = re.sub(r"\s*,\s*", ",", text.strip())
-    side = r"([0-9]{1,5}|[0-9]{1,3}(\.[0-9]+)?%)"
-    if not re.fullmatch(rf"{side},{side},{side},{side}", box):
-        raise ValueError("expected X,Y,WIDTH,HEIGHT in pixels or per cent, such as 10,20,300,200 or 25%,0%,50%,100%")
-    return box
+    """Reads a rectangle; drops blanks."""
+    return re.sub(r"\s+", "", text)
 
 
 def one_of(values: Words) -> str:
@@ -714,31 +666,56 @@ def choice(*values: str, strict: bool = False) -> Kind:
 
 def number(low: int, high: int) -> Kind:
     """Returns the kind of a whole number in a range, both ends included."""
-    return Kind(parse_number, "N", low=low, high=high)
+    return Kind(int, "N", r"\s*[+-]?[0-9]{1,9}\s*", "a whole number", low=low, high=high)
 
 
 TEXT = Kind(str, "TEXT")
 NAME = Kind(str, "NAME", one_line=True)
 END_USER = NAME._replace(metavar="ID")  # how long it may be is the route's to say
-VARIABLE_NAME = Kind(parse_variable, "NAME", private=True)
 PATH = Kind(str, "PATH", reads=True)
 TARGET = Kind(str, "PATH", writes=True)
-PATTERN = Kind(str, "PATTERN", writes=True)
 URL = Kind(parse_url, "URL")
-FLAG = Kind(parse_flag, flag=True)
-SECONDS = Kind(parse_seconds, "SECONDS")
-DOLLARS = Kind(parse_dollars, "USD")
+FLAG = Kind(parse_flag, "", r"(?i)\s*(1|true|yes|on|0|false|no|off)\s*", "true or false", flag=True)
+SECONDS = Kind(
+    float, "SECONDS", r"\s*(?=.*[1-9])[0-9]{1,6}(\.[0-9]+)?\s*", "a number greater than 0, such as 20 or 0.5"
+)
 SIZE = Kind(parse_word, "WIDTHxHEIGHT|RATIO|auto")
 OBJECT = Kind(parse_object, "JSON|@FILE", reads=True)
 PICTURE_FORMAT = choice("png", "jpeg", "webp", "gif", "svg")._replace(parse=parse_format)
 EFFORT = choice("none", "minimal", "low", "medium", "high", "xhigh", "max")
 COUNT = number(1, 999_999_999)
-SERVICE_TIER = choice("auto", "default", "flex", "scale", "priority", "fast", "ultrafast")
-TOOL_CHOICE = Kind(parse_tool_choice, "auto|required|none|image_generation|JSON")
-HEADER = Kind(parse_header, "'Name: value'", repeat=True, private=True)
+TOOL_CHOICE = Kind(
+    parse_tool_choice,
+    "auto|required|none|image_generation|JSON",
+    r"(?s)auto|required|none|image_generation|\s*\{.*",
+    "auto, required, none, image_generation or a JSON object",
+)
 PICTURE = Kind(str, "PATH|URL|file_id:ID")
 PICTURES = PICTURE._replace(repeat=True)
-BOXES = Kind(parse_box, "X,Y,WIDTH,HEIGHT", repeat=True)
+SIDE = r"\s*([0-9]{1,5}|[0-9]{1,3}(\.[0-9]+)?%)\s*"
+BOXES = Kind(
+    parse_box,
+    "X,Y,WIDTH,HEIGHT",
+    rf"{SIDE}(,{SIDE}){{3}}",
+    "X,Y,WIDTH,HEIGHT in pixels or per cent, such as 10,20,300,200 or 25%,0%,50%,100%",
+    repeat=True,
+)
+HEADER = Kind(
+    parse_header,
+    "'Name: value'",
+    # No CR, LF, NUL and other control characters, since they could forge headers.
+    r" *[A-Za-z0-9!#$%&'*+.^_`|~-]+ *:[\x20-\x7e\t\xa0-\xff]*",
+    "'Name: value', in one line of printable Latin-1 characters",
+    repeat=True,
+    private=True,
+)
+VARIABLE_NAME = Kind(
+    str,
+    "NAME",
+    r"[A-Za-z_][A-Za-z0-9_]*",
+    "the name of a variable that holds the key, such as RELAY_KEY, and not the key",
+    private=True,
+)
 
 
 OPENAI_URL = "https://api.openai.com/v1"
@@ -911,8 +888,8 @@ OPTION_GROUPS = {
                sends="top"),
         Option("max-output-tokens", COUNT, "limit of the text model's tokens, reasoning included", RESPONSES,
                sends="top"),
-        Option("service-tier", SERVICE_TIER, "how fast, and at which price, the response is processed", RESPONSES,
-               sends="top"),
+        Option("service-tier", choice("auto", "default", "flex", "scale", "priority", "fast", "ultrafast"),
+               "how fast, and at which price, the response is processed", RESPONSES, sends="top"),
         Option("reasoning-effort", EFFORT, "reasoning effort of the text model", RESPONSES, sends="top",
                field="reasoning.effort"),
         Option("stream", FLAG, "receive events as they happen, and previews", sends="top",
@@ -928,8 +905,9 @@ OPTION_GROUPS = {
                ("resume", "batch")),
     ),
     "Output": (
-        Option("output", PATTERN, "file, folder, - for standard output, or pattern with {index} {partial} {prompt} "
-               "{date} {time} {model}", SAVES, also=("o",)),
+        Option("output", TARGET._replace(metavar="PATTERN"),
+               "file, folder, - for standard output, or pattern with {index} {partial} {prompt} {date} {time} {model}",
+               SAVES, also=("o",)),
         Option("overwrite", FLAG, "replace files that exist", SAVES),
         Option("sidecar", FLAG, "write a .json file beside each picture: its prompt and all else that is known", SAVES),
         Option("save-response", TARGET, "keep the bytes of the reply in this file", (*ALL, "resume"), unbatched=".+"),
@@ -951,7 +929,7 @@ OPTION_GROUPS = {
                default="openai_images", unbatched="openai_chat"),
         Option("base-url", URL, "base URL of the API, including /v1", NET,
                env=("OPENAI_BASE_URL", "GPT_IMAGE2_BASE_URL"), default=OPENAI_URL, harmless=True),  # see check_pair
-        Option("api-key", Kind(str.strip, "KEY"), "the key; better set in the environment or a .env", NET,
+        Option("api-key", Kind(parse_key, "KEY"), "the key; better set in the environment or a .env", NET,
                env=("OPENAI_API_KEY", "GPT_IMAGE2_API_KEY"), secret=True, harmless=True),
         Option("api-key-env", VARIABLE_NAME, "read the key from this variable", NET),
         Option("organization", NAME, "organization to bill", NET, sends="header", field="OpenAI-Organization",
@@ -979,7 +957,7 @@ OPTION_GROUPS = {
                "single calls, or the vendor's Batch API: half the price, and up to a day", ("batch",), default="calls"),
         Option("no-wait", FLAG, "end when the vendor has all jobs; the same command collects them later", ("batch",)),
         Option("keep-files", FLAG, "leave what was uploaded for the Batch API at the server", ("batch",)),
-        Option("max-cost", DOLLARS, "send nothing that could bring the cost above this", CALLS),
+        Option("max-cost", SECONDS._replace(metavar="USD"), "send nothing that could bring the cost above this", CALLS),
     ),
     "Config": (
         Option("init", FLAG, "write a commented .env into the current folder, never over an existing one",
@@ -1005,8 +983,6 @@ OPTIONS = tuple(
     for row in rows
 )
 KEY_NAMES = [name for row in OPTIONS if row.secret for name in row.env]
-# The name of a base URL, and that of the key it belongs with.
-KEY_BESIDE = {"OPENAI_BASE_URL": "OPENAI_API_KEY", "GPT_IMAGE2_BASE_URL": "GPT_IMAGE2_API_KEY"}
 SPENDING = {name for row in OPTIONS if not row.harmless for name in row.env}  # change what is sent, or its cost
 
 
@@ -1017,8 +993,8 @@ def options_of(command: str) -> dict[str, Option]:
 
 def rows_typed(command: str) -> list[Option]:
     """Returns the options that can be typed after a subcommand; after `batch`, those of the routes too, each once."""
-    commands = {command, *(ALL if command == "batch" else ())}
-    found = {row.name: row for row in reversed(OPTIONS) if not commands.isdisjoint(row.commands)}
+    commands = CALLS if command == "batch" else (command,)
+    found = {row.name: row for row in reversed(OPTIONS) if not set(commands).isdisjoint(row.commands)}
     return list(found.values())[::-1]
 
 
@@ -1242,8 +1218,9 @@ LITELLM_LOSES = {
 LONGEST_WAIT = 120.0  # seconds; the official SDK waits no longer either
 RETRY_FIRST, RETRY_MOST = 0.5, 8.0  # seconds
 
-# US dollars per million tokens; alike for gpt-image-2, 2.5 and 2.6.
-PRICES = {"text": 5.0, "cached_text": 1.25, "image": 8.0, "cached_image": 2.0, "output": 30.0}
+# US dollars per million tokens; alike for gpt-image-2, 2.5 and 2.6. What was cached costs a quarter.
+PRICES = {"text_tokens": 5.0, "image_tokens": 8.0, "output": 30.0}
+CACHED_OFF = 0.75
 PARTIAL_TOKENS = 100  # output tokens of each preview
 
 
@@ -1263,17 +1240,16 @@ def cost_of(facts: Json, route: str, model: str | None, share: float) -> Json | 
         return None
     try:
         usage = facts["usage"]
-        details = usage["input_tokens_details"]
+        details, uncounted = usage["input_tokens_details"], usage["input_tokens"]
         cached = details.get("cached_tokens_details") or {}
-        counts = {"output": usage["output_tokens"]}
-        for kind in ("text", "image"):
-            counts[f"cached_{kind}"] = cached.get(f"{kind}_tokens", 0)
-            counts[kind] = details.get(f"{kind}_tokens", 0) - counts[f"cached_{kind}"]
-        complete = sum(counts.values()) == usage["input_tokens"] + usage["output_tokens"]
-        dollars = sum(counts[name] * PRICES[name] for name in counts) * share / 1e6
+        dollars = usage["output_tokens"] * PRICES["output"]
+        for kind in ("text_tokens", "image_tokens"):
+            count = details.get(kind, 0)
+            uncounted -= count
+            dollars += (count - cached.get(kind, 0) * CACHED_OFF) * PRICES[kind]
+        return None if uncounted else {"usd": round(dollars * share / 1e6, 6), "prices_of": FACTS_OF}
     except (ArithmeticError, AttributeError, LookupError, TypeError):
         return None
-    return {"usd": round(dollars, 6), "prices_of": FACTS_OF} if complete else None
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -1766,20 +1742,14 @@ def did_you_mean(word: str, words: Iterable[str]) -> str:
     return f"did you mean {near[0]}?" if near else ""
 
 
-def decode_dotenv(data: bytes) -> str:
-    """Decodes a .env file: UTF-8 with or without a byte order mark, or the UTF-16 that PowerShell writes."""
-    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        return data.decode("utf-16", "replace")
-    return data.decode("utf-8-sig", "surrogateescape")
-
-
 def read_dotenv(path: str, console: Console) -> dict[str, Found]:
     """Reads a .env file; the lines that are not understood are a warning with their numbers, and never shown."""
     values, strange, number = {}, [], 1
     known = [name for row in OPTIONS for name in row.env]
     with open(path, "rb") as file:
-        text = decode_dotenv(file.read(MIB))
-    for match in re.finditer(DOTENV_ENTRY, "\n".join(text.splitlines())):
+        data = file.read(MIB)
+    encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"  # the former by PowerShell
+    for match in re.finditer(DOTENV_ENTRY, "\n".join(data.decode(encoding, "replace").splitlines())):
         place = f"{path} line {number}"
         name, single, double, bare, odd = match.group("name", "single", "double", "bare", "odd")
         strange += [str(number)] if odd else []
@@ -1790,7 +1760,7 @@ def read_dotenv(path: str, console: Console) -> dict[str, Found]:
             console.warn(f"{place}: {name} is not known; {did_you_mean(name, known)}".rstrip("; "))
     if strange:
         words = "not understood, and left out; expected NAME=value, and an end for each quote"
-        console.warn(f"{path} line {', '.join(strange[:9])} ({plural(len(strange), 'line')}): {words}")
+        console.warn(f"{path} line {shortened(', '.join(strange), 40)}: {words}")
     return {name: found for name, found in values.items() if found[0]}  # an empty one counts as unset
 
 
@@ -1821,7 +1791,7 @@ def find_dotenv(typed: Json, environ: Environ, console: Console) -> Dotenv:
         console.warn(f"{path}: cannot be read ({error.strerror}), and left out")
         return Dotenv()
     if os.name == "posix" and mode & 0o077 and not values.keys().isdisjoint(key_names(typed)):
-        console.warn(f"{path} holds a key that others can read: run chmod 600 {path}")
+        console.warn(f"{path} holds a key that others can read: run chmod 600 {pasted(path)}")
     return Dotenv(path, values, found_here=path == ".env" and not given)
 
 
@@ -1834,34 +1804,30 @@ def label_of(row: Option, text: str, source: Source) -> str:
     """Returns the words with which an error about a value begins; what is private is not shown."""
     if row.secret:
         return f"--{row.name} ***"
-    text = without_login(text) if row.kind is URL else text
+    text = shortened(without_login(text) if row.kind is URL else text, 200)
     if source.name:
         return f"{source.line or source.kind}: {source.name}: {text}"
-    if row.kind.private:
-        text = re.sub("([A-Za-z0-9-]+:)?.*", r"'\1 …'", text, count=1, flags=re.DOTALL)
-    words = f"--{row.name}" if row.kind.flag else f"--{row.name} {shortened(text, 200)}"
+    words = f"--{row.name}" if row.kind.flag or row.kind.private else f"--{row.name} {text}"
     return words if source.kind == TYPED else f"{words} ({source.kind})"
+
+
+def variables(names: Iterable[str], environ: Environ, dotenv: Dotenv) -> list[Found]:
+    """Returns the texts of variables and where they stand: those of the environment come before those of a .env."""
+    found = [(environ[name], Source(VARIABLE, name)) for name in names if environ.get(name)]
+    return found + [dotenv.values[name] for name in names if name in dotenv.values]
 
 
 def look_up(row: Option, typed: Json, environ: Environ, dotenv: Dotenv) -> list[Found]:
     """Returns the texts of an option and where they stand: one, or several if it may be repeated, or none."""
     given = typed.get(row.name)
-    unset = given == "" and row.env and not row.default  # what has a default can be set to that
-    if given is not None and not unset:
+    if given == "" and row.env and not row.default:  # it is unset; what has a default can be set to that
+        return []
+    if given is not None:
         texts = given if isinstance(given, list) else [given]
         return [(text, Source(TYPED)) if isinstance(text, str) else text for text in texts]  # a job knows its own line
-    names = () if unset else key_names(typed) if row.secret else row.env
-    found = [(environ[name], Source(VARIABLE, name)) for name in names if environ.get(name)]
-    found += [dotenv.values[name] for name in names if name in dotenv.values]
+    found = variables(key_names(typed) if row.secret else row.env, environ, dotenv)
     found += [(row.default, Source(DEFAULT))] if row.default else []
     return found[:1]
-
-
-def read_value(row: Option, text: str, source: Source) -> Any:
-    """Returns the value of an option's text; ValueError says what is wrong with it."""
-    if row.kind is OBJECT and text.startswith("@") and source.kind != TYPED:
-        raise ValueError("@FILE is read from the command line only: a cloned folder could name any file")
-    return Secret(text.strip()) if row.secret else row.kind.parse(text)
 
 
 def resolve(command: str, typed: Json, environ: Environ, dotenv: Dotenv) -> Settings:
@@ -1869,11 +1835,15 @@ def resolve(command: str, typed: Json, environ: Environ, dotenv: Dotenv) -> Sett
     rows: dict[str, Setting] = {}
     problems: list[Problem] = []
     for name, row in options_of(command).items():
-        found, values = look_up(row, typed, environ, dotenv), []
-        for text, source in found:
+        values = []
+        for text, source in look_up(row, typed, environ, dotenv):
             label = label_of(row, text, source)
             try:
-                values.append(read_value(row, text, source))
+                if not re.fullmatch(row.kind.form, text):
+                    raise ValueError(f"expected {row.kind.expected}")
+                if row.kind is OBJECT and text.startswith("@") and source.kind != TYPED:
+                    raise ValueError("@FILE is read from the command line only: a cloned folder could name any file")
+                values.append(row.kind.parse(text))
             except ValueError as error:
                 problems.append(Problem(f"{name}-unreadable-value", f"{label}: {error}", fatal=True))
         needed = rows.get(row.needs)
@@ -1882,30 +1852,24 @@ def resolve(command: str, typed: Json, environ: Environ, dotenv: Dotenv) -> Sett
     return Settings(command, rows, problems, typed)
 
 
-def hide_secrets(settings: Settings, typed: Json, environ: Environ, dotenv: Dotenv, console: Console) -> None:
+def secret_headers(settings: Settings) -> list[Secret]:
+    """Returns the secrets within headers of the user's own."""
+    return [header.value for header in settings.get("header", []) if isinstance(header.value, Secret)]
+
+
+def hide_secrets(settings: Settings, environ: Environ, dotenv: Dotenv, console: Console) -> None:
     """Registers with the console all that must not be shown: keys, secret headers, and passwords within URLs."""
-    names = {*KEY_NAMES, *key_names(typed)}
-    found = [environ.get(name, "") for name in names] + [typed.get("api-key") or ""]
-    found += [dotenv.values[name][0] for name in names & dotenv.values.keys()]
+    names = {*KEY_NAMES, *key_names(settings.typed)}
     urls = [url for name, url in environ.items() if name.lower().endswith("_proxy")]
-    for url in (settings.get("base-url", ""), *urls):
-        for login in re.findall("(?:^|//)([^/]+)@", url):
-            found += [login, login.partition(":")[2]]
-    for header in settings.get("header", []):
-        if isinstance(header.value, Secret):  # a scheme and a word, or cookies
-            words = re.findall(r"[^\s;,]+", header.text)
-            found += [header.text, *words[-1:], *(word.partition("=")[2] for word in words)]
-    console.hide(*(Secret(text.strip()) for text in found))
-
-
-def brings_secret(settings: Settings) -> bool:
-    """Tells whether a header of the user's own holds a secret."""
-    return any(isinstance(header.value, Secret) for header in settings.get("header", []))
+    found = re.findall(r"(?m)(?:^|//)([^/\n]+)@", "\n".join([settings.get("base-url", ""), *urls]))
+    found += [text.strip() for text, _ in variables(names, environ, dotenv)]
+    console.hide(settings.get("api-key", Secret("")), *secret_headers(settings), *map(Secret, found))
 
 
 def is_strange(settings: Settings, dotenv: Dotenv) -> bool:
     """Tells whether the .env lies in the current folder, which may be a cloned one, and the key is from elsewhere."""
-    return dotenv.found_here and (settings.comes_from("api-key", TYPED, VARIABLE) or brings_secret(settings))
+    elsewhere = settings.comes_from("api-key", TYPED, VARIABLE) or bool(secret_headers(settings))
+    return dotenv.found_here and elsewhere
 
 
 def settings_in_force(command: str, typed: Json, context: Context) -> tuple[Settings, Dotenv]:
@@ -1913,8 +1877,8 @@ def settings_in_force(command: str, typed: Json, context: Context) -> tuple[Sett
     environ, console = context.environ, context.console
     dotenv = find_dotenv(typed, environ, console)
     settings = resolve(command, typed, environ, dotenv)
-    hide_secrets(settings, typed, environ, dotenv, console)
-    left_out = [name for name in dotenv.values if name in SPENDING] if is_strange(settings, dotenv) else []
+    hide_secrets(settings, environ, dotenv, console)
+    left_out = sorted(SPENDING & dotenv.values.keys()) if is_strange(settings, dotenv) else []
     if left_out:  # they could ask for ten pictures of the best quality, at the user's cost
         words = "from the current folder's .env they count only with a key from the same file, or by --env-file .env"
         console.warn(f"{dotenv.path}: {', '.join(left_out)} left out: {words}")
@@ -1931,27 +1895,22 @@ def brings_key(settings: Settings) -> bool:
     return any(header.name.lower() in ("authorization", "api-key") for header in settings.get("header", []))
 
 
-def key_beside(url: Setting, context: Context) -> Secret:
-    """Returns the key that stands beside a base URL, in its place and by a name like its own, or an empty one."""
-    name = KEY_BESIDE.get(url.source.name, "")
-    places = {VARIABLE: context.environ.get(name, ""), DOTENV: context.dotenv.values.get(name, ("",))[0]}
-    return Secret(places.get(url.source.kind, "").strip())
-
-
 def check_pair(settings: Settings, context: Context) -> None:
     """Stops where a key would go to a base URL that it does not belong with: both are one pair.
 
     A cloned folder can hold a .env with OPENAI_BASE_URL: with the user's own key, that would give it to a stranger.
     """
     key, url = settings.rows.get("api-key"), settings.rows["base-url"]
-    by_header, other = brings_secret(settings), key_beside(url, context)
+    by_header = secret_headers(settings)
+    beside = variables([url.source.name.replace("BASE_URL", "API_KEY")], context.environ, context.dotenv)
+    others = [Secret(text.strip()) for text, source in beside if source.kind == url.source.kind]
     place = "--header" if by_header else key.source.label if key else "nowhere"
     words = f"the base URL comes from {url.source.label}, the key from {place}"
     if url.source.kind == DOTENV and is_strange(settings, context.dotenv):
         words += "; a base URL from the current folder's .env is used only with a key from the same file"
         hint = f"if you trust it, add --base-url {url.value} to the command; else --no-env-file"
         raise Failure(SETTINGS, words, hint, rule="base-url-of-folder")
-    if key and key.source.name in KEY_NAMES and other and other != key.value and not by_header:
+    if key and key.source.name in KEY_NAMES and others not in ([], [key.value]) and not by_header:
         hint = f"unset {key.source.name} for this call, or say with --base-url or --api-key-env which you mean"
         raise Failure(SETTINGS, f"{words}; but it has a key of its own there", hint, rule="base-url-of-key")
     if context.dotenv.found_here and url.source.kind == VARIABLE and settings.comes_from("api-key", DOTENV):

@@ -293,18 +293,13 @@ class PicturesAreShown(ProgramTest):
             ).groups()  # type: ignore[union-attr]
             self.assertEqual((int(size), base64.b64decode(data)), (len(self.PICTURE), self.PICTURE))
 
-    def test_tmux_hands_on_what_is_wrapped(self) -> None:
-        plain = self.shown("a.png", LC_TERMINAL="iTerm2")
-        wrapped = self.shown("a.png", LC_TERMINAL="iTerm2", TMUX="/run/tmux", TERM_PROGRAM="tmux")
-        sequence = plain.rstrip("\n").replace("\x1b", "\x1b\x1b")
-        self.assertEqual(wrapped, f"\x1bPtmux;{sequence}\x1b\\\n")
-
     def test_what_cannot_be_shown_is_said_once(self) -> None:
         cases: Iterator[Tuple[str, Dict[str, str], str]] = iter((
             ("a.webp", {"KITTY_WINDOW_ID": "1"}, "cannot show this format"),
             ("a.svg", {"TERM_PROGRAM": "WezTerm"}, "cannot show this format"),
             ("a.png", {"TERM_PROGRAM": "Apple_Terminal"}, "shows no pictures"),
             ("a.png", {"KITTY_WINDOW_ID": "1", "TERM": "dumb"}, "shows no pictures"),
+            ("a.png", {"KITTY_WINDOW_ID": "1", "TMUX": "/run/tmux"}, "shows no pictures"),
         ))  # fmt: skip
         for name, environ, why in cases:
             where = console(terminal=True, **environ)

@@ -282,7 +282,7 @@ class DotenvOverLines(ProgramTest):
                 wanted = {"user": (user, ".env line 1"), "size": ("auto", f".env line {line}")}
                 ran = self.read(f"{text}\nOPENAI_IMAGE_SIZE=auto\n?\n")
                 self.assertEqual(self.values(f"{text}\nOPENAI_IMAGE_SIZE=auto\n?\n"), wanted)
-                self.assertRegex(ran.err, rf"\.env line {line + 1} ")
+                self.assertRegex(ran.err, rf"\.env line {line + 1}: ")
 
     def test_a_quote_without_an_end_takes_no_other_line_with_it(self) -> None:
         for text, numbers in (
@@ -293,7 +293,7 @@ class DotenvOverLines(ProgramTest):
             with self.subTest(text):
                 ran = self.read(f"OPENAI_IMAGE_USER={text}")
                 self.assertEqual(self.values(f"OPENAI_IMAGE_USER={text}").get("size", [""])[0], "auto")
-                self.assertRegex(ran.err, rf"\.env line {numbers} .*quote")
+                self.assertRegex(ran.err, rf"\.env line {numbers}: .*quote")
                 self.assertNotIn("ann", ran.out + ran.err)
 
     def test_it_is_read_in_linear_time(self) -> None:

@@ -212,6 +212,12 @@ class EachSettingKnowsItsSource(SettingsTest):
         ran = self.dry()
         self.assertTrue(ran.error["message"].startswith(".env line 1: OPENAI_IMAGE_N: three: "), ran.error)
 
+    def test_a_long_value_is_cut_wherever_it_stood(self) -> None:
+        for argv, env in ((("--n", "x" * 900), {}), ((), {"OPENAI_IMAGE_N": "x" * 900})):
+            with self.subTest(argv=argv):
+                message = self.dry(*argv, env=env).error["message"]
+                self.assertIn(f" {'x' * 200}…: expected a whole number", message)
+
 
 class DotenvIsRead(SettingsTest):
     """The grammar of .env: quotes, export, comments, CRLF, a byte order mark."""
@@ -354,6 +360,13 @@ class DotenvIsFound(SettingsTest):
                 warnings = [words for words in ran.json["warnings"] if "chmod 600" in words]
                 self.assertEqual(len(warnings), count, ran.json["warnings"])
                 self.assertNotIn(OTHER_KEY, ran.out + ran.err)
+
+    @unittest.skipUnless(POSIX, "modes of files")
+    def test_what_to_run_then_can_be_pasted(self) -> None:
+        Path("my keys.env").write_text(f"OPENAI_API_KEY={OTHER_KEY}\n")
+        os.chmod("my keys.env", 0o644)
+        (warning,) = self.dry("--env-file", "my keys.env").json["warnings"]
+        self.assertTrue(warning.endswith("run chmod 600 'my keys.env'"), warning)
 
 
 class AHostileDotenvGetsNoKey(SettingsTest):
