@@ -672,8 +672,9 @@ def number(low: int, high: int) -> Kind:
 TEXT = Kind(str, "TEXT")
 NAME = Kind(str, "NAME", one_line=True)
 END_USER = NAME._replace(metavar="ID")  # how long it may be is the route's to say
-PATH = Kind(str, "PATH", reads=True)
-TARGET = Kind(str, "PATH", writes=True)
+# Shells leave a ~ alone within quotes and behind an equals sign.
+PATH = Kind(os.path.expanduser, "PATH", reads=True)
+TARGET = Kind(os.path.expanduser, "PATH", writes=True)
 URL = Kind(parse_url, "URL")
 FLAG = Kind(parse_flag, "", r"(?i)\s*(1|true|yes|on|0|false|no|off)\s*", "true or false", flag=True)
 SECONDS = Kind(
@@ -690,14 +691,14 @@ TOOL_CHOICE = Kind(
     r"(?s)auto|required|none|image_generation|\s*\{.*",
     "auto, required, none, image_generation or a JSON object",
 )
-PICTURE = Kind(str, "PATH|URL|file_id:ID")
+PICTURE = Kind(os.path.expanduser, "PATH|URL|file_id:ID")
 PICTURES = PICTURE._replace(repeat=True)
 SIDE = r"\s*([0-9]{1,5}|[0-9]{1,3}(\.[0-9]+)?%)\s*"
 BOXES = Kind(
     parse_box,
     "X,Y,WIDTH,HEIGHT",
     rf"{SIDE}(,{SIDE}){{3}}",
-    "X,Y,WIDTH,HEIGHT in pixels or per cent, such as 10,20,300,200 or 25%,0%,50%,100%",
+    "X,Y,WIDTH,HEIGHT in pixels or percent, such as 10,20,300,200 or 25%,0%,50%,100%",
     repeat=True,
 )
 HEADER = Kind(
@@ -734,15 +735,15 @@ class Route(NamedTuple):
 
 
 ROUTES = (
-    Route("generations", "/images/generations", "make pictures from words",
+    Route("generations", "/images/generations", "make pictures from text",
           ('generations "A lighthouse at dusk" -o out/lighthouse.png',
            'generations "A sketch of a chair" --n 4 -o out/chair.webp',
            'generations --prompt-file poster.txt --n 2 --dry-run')),
-    Route("edits", "/images/edits", "edit or combine pictures, with a mask if you like",
+    Route("edits", "/images/edits", "edit or combine pictures, with or without a mask",
           ('edits "Make it snow" --image photo.jpg -o out/snow.png',
            'edits "Blend the two" --image cup.png --image table.png',
            'edits "A door" --image photo.jpg --mask-box 0,0,50%,50%')),
-    Route("responses", "/responses", "let a text model make pictures, with previews and further turns",
+    Route("responses", "/responses", "let a text model make pictures, with previews and follow-up requests",
           ('responses "A poster" --stream --partial-images 2 -o p.png',
            'responses "Make it blue" --previous-response-id resp_123',
            'responses "A map" --background-mode --output out/map.png'), 128),
@@ -821,7 +822,7 @@ OPTION_GROUPS = {
         Option("format", PICTURE_FORMAT, "file format; without it the suffix of --output decides",
                also=("output-format",), sends="image", field="output_format",
                env=("OPENAI_IMAGE_FORMAT", "OPENAI_IMAGE_OUTPUT_FORMAT")),
-        Option("compression", number(0, 100), "compression of jpeg and webp, in per cent",
+        Option("compression", number(0, 100), "compression of jpeg and webp, in percent",
                also=("output-compression",), sends="image", field="output_compression",
                env=("OPENAI_IMAGE_COMPRESSION", "OPENAI_IMAGE_OUTPUT_COMPRESSION")),
         Option("moderation", choice("auto", "low"), "how strictly content is filtered", sends="image",
@@ -854,7 +855,7 @@ OPTION_GROUPS = {
         Option("mask-url", URL, "the same, always read as a URL", RESPONSES, input="mask url"),
         Option("mask-file-id", NAME, "the same, always read as the id of an uploaded file", RESPONSES,
                input="mask file_id"),
-        Option("mask-box", BOXES, "make the mask: where to edit, in pixels or per cent (repeatable)",
+        Option("mask-box", BOXES, "make the mask: where to edit, in pixels or percent (repeatable)",
                ("edits", "responses")),
         Option("markup", PATH, "transparent PNG with marks that guide the edit", ("edits",), input="markup file",
                unbatched=".+"),
@@ -876,11 +877,11 @@ OPTION_GROUPS = {
                RESPONSES, sends="top", field="background_options.completion_window", needs="background-mode"),
         Option("continuation-id", NAME, "an id of your own that lets related responses of --background-mode go first",
                RESPONSES, sends="top", field="background_options.continuation_id", needs="background-mode"),
-        Option("wait", SECONDS, "most seconds to wait for the background response; then exit code 8, to be resumed",
+        Option("wait", SECONDS, "seconds to wait for the background response at most; then exit code 8, to be resumed",
                ("responses", "resume"), needs="background-mode"),
         Option("no-wait", FLAG, "do not wait for the background response: send it, or look at it once, and end",
                ("responses", "resume"), needs="background-mode"),
-        Option("store", FLAG, "let the server keep the response, for further turns", RESPONSES, sends="top",
+        Option("store", FLAG, "let the server keep the response, for follow-up requests", RESPONSES, sends="top",
                negative="no-store"),
         Option("metadata-json", OBJECT, "up to 16 names with values to keep with the response", RESPONSES,
                sends="top", field="metadata"),
@@ -955,7 +956,8 @@ OPTION_GROUPS = {
                "a page to look through while it runs and after: every picture, and why others are missing", ("batch",)),
         Option("engine", choice("calls", "batch-api", strict=True),
                "single calls, or the vendor's Batch API: half the price, and up to a day", ("batch",), default="calls"),
-        Option("no-wait", FLAG, "end when the vendor has all jobs; the same command collects them later", ("batch",)),
+        Option("no-wait", FLAG, "end when the Batch API has all jobs; the same command collects them", ("batch",)),
+        Option("wait", SECONDS, "seconds to wait for the Batch API at most; the same command goes on", ("batch",)),
         Option("keep-files", FLAG, "leave what was uploaded for the Batch API at the server", ("batch",)),
         Option("max-cost", SECONDS._replace(metavar="USD"), "send nothing that could bring the cost above this", CALLS),
     ),
@@ -1200,7 +1202,7 @@ CODE_HINTS = {
     "invalid_image_file": "save the picture again as PNG, JPEG or WebP",
     "no_db_connection": "the key is not the one this proxy knows",
     "multipart/form-data": "this server takes an edit as a form only: give local files, and leave --moderation out",
-    **{code: "this is about money, not about speed: look at the billing page" for code in MONEY},
+    **{code: "this is a billing limit, not a rate limit: see the billing page" for code in MONEY},
 }
 # A proxy in between may hide the code, and a picture that was made behind a status that says it was not.
 MONEY_WORDS = "|".join((*MONEY, "exceeded your current quota"))
@@ -2034,6 +2036,7 @@ def absolute(name: str) -> str:
 def tidied(path: str) -> str:
     """Returns the shortest way to write a path; where it goes through a link and back, that is the path itself."""
     short = os.path.normpath(path)
+    short = os.path.join(os.curdir, short) if short.startswith("-") else short  # else it would look like an option
     return short if absolute(short) == absolute(path) else path
 
 
@@ -2300,7 +2303,7 @@ def check_values(checked: Checked) -> Problems:
         yield from check_value(checked, row)
         reaches = row.sends in ("image", "top") or row.input or row.kind is BOXES
         if checked.chat and reaches and not row.chat and not checked.settings.comes_from(name, DEFAULT, SUFFIX):
-            yield checked.problem(f"{name}-chat-carries", name, "cannot be carried by chat", USE_IMAGES)
+            yield checked.problem(f"{name}-chat-carries", name, "is not possible with chat", USE_IMAGES)
         allowed = r"[\x20-\x7e]*" if row.sends == "header" else r"[^\x00-\x1f\x7f]*"
         if row.kind.one_line and not re.fullmatch(allowed, "".join(checked.get(name))):  # one text, or several
             yield Problem(
@@ -2389,7 +2392,7 @@ def check_size(checked: Checked) -> Problems:
         near = nearest_size(sizes, ratio, max(width, height), 1)
         hint = f"{near} is the nearest"
         if ratio_of(near.replace("x", ":")) != ratio and not sizes.fixed:
-            hint += f"; most like it in proportion: {size_of(sizes, ratio)}, {size_of(sizes, ratio, '2k')}"
+            hint += f"; closest with its proportions: {size_of(sizes, ratio)}, {size_of(sizes, ratio, '2k')}"
         yield checked.problem(found.rule, "size", found.message, hint)
     elif frames * pixels > sizes.most:
         words = f"{frames} frames hold {frames * pixels} pixels; more than {sizes.most} were refused"
@@ -2423,7 +2426,7 @@ def check_format(checked: Checked) -> Problems:
 
 
 def check_output(checked: Checked) -> Problems:
-    """Checks that format and suffix agree, and that the place holders of the pattern are known."""
+    """Checks that format and suffix agree, and that the placeholders of the pattern are known."""
     output, chosen = checked.settings.get("output", ""), checked.settings.get("format")
     suffix = output_suffix(output)
     implied = FORMAT_OF_SUFFIX.get(suffix)
@@ -2443,7 +2446,7 @@ def check_output(checked: Checked) -> Problems:
         yield checked.problem(
             "output-place",
             "output",
-            f"{odd} is not a place holder and stays as it is",
+            f"{odd} is not a placeholder and stays as it is",
             f"there are {', '.join(PLACES)}",
             warning=True,
         )
@@ -2521,7 +2524,7 @@ def check_input(checked: Checked, given: InputPicture) -> Problems:
     elif given.trouble:
         yield given.problem("image-url", given.trouble, "use an http or https URL, a path, or file_id:ID", fatal=True)
     elif checked.chat and given.kind == "file_id":
-        yield given.problem(f"{given.role}-chat-carries", "cannot be carried by chat", USE_IMAGES)
+        yield given.problem(f"{given.role}-chat-carries", "is not possible with chat", USE_IMAGES)
     elif not local:
         return
     elif not given.size:
@@ -4935,7 +4938,8 @@ class Call:
         if size and size != "auto" and row["width"] and got != size:  # some gateways ignore the size
             self.console.warn(f"{row['path']}: {size} was asked for, {got} came")
         kind = f"{row['format']} {got}" if row["width"] else row["format"]
-        self.context.progress.phase("saved", **row, kind=kind)
+        if not self.offline:  # what is extracted gets its name later
+            self.context.progress.phase("saved", **row, kind=kind)
         self.show(row["path"])
 
     def partial(self, event: Event) -> None:
@@ -5015,7 +5019,7 @@ class Call:
             return unwritten(error)
         if known:
             temp_files.written.add(absolute(known))
-            console.tell(f"{path} is there already")
+            console.tell(f"{path} is already there")
         elif path != true_name:
             console.warn(f"{true_name} exists, so the picture is saved as {path}")
         if not picture.whole:
@@ -5038,7 +5042,7 @@ class Call:
     def resume_command(self) -> str:
         """Returns the command that collects the response later, and waits as long as this one."""
         wait = self.settings.get("wait")
-        words = [f"--wait={wait:g}"] if wait else []
+        words = [f"--wait={wait:g}"] if wait else ["--no-wait"] * bool(self.settings.get("no-wait"))
         return program("resume", self.result.session_file or str(self.result.facts.get("id")), *words)
 
     def write_session(self) -> None:
@@ -5122,7 +5126,10 @@ class Call:
             self.result.saved_response = saved
         self.kept.close()
         if failure and saved and extractable:
-            command = program("extract", saved, "--output", self.names.beside("-recovered" + self.names.suffix))
+            output = self.names.final(1)
+            if self.names.expected > 1 or exists(output):
+                output = self.names.beside("-recovered" + self.names.suffix)
+            command = program("extract", saved, "--output", output)
             failure.details["recovery"] = command
             self.console.say(f"what was received is kept; to take the pictures out of it: {command}")
 
@@ -5394,7 +5401,8 @@ class Job(NamedTuple):
 
 JobRows = Iterator[tuple[int, Iterable[tuple[str, Any]]]]  # the line of each job, and the names and values there
 BROKEN = "\0"  # the name of what is wrong with a line that cannot be read
-OF_THE_BATCH = ("json", "progress", "quiet", "preview", "open", "dry-run", "max-cost", "no-wait")  # no job has its own
+# No job has its own of these.
+OF_THE_BATCH = ("json", "progress", "quiet", "preview", "open", "dry-run", "max-cost", "no-wait", "wait")
 # What is not for a file to choose that a stranger may have written.
 NOT_IN_JOBS = (
     "base-url", "api-key", "api-key-env", "header", "organization", "project", "allow-http", "env-file",
@@ -5567,6 +5575,8 @@ class JobMaker:
                 problems.append(Problem("jobs-option", why, "leave it out", fatal=True))
             else:
                 variables[name] = as_typed(value)
+                meant = did_you_mean(f"--{name}", words)
+                problems += [Problem("jobs-column", f"{name} is not an option", meant, warning=True)] if meant else []
         return own, variables, problems
 
     def settings(self, job: Job) -> Settings:
@@ -5636,7 +5646,8 @@ class Ledger:
         self.end = 0  # where the next line will stand
         self.last: dict[str, int] = {}  # where the last line on each job stands
         self.open_usd: dict[str, float] = {}  # what those may cost that have begun and not ended
-        self.spent = 0.0  # dollars, with the above
+        self.spent = 0.0  # dollars, with the above, and at most where a cost is not known
+        self.cost = 0.0  # dollars that are known
         self.known: dict[str, Any] = {}  # ids of the server: of a file by its hash, and of a batch by its input file
 
     def read(self) -> None:
@@ -5656,6 +5667,7 @@ class Ledger:
         if name:
             self.last[name] = self.end
             self.spent += usd
+            self.cost += as_object(as_object(row.get("result")).get("cost")).get("usd") or 0.0
             if "result" in row:
                 self.spent -= self.open_usd.pop(name, 0.0)
             else:
@@ -5672,7 +5684,7 @@ class Ledger:
         """Opens the ledger for this run alone."""
         self.file = open(self.path, "a+b", buffering=0)
         if not lock(self.file):
-            words = f"{self.path}: another run is at work on this ledger"
+            words = f"{self.path}: another run is using this ledger"
             raise Failure(OUTPUT, words, "wait for its end, or name another --ledger", rule="ledger-locked")
 
     def append(self, rows: Rows) -> None:
@@ -6012,16 +6024,21 @@ class Batch:
         result = known.get("result", {})
         if not known:
             return "run"
+        if "file" in known and not result:
+            words, hint = "the job is under way at the vendor's Batch API", "add --engine batch-api to collect it"
+            raise Failure(USAGE, words, hint, rule="engine-batch")
         if result.get("ok"):
             there = (sha256_of(row["path"]) == row["sha256"] for row in result["images"])
+            if result["images"] and result["images"][0]["path"] not in call.written:
+                self.context.console.warn("pictures that the ledger knows stay where they are, under their names")
             return "done" if all(there) else "run"
-        # Begun and not ended: it may be that only the line is missing.
-        if not result and not call.names.overwrite and all(map(is_whole, call.outputs)):
+        billed = not result or result["error"]["may_be_billed"]
+        # Where all its pictures are there, they were saved before a crash, or taken out of a reply that was kept.
+        if billed and not call.names.overwrite and all(map(is_whole, call.outputs)):
             found = {"ok": True, "images": [{"path": name, "sha256": sha256_of(name)} for name in call.outputs]}
             self.ledger.append([plan.told(usd=known["usd"], outputs=call.written, result=found)])
             return "done"
-        free = result and not result["error"]["may_be_billed"]
-        return "run" if free or self.settings.get("retry-billable") else "unclear"
+        return "unclear" if billed and not self.settings.get("retry-billable") else "run"
 
     # Run: as many at once as the pace allows, while the money lasts
 
@@ -6129,7 +6146,7 @@ class Batch:
             left = f"about {max(minutes, 1):.0f} min"
         progress.phase(
             "batch", done=done, total=self.total, running=len(self.running), failed=len(self.failed),
-            usd=round(self.ledger.spent, 2), left=left or "…",
+            usd=round(self.ledger.cost, 2), left=left or "…",
         )  # fmt: skip
         self.sheet.show()
 
@@ -6155,7 +6172,7 @@ class Batch:
         session = row.get("session", "")
         recovery = program("resume", session) if os.path.isfile(session) else None
         error = error_in(as_object(row.get("result"))) or {
-            "message": "it was begun, and its end is not known",
+            "message": "it was started, and its outcome is not known",
             "hint": recovery or "look at your usage, or use --retry-billable",
             "may_be_billed": True, "recovery": recovery,
         }  # fmt: skip
@@ -6173,7 +6190,7 @@ class Batch:
         jobs["not_started"] = 2 * jobs["total"] - sum(jobs.values())
         return {
             "jobs": jobs, "pictures": self.pictures,
-            "cost": {"usd": round(self.ledger.spent, 4), "prices_of": FACTS_OF} if self.ledger.spent else None,
+            "cost": {"usd": round(self.ledger.cost, 4), "at_most": round(self.ledger.spent, 4), "prices_of": FACTS_OF},
             "ledger": self.ledger.path, "contact_sheet": self.sheet.path,
         }  # fmt: skip
 
@@ -6191,7 +6208,11 @@ class Batch:
         failure = self.ending or Failure(LEFT, "jobs are left", rule="jobs-left")
         if self.context.stop.draining:
             failure = Failure(INTERRUPTED, "interrupted")
-        failure.hint = failure.hint or "run the same command again, where the ledger is: it continues where it stopped"
+        unclear = jobs["unclear"] + sum(self.failed.values())
+        left_over = jobs["total"] - jobs["made"] - jobs["made_before"] - unclear
+        again = "run the same command again, where the ledger is: it continues where it stopped"
+        costly = f"{unclear} may have been billed: look at your usage; --retry-billable makes them again"
+        failure.hint = failure.hint or "; ".join([again] * (left_over > 0) + [costly] * (unclear > 0))
         failure.message += f"; {words}"
         failure.details["may_be_billed"] = any(self.failed.values()) or jobs["unclear"] > 0
         raise failure
@@ -6381,9 +6402,10 @@ class ApiBatch(Batch):
                     if failure.exit != NETWORK or silent > MOST_SILENT:
                         raise
             if self.sent:
-                if self.settings.get("no-wait"):
+                left = self.settings.get("wait", float("inf")) - (self.pace.clock() - self.context.progress.started)
+                if left <= 0 or self.settings.get("no-wait"):
                     raise Failure(RUNNING, f"{plural(len(self.running), 'job')} under way at the server")
-                self.context.sleep(LOOK_EVERY)
+                self.context.sleep(min(LOOK_EVERY, left))
         for key, name in list(self.ledger.known.items()):
             if name and key.startswith("sha256:"):
                 self.remove(name)
@@ -6584,7 +6606,7 @@ def pour_out(context: Context) -> None:
             row["path"] = "-"
     except (OSError, ValueError) as error:
         words, billed = f"standard output: {reason_of(error)}", context.result.billed
-        raise Failure(OUTPUT, words, "what came is saved in files", rule="output-pipe", may_be_billed=billed) from error
+        raise Failure(OUTPUT, words, "the pictures are on disk", rule="output-pipe", may_be_billed=billed) from error
 
 
 def open_pictures(context: Context) -> None:
@@ -6721,7 +6743,8 @@ def extract(context: Context, settings: Settings, target: str | None) -> None:
     made.write_sidecars()
     if made.cut:
         context.console.warn(f"{target} is cut short; the pictures that are whole were taken out")
-    if failure and (not all(row["whole"] for row in result.images) or not result.images or failure.exit in severe):
+    lacking = not result.images or not all(row["whole"] for row in result.images)
+    if failure and (lacking or failure.exit in severe):
         raise failure
     for trouble in result.troubles:
         context.console.warn(trouble.message)
@@ -6828,6 +6851,8 @@ def batch(context: Context, settings: Settings, target: str | None) -> None:
         raise Failure(USAGE, "there is no file of jobs", "name a .jsonl, .csv or .txt file, or -", rule="jobs-file")
     if settings.typed.get("curl"):
         raise Failure(USAGE, "--curl is for a single call", "--dry-run shows the first request", rule="usage")
+    if settings.get("engine") == "calls" and not settings.rows.keys().isdisjoint(("wait", "no-wait")):
+        raise Failure(USAGE, "--wait and --no-wait need --engine batch-api", "leave them out", rule="usage")
     enforce(settings_problems(settings), False, context.console)
     engine = ApiBatch if settings.get("engine") == "batch-api" or settings.get("cancel") else Batch
     made = engine(context, settings, settings.typed, target)
@@ -6884,7 +6909,7 @@ def init_env(console: Console, temp_files: TempFiles) -> None:
         write_all(file, example_dotenv().encode())
     if not rename_free(file.name, ".env"):
         raise Failure(OUTPUT, ".env exists already", "edit it, or remove it first", rule="env-exists")
-    console.tell("wrote .env; put the key behind OPENAI_API_KEY= and keep it out of version control")
+    console.tell("wrote .env; put the key after OPENAI_API_KEY= and keep it out of version control")
     console.print(".env")
 
 
@@ -7016,7 +7041,8 @@ def build_parser(command: str, table: tuple[Option, ...]) -> Parser:
         allow_abbrev=False,
         conflict_handler="resolve",  # in a batch, -i is for pictures of the last route
     )
-    rows = sorted(rows_typed(command), key=lambda row: row.group != FIRST)
+    groups = [FIRST, *OPTION_GROUPS]
+    rows = sorted(rows_typed(command), key=lambda row: groups.index(row.group))
     for title, options in itertools.groupby(rows, lambda row: row.group):
         group = parser.add_argument_group(title.lower())
         for option in options:
@@ -7082,7 +7108,8 @@ def parse(argv: list[str]) -> tuple[str, dict[str, Any], str | None]:
     """Returns the subcommand, the typed options and the argument; every mistake of spelling is a Failure."""
     command, end = argv[0] if argv else "", [*argv, "--"].index("--")
     if command not in COMMANDS:
-        refuse_command(command, argv)
+        words = argv[1:] if command == "help" else argv
+        refuse_command("".join(words[:1]), words)
     known, others = build_parser(command, OPTIONS).parse_known_args(argv[1:end])
     for word in others:
         if re.match(r"--?[A-Za-z][\w-]*(=|$)", word):
@@ -7179,6 +7206,8 @@ def help_text(argv: list[str]) -> str:
     import shutil
 
     asked = "".join(argv[1:2] if first == ["help"] else first)
+    if first == ["help"] and asked not in ("", "exit-codes", *COMMANDS):
+        return ""
     text = "\n".join(f"{code:>3}  {meaning}" for code, meaning in EXITS.items())
     if asked != "exit-codes":
         text = help_page(asked if asked in COMMANDS else "")

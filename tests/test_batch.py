@@ -502,7 +502,9 @@ class LedgerTest(BatchTest):
         self.assertEqual(ran.json["jobs"], {"total": 2, "made": 2, "made_before": 0, "failed": 0, "unclear": 0, "under_way": 0,
                                             "not_started": 0})  # fmt: skip
         self.assertEqual((ran.json["pictures"], ran.json["ledger"]), (2, "jobs.jsonl.ledger.jsonl"))
-        self.assertAlmostEqual(ran.json["cost"]["usd"], sum(row["usd"] for row in self.ledger() if "result" in row))
+        total = sum(row["usd"] for row in self.ledger() if "result" in row)
+        self.assertAlmostEqual(ran.json["cost"]["at_most"], total, 4)
+        self.assertEqual(ran.json["cost"]["usd"], 0)  # no usage was told
 
     def test_the_key_is_not_in_the_ledger_though_a_server_says_it(self) -> None:
         self.jobs({"prompt": "A"}, {"prompt": "B"})
@@ -573,7 +575,7 @@ class LedgerTest(BatchTest):
         studio = Studio()
         ran = self.batch("jobs.jsonl", studio=studio)
         self.assertEqual((ran.code, studio.posted, ran.json["jobs"]["made_before"]), (0, {}, 1))
-        self.assertGreater(ran.json["cost"]["usd"], 0)
+        self.assertGreater(ran.json["cost"]["at_most"], 0)
         self.assertEqual(self.batch("jobs.jsonl").json["cost"], ran.json["cost"])
 
     def test_what_may_have_been_billed_is_not_sent_twice(self) -> None:
@@ -585,9 +587,41 @@ class LedgerTest(BatchTest):
         ran = self.batch("jobs.jsonl", studio=studio)
         self.assertEqual((ran.code, studio.posted), (9, {}))
         self.assertIn("connection reset", ran.json["failures"][0]["message"])
-        spent = ran.json["cost"]["usd"]
+        spent = ran.json["cost"]["at_most"]
         self.assertEqual(self.batch("jobs.jsonl", "--retry-billable", studio=studio).code, 0)
-        self.assertGreater(self.batch("jobs.jsonl").json["cost"]["usd"], spent)
+        self.assertGreater(self.batch("jobs.jsonl").json["cost"]["at_most"], spent)
+
+    def test_a_picture_that_was_taken_out_of_a_kept_reply_counts_as_made(self) -> None:
+        self.jobs({"id": "a", "prompt": "A"})
+        self.batch("jobs.jsonl", studio=Studio(A=[gpt_image.Fault("connection reset", sent=True)]))
+        os.makedirs("jobs", exist_ok=True)
+        self.write("jobs/a.png", PNG)
+        studio = Studio()
+        ran = self.batch("jobs.jsonl", studio=studio)
+        self.assertEqual((ran.code, studio.posted, ran.json["jobs"]["made_before"]), (0, {}, 1), ran.err)
+
+    def test_the_hint_says_what_will_change_something(self) -> None:
+        self.jobs({"id": "a", "prompt": "A"}, {"id": "b", "prompt": "B"})
+        cut = gpt_image.Fault("connection reset", sent=True)
+        ran = self.batch("jobs.jsonl", studio=Studio(A=[cut], B=[refused(400)]))
+        self.assertIn("run the same command again", ran.error["hint"])
+        self.assertIn("1 may have been billed", ran.error["hint"])
+        ran = self.batch("jobs.jsonl", studio=Studio())
+        self.assertNotIn("the same command", ran.error["hint"])
+        self.assertIn("--retry-billable", ran.error["hint"])
+
+    def test_another_folder_for_what_is_made_is_worth_a_warning(self) -> None:
+        self.jobs({"id": "a", "prompt": "A"}, {"id": "b", "prompt": "B"})
+        self.assertEqual(self.batch("jobs.jsonl").code, 0)
+        ran = self.batch("jobs.jsonl", "--output", "elsewhere/{id}.png")
+        self.assertEqual((ran.code, ran.json["jobs"]["made_before"], len(ran.json["warnings"])), (0, 2, 1))
+        self.assertIn("stay where they are", ran.json["warnings"][0])
+
+    def test_a_column_with_a_mistake_in_its_name_gets_a_guess(self) -> None:
+        self.write("a.csv", "id,promt\n1,A lake\n")
+        ran = self.batch("a.csv")
+        self.assertEqual(ran.code, 2)
+        self.assertIn("did you mean --prompt?", ran.err)
 
     def test_the_kept_reply_and_the_pictures_of_a_failed_try_are_no_obstacle(self) -> None:
         self.jobs({"id": "a", "prompt": "A"})

@@ -303,9 +303,22 @@ class GoingOnTest(EngineTest):
         self.jobs(2)
         self.assertEqual(self.hand_over(gateway, "--no-wait").code, 8)
         ran = self.run_main("batch", "jobs.jsonl", *SMALL, gateway=gateway)
-        self.assertEqual((ran.code, ran.json["jobs"]["unclear"], ran.json["jobs"]["made"]), (9, 2, 0))
+        self.assertEqual((ran.code, ran.error["rule"]), (2, "engine-batch"))
+        self.assertIn("--engine batch-api", ran.error["hint"])
+        again = self.run_main("batch", "jobs.jsonl", *SMALL, "--retry-billable", gateway=gateway)
+        self.assertEqual((again.code, again.error["rule"]), (2, "engine-batch"))
         self.assertEqual(self.hand_over(gateway).code, 0)
         self.assert_all_once(gateway, SIX[:2])
+
+    def test_the_wait_ends_when_it_is_told_to(self) -> None:
+        gateway = self.gateway(polls=9)
+        self.jobs(1)
+        ran = self.hand_over(gateway, "--wait", "90")
+        self.assertEqual((ran.code, ran.json["jobs"]["under_way"]), (8, 1))
+        self.assertAlmostEqual(sum(self.sleeps), 90, delta=5)
+        for option in (["--no-wait"], ["--wait", "5"]):
+            refused = self.run_main("batch", "jobs.jsonl", *SMALL, *option, gateway=gateway)
+            self.assertEqual((refused.code, refused.error["rule"]), (2, "usage"))
 
     def test_cancel_makes_no_batch_of_what_was_not_sent(self) -> None:
         gateway = self.gateway(polls=0)

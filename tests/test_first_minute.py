@@ -53,10 +53,15 @@ class HelpTest(ProgramTest):
             self.assertEqual(self.help("help", command), self.help(command, "--help"))
 
     def test_the_overview_fits_a_terminal_of_24_lines_and_80_columns(self) -> None:
-        for argv in (("--help",), ("help",), ("help", "nothing-like-it")):
+        for argv in (("--help",), ("help",)):
             lines = self.help(*argv).splitlines()
             self.assertLess(len(lines), 24)
             self.assertLessEqual(max(map(len, lines)), 80)
+
+    def test_help_on_what_is_not_there_says_so(self) -> None:
+        ran = self.run_main("help", "edtis")
+        self.assertEqual((ran.code, ran.error["message"]), (2, "'edtis' is not a command"))
+        self.assertIn("edits", ran.error["hint"])
 
     def test_a_bare_call_shows_the_overview_and_is_a_usage_error(self) -> None:
         ran = self.run_main()

@@ -145,7 +145,7 @@ class NamesGoWhereTheySay(InputsTest):
             with self.subTest(name):
                 ran = self.run_main("generations", "x", "-o", f"o-{name}.png", "--dry-run", "--no-env-file")
                 self.assertEqual(len(ran.json["warnings"]), 1, ran.json["warnings"])
-                self.assertIn(f"{name} is not a place holder", ran.json["warnings"][0])
+                self.assertIn(f"{name} is not a placeholder", ran.json["warnings"][0])
 
     def test_a_way_through_a_link_and_back_leads_to_the_link_s_parent(self) -> None:
         Path("far/deep").mkdir(parents=True)

@@ -56,6 +56,12 @@ class RecoveryTest(ProgramTest):
         self.assertEqual([Path(row["path"]).read_bytes() for row in rows], list(finals))
         self.assertEqual([row["sha256"] for row in rows], [hashlib.sha256(data).hexdigest() for data in finals])
 
+    def test_the_command_holds_no_name_that_begins_with_a_dash(self) -> None:
+        cut = reply(b'{"data": [{"b64_json": "' + base64.b64encode(pictures.picture(b"x", "png", 64, 64))[:-99])
+        ran = self.run_main("generations", "x", "-o", "./-dash.png", transport=FakeTransport(cut))
+        words = shlex.split(ran.error["recovery"])[2:]
+        self.assertEqual(words, ["extract", "./-dash.reply", "--output", "./-dash.png"])
+
     def test_what_is_there_already_is_named_and_not_written_again(self) -> None:
         ran = self.failed(images(A, B, C, D)[: -len(text_of(C)) - len(text_of(D))], "--n", "4")
         before = self.files()
@@ -64,7 +70,7 @@ class RecoveryTest(ProgramTest):
             self.assertEqual((again.code, self.files()), (0, before), again.err)
             self.assertEqual([row["path"] for row in again.json["images"]], ["p-1.png", "p-2.png"])
             self.assertEqual([row["new"] for row in again.json["images"]], [False, False])
-            self.assertIn("p-2.png is there already", again.err)
+            self.assertIn("p-2.png is already there", again.err)
         Path("p-2.png").unlink()
         again = self.recovered(ran)
         self.assertEqual([row["new"] for row in again.json["images"]], [False, True])

@@ -179,6 +179,11 @@ class NamesHoldWhatWasAsked(WordsTest):
         """Returns the day and hour of the tests in the zone of this machine."""
         return time.strftime(pattern, time.localtime(at_noon(TODAY)))
 
+    def test_a_tilde_that_the_shell_left_alone_is_the_home_folder(self) -> None:
+        with mock.patch.dict(os.environ, HOME=str(self.folder / "home"), USERPROFILE=str(self.folder / "home")):
+            ran = self.run_main("generations", "x", "--output=~/x.png", "--dry-run")
+        self.assertEqual(ran.json["outputs"], [str(self.folder / "home" / "x.png")])
+
     def test_each_place_is_filled(self) -> None:
         day, hour = self.at("%Y%m%d"), self.at("%H%M%S")
         for pattern, name in (
@@ -219,7 +224,7 @@ class NamesHoldWhatWasAsked(WordsTest):
         self.assertEqual(self.named("x", "-o", "{model}", "--model", "fal/flux.1:dev"), "fal-flux.1-dev.png")
         ran = self.dry("-o", "{n}-{prompt}.png")
         self.assertEqual(ran.json["outputs"], ["{n}-x.png"])
-        self.assertIn("{n} is not a place holder", ran.err)
+        self.assertIn("{n} is not a placeholder", ran.err)
 
     def test_extract_and_resume_have_names_too(self) -> None:
         Path("a.reply").write_bytes(images_reply_bytes())
