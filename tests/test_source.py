@@ -83,7 +83,8 @@ def names_used(node: ast.stmt) -> Set[str]:
         for child in table.get_children():
             yield from walk(child)
 
-    bare = WithoutAnnotations().visit(ast.parse(ast.unparse(node)))
+    first = min([node.lineno, *(part.lineno for part in getattr(node, "decorator_list", []))])
+    bare = WithoutAnnotations().visit(ast.parse("\n".join(LINES[first - 1 : node.end_lineno])))
     return set(walk(symtable.symtable(ast.unparse(ast.fix_missing_locations(bare)), "part", "exec")))
 
 
