@@ -1176,7 +1176,7 @@ class ConversionTest(InputTest):
     @unittest.skipUnless(os.name == "posix", "a script is a program only there")
     def test_the_hint_names_no_converter_that_is_there_and_could_not(self) -> None:
         self.write("in", BMP)
-        for names in (["magick"], ["sips", "magick"], ["sips", "magick", "convert", "ffmpeg"]):
+        for names in (["magick"], ["sips", "magick", "convert", "ffmpeg"]):
             for name in names:
                 self.converter(name, "sys.exit(1)")
             with self.subTest(names):

@@ -252,18 +252,18 @@ class PiecesTest(ReplyTest):
         for turn, shape in enumerate(EACH):
             data, whole = shape.data, read([shape.data])
             # Of the sizes that are like one another, each of the replies, which are so too, takes its share.
-            for size in (1, 2, 3, 5, *range(7 + turn % 8, 71, 8), 257, 1021, 1031):
+            for size in (1, (2, 3, 5)[turn % 3], *range(7 + turn % 16, 71, 16), (257, 1021, 1031)[turn % 3]):
                 if read(cut(data, size)) != whole:
                     self.fail(f"{shape.file} in pieces of {size}: {read(cut(data, size))} != {whole}")
 
     def test_pieces_of_a_size_give_the_same_result(self) -> None:
-        for shape in EACH[::5]:
+        for shape in EACH[1::5]:
             with self.subTest(shape.file):
                 self.assert_shape(shape, self.play(shape.argv, cut(shape.data, 5)))
 
     def test_pieces_of_random_sizes_give_the_same_result(self) -> None:
         chance = random.Random(20261120)
-        for shape in EACH:
+        for shape in EACH[::2]:
             with self.subTest(shape.file):
                 self.assert_shape(shape, self.play(shape.argv, cut_at_random(shape.data, chance)))
 
@@ -307,7 +307,7 @@ class CutShortTest(ReplyTest):
         for turn, shape in enumerate(EACH):
             size, whole = len(shape.data), read([shape.data])
             chance = random.Random(shape.file)
-            places = range(turn % 3, size, 3) if size < 800 else [chance.randrange(size) for _ in range(10)]
+            places = range(turn % 5, size, 5) if size < 800 else [chance.randrange(size) for _ in range(8)]
             for end in sorted({*places, *range(size - 10, size)}):
                 part = read([shape.data[:end]])
                 sound = [document for document in part if not document.cut and document.name != "garbage"]
@@ -438,7 +438,7 @@ class DamagedTest(ReplyTest):
             documents = read(pieces)
             return [(row.name, row.cut) if row.name == "garbage" else row for row in documents]
 
-        for seed in range(300):
+        for seed in range(200):
             chance = random.Random(seed)
             shape = EACH[seed % len(EACH)]
             data = self.damage(shape.data, chance)
@@ -453,7 +453,7 @@ class DamagedTest(ReplyTest):
             tree = json.loads(shape.data)
             for dotted in paths.split():
                 path = [int(key) if key.isdigit() else key for key in dotted.split(".")]
-                for value in chance.sample(HURTING, 4):
+                for value in chance.sample(HURTING, 3):
                     with self.subTest(file, path=dotted, value=ascii(value)):
                         self.check(shape, self.put(tree, path, value))
 
@@ -626,7 +626,7 @@ class Base64Test(ReplyTest):
             )):  # fmt: skip
                 with self.subTest(name, text=text[:60]):
                     if len(plain) > 1024:  # shorter ones stay in the JSON
-                        for size in (10**6, 97, 5):
+                        for size in (10**6, 97, 5) if name == "big-a" else (10**6, 1021):
                             self.assertEqual(self.lifted(text, size), (picture(name), True))
                     if len(plain) < 1024 or number % 4 == 3:
                         ran = self.check(text)
