@@ -782,7 +782,7 @@ class PaceTest(BatchTest):
     def test_a_busy_gateway_is_not_hurried(self) -> None:
         gateway = self.gateway("busy", weight=1)
         gateway.studio.room, gateway.studio.storm = 2, Storm(wait=20)
-        self.jobs(*({"prompt": f"Lake {number}"} for number in range(20)))
+        self.jobs(*({"prompt": f"Lake {number}"} for number in range(14)))
         ran = self.run_main("batch", "jobs.jsonl", "--parallel", "6", "--max-retries", "10", gateway=gateway)
         self.assertEqual(ran.code, 0, ran.err)
         self.assertEqual(set(gateway.billed.values()), {1})
@@ -790,13 +790,13 @@ class PaceTest(BatchTest):
     def test_in_a_storm_no_job_is_paid_twice_and_each_line_says_why_not(self) -> None:
         gateway = self.gateway("storm", weight=1)
         gateway.studio.storm = Storm(3, 0.2, 0.1, 0.1, 0.1, 0.1, 1)
-        self.jobs(*({"id": f"j{number}", "prompt": f"Lake {number}"} for number in range(24)))
+        self.jobs(*({"id": f"j{number}", "prompt": f"Lake {number}"} for number in range(16)))
         for _ in range(2):
             ran = self.run_main("batch", "jobs.jsonl", "--parallel", "8", gateway=gateway)
         last = {row["job"]: row for row in self.ledger()}
         self.assertEqual(set(gateway.billed.values()), {1})
         self.assertEqual(ran.code, 9)
-        for number in range(24):
+        for number in range(16):
             result, prompt = last[f"j{number}"]["result"], f"Lake {number}"
             if result["ok"]:
                 self.assertEqual((gateway.billed[prompt], os.path.exists(f"jobs/j{number}.png")), (1, True))

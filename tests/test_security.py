@@ -283,10 +283,10 @@ class TheKeyGoesToOneOrigin(AttackTest):
                 "http:", "http://", "https:///x", "http://[", "http://127.0.0.1:99999/x", "\x00", str(secret),
                 "http://127.0.0.1:1/\r\nX-Evil: 1", "http://user:pw@127.0.0.1:1/", "jar:file:///x", "\\\\host\\share", "C:\\x.png",
                 "http://127.0.0.1:1/\ud800", "http://\u212a.test:1/", "gopher://127.0.0.1:1/x", "ws://127.0.0.1:1")  # fmt: skip
+        server = self.gateway()
         for number, url in enumerate(urls):
             for name in ("url", "b64_json"):
                 with self.subTest(url=url, name=name):
-                    server = self.gateway()
                     body = json.dumps(images({name: url})).encode()
                     server.play(body)
                     self.sleeps.clear()
@@ -497,12 +497,12 @@ class Paths(AttackTest):
         Path("work/sub").mkdir(parents=True)
         outputs = (f"{outside}/evil.png", "../evil.png", "../../outside/evil.png", "..", "../", ".", "sub/..", "sub", "", "/", "~/evil.png",
                    None, 5, ["x"], "a\u0000b.png", "\ud800.png", "{index}/../../evil.png", "-rf", "x" * 300 + ".png", "a.exe")  # fmt: skip
+        gateway = self.gateway()
+        self.run_main(*TALK, "--background-mode", "--output", "work/made.png", gateway=gateway)
+        Path("work/made.png").unlink()
+        name = next(iter(gateway.studio.responses))
         for output in outputs:
             with self.subTest(output=output):
-                gateway = self.gateway()
-                self.run_main(*TALK, "--background-mode", "--output", "work/made.png", gateway=gateway)
-                Path("work/made.png").unlink()
-                name = next(iter(gateway.studio.responses))
                 session = {"gpt_image_session": 1, "response_id": name, "origin": gateway.origin, "model": [], "output": output}
                 Path("work/s.session.json").write_text(json.dumps(session))
                 before = set(self.files())
