@@ -81,6 +81,7 @@ def reply(
     return gpt_image.Reply(status, {name.lower(): value for name, value in (headers or {}).items()}, chunks)
 
 
+@functools.lru_cache(None)
 def at_noon(day: str) -> float:
     """Returns the seconds since 1970 of noon, UTC, on a day."""
     return calendar.timegm(time.strptime(f"{day} 12", "%Y-%m-%d %H"))

@@ -12,6 +12,7 @@ import os
 import re
 import sys
 import threading
+import time
 import unittest
 import unittest.mock
 from pathlib import Path
@@ -243,9 +244,9 @@ class FilesOfJobsTest(BatchTest):
         self.assertEqual([rule for rule, _ in found], ["prompt-blank", "prompt-blank"])
 
     def test_many_columns_and_long_ids_are_no_trouble(self) -> None:
-        names = [f"c{number}" for number in range(10_000)]
-        self.write("a.csv", f"id,prompt,{','.join(names)}\nx,A {{c9999}},{','.join(names)}\n")
-        self.assertEqual(self.prompts("a.csv"), ["A c9999"])
+        names = [f"c{number}" for number in range(4000)]
+        self.write("a.csv", f"id,prompt,{','.join(names)}\nx,A {{c3999}},{','.join(names)}\n")
+        self.assertEqual(self.prompts("a.csv"), ["A c3999"])
         self.jobs({"id": "long" * 1000 + "\nline", "prompt": "B"}, {"id": "\x00\u202e/..", "prompt": "C"})
         self.assertEqual(self.prompts("jobs.jsonl"), ["B", "C"])
         self.assertLess(max(map(len, self.files("jobs"))), 120)
@@ -706,6 +707,11 @@ class LedgerTest(BatchTest):
 class PaceTest(BatchTest):
     """Many at once, as many as the server and the money allow."""
 
+    def sleep(self, seconds: float) -> None:
+        """Lets other threads go on, since one that waits for them would ask again and again in no time."""
+        super().sleep(seconds)
+        time.sleep(0.001)
+
     def test_as_many_run_at_once_as_asked(self) -> None:
         self.jobs(*({"prompt": f"A {number}"} for number in range(8)))
         together = threading.Barrier(4)
@@ -731,14 +737,14 @@ class PaceTest(BatchTest):
         }
         for name, (answer, words) in table.items():
             with self.subTest(name):
-                self.jobs(*({"prompt": f"A {number}"} for number in range(20)))
+                self.jobs(*({"prompt": f"A {number}"} for number in range(12)))
                 studio = Studio(all=answer)
                 argv = ("--parallel", "2", "--ledger", f"{name}.jsonl", "--max-retries", "0")
                 ran = self.batch("jobs.jsonl", *argv, studio=studio)
                 self.assertEqual((ran.code, ran.error["rule"]), (9, "jobs-alike"))
                 self.assertIn(words, ran.error["message"])
                 self.assertLessEqual(len(studio.requests), 5)
-                self.assertGreaterEqual(ran.json["jobs"]["not_started"], 15)
+                self.assertGreaterEqual(ran.json["jobs"]["not_started"], 7)
 
     def test_failures_of_jobs_own_do_not(self) -> None:
         self.jobs(*({"prompt": f"A {number}"} for number in range(30)))

@@ -360,7 +360,7 @@ class CutAndSpoilt(ProgramTest):
     def test_pieces_of_every_size(self) -> None:
         for name, argv, body in self.bodies():
             whole = read([body])
-            for size in (1, 2, 3, 5, *((75, 76, 77) if "broken" in name else (1023, 1024, 1025, 1026))):
+            for size in (2, 3, 75, 76, 77) if "broken" in name else (1, 5, 1023, 1024, 1025, 1026):
                 with self.subTest(name=name, size=size):
                     self.assertEqual(read(cut(body, size)), whole)
             for size in (3, 1025):

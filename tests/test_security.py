@@ -239,7 +239,7 @@ class TheKeyIsNeverShown(AttackTest):
 
     def test_the_command_line_of_a_real_process(self) -> None:
         gateway = self.gateway("key-in-400")
-        command = [sys.executable, SCRIPT, *ROUTES[0], "--save-response", "kept.json"]
+        command = [sys.executable, "-S", SCRIPT, *ROUTES[0], "--save-response", "kept.json"]
         env = {**os.environ, "OPENAI_API_KEY": KEY, "OPENAI_BASE_URL": gateway.url, "NO_PROXY": "127.0.0.1"}
         done = subprocess.run(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, timeout=20)
         self.assertEqual(done.returncode, 4)

@@ -269,7 +269,7 @@ class OnlyTheStandardLibraryIsImported(ProgramTest):
             f"    found[' '.join(argv)] = sorted(set({SLOW_MODULES!r}) & (set(sys.modules) - before))\n"
             "print(json.dumps(found))\n"
         )
-        done = subprocess.run([sys.executable, "-c", probe, json.dumps(commands)], capture_output=True, text=True)
+        done = subprocess.run([sys.executable, "-S", "-c", probe, json.dumps(commands)], capture_output=True, text=True)
         self.assertEqual(done.returncode, 0, done.stderr)
         found: Dict[str, Any] = json.loads(done.stdout)
         self.assertEqual(len(found), len(commands))
@@ -295,7 +295,7 @@ class EveryPythonRunsIt(ProgramTest):
             self.skipTest("no other Python here")
         argv = [str(SOURCE), "generations", "x", "--dry-run", "--no-env-file"]
         running = [
-            (name, subprocess.Popen([python, "-W", "error", *argv], stdout=subprocess.PIPE, stderr=subprocess.PIPE))
+            (name, subprocess.Popen([python, "-S", "-W", "error", *argv], stdout=subprocess.PIPE, stderr=subprocess.PIPE))
             for name, python in pythons
         ]
         for name, process in running:
