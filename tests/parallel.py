@@ -20,7 +20,7 @@ import unittest
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Dict, Iterable, Iterator, List, Optional, Tuple
+from typing import Any, Dict, Iterable, Iterator, List, Optional, Set, Tuple
 
 ROOT = Path(__file__).resolve().parent.parent
 FEW = 30  # tests that are run here and now
@@ -49,12 +49,28 @@ def has_fixture(kind: type) -> bool:
     return "setUpClass" in {name for base in kind.__mro__[: -len(unittest.TestCase.__mro__)] for name in vars(base)}
 
 
-def units(tests: Iterable[unittest.TestCase]) -> List[List[str]]:
-    """Returns the names of tests in portions for one worker: each by itself, but a class with a fixture as a whole."""
-    portions: Dict[Any, List[str]] = {}
-    for test in tests:
-        portions.setdefault(type(test) if has_fixture(type(test)) else test.id(), []).append(test.id())
-    return list(portions.values())
+class Portions:
+    """The names of tests in portions for one worker: each by itself, but a class with a fixture as a whole.
+
+    A worker goes on with its module for as long as there is more of it, since another has to be imported first.
+    """
+
+    def __init__(self, tests: Iterable[unittest.TestCase]) -> None:
+        portions: Dict[Any, List[str]] = {}
+        for test in tests:
+            portions.setdefault(type(test) if has_fixture(type(test)) else test.id(), []).append(test.id())
+        self.left: Dict[str, List[List[str]]] = {}
+        for names in portions.values():
+            self.left.setdefault(names[0].split(".")[1], []).insert(0, names)
+        self.begun: Set[str] = set()
+
+    def next(self, module: str) -> List[str]:
+        """Takes a portion of this module or of one that nobody began, or helps where most is left; [] is the end."""
+        if not self.left.get(module):
+            fresh = [name for name in self.left if name not in self.begun]
+            module = fresh[0] if fresh else max(self.left, key=lambda name: len(self.left[name]), default="")
+        self.begun.add(module)
+        return self.left[module].pop() if self.left.get(module) else []
 
 
 class InWorker(Exception):
@@ -189,29 +205,31 @@ class ParallelSuite(unittest.TestSuite):
         if debug or cores < 2 or len(tests) < FEW or os.name != "posix":
             return super().run(result, debug)
         unittest.TestSuite(test for test in tests if not test.id().startswith("tests.")).run(result)  # none: not loaded
-        portions = units(test for test in tests if test.id().startswith("tests."))
+        portions = Portions(test for test in tests if test.id().startswith("tests."))
         with tempfile.TemporaryDirectory(dir=memory()) as temporary:
             self.share(portions, result, cores + WAITING, temporary)
         return result
 
-    def share(self, portions: List[List[str]], result: unittest.TestResult, count: int, temporary: str) -> None:
+    def share(self, portions: Portions, result: unittest.TestResult, count: int, temporary: str) -> None:
         """Has workers run the portions, and returns when all is done; Ctrl-C ends them."""
-        lock, left = threading.Lock(), iter(portions)
+        lock = threading.Lock()
         workers: List[Worker] = []
 
-        def next_names() -> List[str]:
+        def next_names(last: List[str]) -> List[str]:
             with lock:
-                return [] if result.shouldStop else next(left, [])
+                return [] if result.shouldStop else portions.next(last[0].split(".")[1] if last else "")
 
         def drive() -> None:
             worker = None
-            for names in iter(next_names, []):
+            names = next_names([])
+            while names:
                 if worker is None or worker.process.returncode is not None:
                     worker = Worker(result, temporary)
                     workers.append(worker)
                 outcomes = worker.run(names)
                 with lock:
                     tell(result, outcomes)
+                names = next_names(names)
 
         pool, interrupted = ThreadPoolExecutor(count), True
         try:

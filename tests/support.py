@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import calendar
 import functools
 import io
@@ -30,13 +31,20 @@ ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = str(ROOT / "gpt_image.py")
 
 
+@functools.lru_cache(1)
+def source_nodes() -> List[ast.AST]:
+    """Returns every node of the program's syntax tree, the tree itself first; it takes a while, so that few ask for it."""
+    return list(ast.walk(ast.parse(Path(SCRIPT).read_text(encoding="utf-8"))))
+
+
 def child(before: str = "pass") -> List[str]:
     """Returns the command of the program as a process of its own that runs some Python first.
 
-    It takes the program from the cache of compiled modules, since compiling it takes longer than most runs.
+    It takes the program from the cache of compiled modules, since compiling it takes longer than most runs, and nothing
+    from what is installed (-S), which is looked through at each start.
     """
     start = f"import sys; sys.dont_write_bytecode = False; sys.path.insert(0, {str(ROOT)!r}); sys.argv[0] = {SCRIPT!r}; {before}"
-    return [sys.executable, "-c", f"{start}; import gpt_image; raise SystemExit(gpt_image.main())"]
+    return [sys.executable, "-S", "-c", f"{start}; import gpt_image; raise SystemExit(gpt_image.main())"]
 
 
 class Ran(NamedTuple):
@@ -73,6 +81,7 @@ def reply(
     return gpt_image.Reply(status, {name.lower(): value for name, value in (headers or {}).items()}, chunks)
 
 
+@functools.lru_cache(None)
 def at_noon(day: str) -> float:
     """Returns the seconds since 1970 of noon, UTC, on a day."""
     return calendar.timegm(time.strptime(f"{day} 12", "%Y-%m-%d %H"))

@@ -13,6 +13,7 @@ import os
 import re
 import sys
 import threading
+import time
 import unittest
 import unittest.mock
 from pathlib import Path
@@ -250,9 +251,9 @@ class FilesOfJobsTest(BatchTest):
         self.assertEqual([rule for rule, _ in found], ["prompt-blank", "prompt-blank"])
 
     def test_many_columns_and_long_ids_are_no_trouble(self) -> None:
-        names = [f"c{number}" for number in range(10_000)]
-        self.write("a.csv", f"id,prompt,{','.join(names)}\nx,A {{c9999}},{','.join(names)}\n")
-        self.assertEqual(self.prompts("a.csv"), ["A c9999"])
+        names = [f"c{number}" for number in range(4000)]
+        self.write("a.csv", f"id,prompt,{','.join(names)}\nx,A {{c3999}},{','.join(names)}\n")
+        self.assertEqual(self.prompts("a.csv"), ["A c3999"])
         self.jobs({"id": "long" * 1000 + "\nline", "prompt": "B"}, {"id": "\x00\u202e/..", "prompt": "C"})
         self.assertEqual(self.prompts("jobs.jsonl"), ["B", "C"])
         self.assertLess(max(map(len, self.files("jobs"))), 120)
@@ -747,6 +748,11 @@ class LedgerTest(BatchTest):
 class PaceTest(BatchTest):
     """Many at once, as many as the server and the money allow."""
 
+    def sleep(self, seconds: float) -> None:
+        """Lets other threads go on, since one that waits for them would ask again and again in no time."""
+        super().sleep(seconds)
+        time.sleep(0.001)
+
     def test_as_many_run_at_once_as_asked(self) -> None:
         self.jobs(*({"prompt": f"A {number}"} for number in range(8)))
         together = threading.Barrier(4)
@@ -772,14 +778,14 @@ class PaceTest(BatchTest):
         }
         for name, (answer, words) in table.items():
             with self.subTest(name):
-                self.jobs(*({"prompt": f"A {number}"} for number in range(20)))
+                self.jobs(*({"prompt": f"A {number}"} for number in range(12)))
                 studio = Studio(all=answer)
                 argv = ("--parallel", "2", "--ledger", f"{name}.jsonl", "--max-retries", "0")
                 ran = self.batch("jobs.jsonl", *argv, studio=studio)
                 self.assertEqual((ran.code, ran.error["rule"]), (9, "jobs-alike"))
                 self.assertIn(words, ran.error["message"])
                 self.assertLessEqual(len(studio.requests), 5)
-                self.assertGreaterEqual(ran.json["jobs"]["not_started"], 15)
+                self.assertGreaterEqual(ran.json["jobs"]["not_started"], 7)
 
     def test_failures_of_jobs_own_do_not(self) -> None:
         self.jobs(*({"prompt": f"A {number}"} for number in range(30)))
@@ -823,7 +829,7 @@ class PaceTest(BatchTest):
     def test_a_busy_gateway_is_not_hurried(self) -> None:
         gateway = self.gateway("busy", weight=1)
         gateway.studio.room, gateway.studio.storm = 2, Storm(wait=20)
-        self.jobs(*({"prompt": f"Lake {number}"} for number in range(20)))
+        self.jobs(*({"prompt": f"Lake {number}"} for number in range(14)))
         ran = self.run_main("batch", "jobs.jsonl", "--parallel", "6", "--max-retries", "10", gateway=gateway)
         self.assertEqual(ran.code, 0, ran.err)
         self.assertEqual(set(gateway.billed.values()), {1})
@@ -831,13 +837,13 @@ class PaceTest(BatchTest):
     def test_in_a_storm_no_job_is_paid_twice_and_each_line_says_why_not(self) -> None:
         gateway = self.gateway("storm", weight=1)
         gateway.studio.storm = Storm(3, 0.2, 0.1, 0.1, 0.1, 0.1, 1)
-        self.jobs(*({"id": f"j{number}", "prompt": f"Lake {number}"} for number in range(24)))
+        self.jobs(*({"id": f"j{number}", "prompt": f"Lake {number}"} for number in range(16)))
         for _ in range(2):
             ran = self.run_main("batch", "jobs.jsonl", "--parallel", "8", gateway=gateway)
         last = {row["job"]: row for row in self.ledger()}
         self.assertEqual(set(gateway.billed.values()), {1})
         self.assertEqual(ran.code, 9)
-        for number in range(24):
+        for number in range(16):
             result, prompt = last[f"j{number}"]["result"], f"Lake {number}"
             if result["ok"]:
                 self.assertEqual((gateway.billed[prompt], os.path.exists(f"jobs/j{number}.png")), (1, True))

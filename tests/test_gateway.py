@@ -61,17 +61,24 @@ def on(names: Tuple[str, ...], files: str) -> Dict[str, str]:
     return {name: files for name in names}
 
 
+def by_turns(routes: Tuple[str, ...], *names: str) -> Iterator[Tuple[str, Tuple[str, ...]]]:
+    """Yields scenarios that all routes meet in one way, each with the next of some routes and, where there are four, its next but one."""
+    for turn, name in enumerate(names):
+        yield name, tuple(routes[(turn + step) % len(routes)] for step in range(0, len(routes) - 1, 2))
+
+
 FAULTS = (
     Row("plain", routes=tuple(ROUTES)),
     # -- turned away: tried again, or refused for good, and nothing is kept
-    *(Row(name, posts=2, routes=TWO) for name in (
+    *(Row(name, posts=2, routes=routes) for name, routes in by_turns(TWO,
         "rate-limited-once", "rate-limited-seconds", "rate-limited-date", "slow-down-once", "should-retry-true",
         "fault-500-once", "fault-503-once", "fault-408-once", "fault-409-once")),
-    *(Row(name, 4, "", False, routes=TWO) for name in (
-        "quota", "bad-request", "moderation", "forbidden", "not-found", "key-in-error", "key-in-400", "early-401", "early-413")),
+    *(Row(name, 4, "", False, routes=routes) for name, routes in by_turns(TWO,
+        "quota", "bad-request", "moderation", "forbidden", "not-found", "key-in-error", "key-in-400")),
+    *(Row(name, 4, "", False, routes=TWO) for name in ("early-401", "early-413")),
     Row("should-retry-false", 5, "", False, routes=TWO),
-    *(Row(name, 5, "", True, routes=TWO) for name in ("fault-502", "fault-504", "fault-524", "html-error")),
-    *(Row(name, 5, "", False, routes=TWO) for name in ("redirect", "redirect-302", "redirect-same-origin")),
+    *(Row(name, 5, "", True, routes=routes) for name, routes in by_turns(TWO, "fault-502", "fault-504", "fault-524", "html-error")),
+    *(Row(name, 5, "", False, routes=routes) for name, routes in by_turns(TWO, "redirect", "redirect-302", "redirect-same-origin")),
     # -- the connection
     Row("close-at-connect", 5, "", posts=0, routes=TWO),  # whether the request was out by then is a matter of chance
     *(Row(name, 5, "", True, routes=TWO) for name in ("close-before-reply", "reset-before-reply")),
@@ -91,7 +98,7 @@ FAULTS = (
 )  # fmt: skip
 PICTURES = (
     # -- base64
-    *(Row(name, routes=("three", "talk-live", "chat")) for name in (
+    *(Row(name, routes=routes) for name, routes in by_turns(("three", "talk-live", "chat", "talk"),
         "escaped-slashes", "unicode-escapes", "base64-line-breaks", "base64-raw-newlines", "base64-no-padding")),
     Row("base64-data-prefix", routes=("three", "live", "talk")),
     Row("base64-bad-character", 6, {
@@ -105,7 +112,8 @@ PICTURES = (
         routes=(*MAIN, *CHATS)),
     Row("extra-pictures", routes=()),  # see below
     # -- pictures by URL: on the Images routes and in chat
-    *(Row(name, routes=("three", "edit-live", "chat")) for name in ("url", "url-elsewhere", "url-data", "url-redirect")),
+    *(Row(name, routes=routes) for name, routes in by_turns(("three", "edit-live", "chat", "edit"),
+        "url", "url-elsewhere", "url-data", "url-redirect")),
     Row("url-and-b64", routes=("edit", "live")),
     *(Row(name, code, {"three": "R", "live": "a b R", "chat-live": "R"}, True, routes=("three", "live", "chat-live"))
       for name, code in (("url-file", 6), ("url-not-picture", 6), ("url-404", 5))),
@@ -113,11 +121,11 @@ PICTURES = (
 )  # fmt: skip
 DIALECTS = (
     # -- JSON and event streams
-    Row("json-for-sse", files={**WHOLE, "live": "1", "talk-live": "1"}, routes=(*MAIN, "chat-live")),
-    Row("sse-for-json", routes=(*MAIN, "chat")),
+    Row("json-for-sse", files={"live": "1", "talk-live": "1", "chat-live": "1"}, routes=("live", "talk-live", "chat-live")),
+    Row("sse-for-json", routes=("three", "edit", "talk", "chat")),
     *(Row(name, routes=("three", "talk-live", "chat-live")) for name in ("blank-lines-first", "bom")),
     Row("keep-alive", routes=("three", "talk-live")),
-    *(Row(name, routes=(*STREAMS, "chat-live")) for name in (
+    *(Row(name, routes=routes) for name, routes in by_turns((*STREAMS, "chat-live"),
         "data-only", "crlf", "comments", "done", "single-newlines", "no-last-blank-line")),
     Row("no-final", 6, "a b R", True, routes=STREAMS),
     Row("fewer-partials", files={name: "1 a" for name in STREAMS}, routes=STREAMS),
@@ -294,16 +302,15 @@ class FaultMatrix(ProgramTest):
         self.assertEqual(len(replies), 3)
 
     def test_a_preview_alone_is_never_taken_for_the_picture(self) -> None:
-        for scenario in ("no-final", "error-event-top", "cut-in-third-picture"):
-            for route in STREAMS:
-                with self.subTest(scenario=scenario, route=route):
-                    gateway = self.gateway(scenario)
-                    ran = self.run_main(*ROUTES[route], "--output", f"{scenario}-{route}.png", gateway=gateway)
-                    self.assertEqual(ran.json["images"], [])
-                    self.assertFalse(Path(f"{scenario}-{route}.png").exists())
-                    out = self.run_main("extract", ran.json["saved_response"], "--output", f"{scenario}-{route}.png")
-                    self.assertEqual((out.code in (4, 6), out.json["images"]), (True, []), out.err)
-                    self.assertFalse(Path(f"{scenario}-{route}.png").exists())
+        for scenario, route in (("no-final", "live"), ("error-event-top", "edit-live"), ("cut-in-third-picture", "talk-live")):
+            with self.subTest(scenario=scenario, route=route):
+                gateway = self.gateway(scenario)
+                ran = self.run_main(*ROUTES[route], "--output", f"{scenario}.png", gateway=gateway)
+                self.assertEqual(ran.json["images"], [])
+                self.assertFalse(Path(f"{scenario}.png").exists())
+                out = self.run_main("extract", ran.json["saved_response"], "--output", f"{scenario}.png")
+                self.assertEqual((out.code in (4, 6), out.json["images"]), (True, []), out.err)
+                self.assertFalse(Path(f"{scenario}.png").exists())
 
 
 class CutAndSpoilt(ProgramTest):
@@ -353,7 +360,7 @@ class CutAndSpoilt(ProgramTest):
     def test_pieces_of_every_size(self) -> None:
         for name, argv, body in self.bodies():
             whole = read([body])
-            for size in (1, 2, 3, 4, 5, 7, 75, 76, 77, 1023, 1024, 1025, 1026):
+            for size in (2, 3, 75, 76, 77) if "broken" in name else (1, 5, 1023, 1024, 1025, 1026):
                 with self.subTest(name=name, size=size):
                     self.assertEqual(read(cut(body, size)), whole)
             for size in (3, 1025):
@@ -383,7 +390,7 @@ class CutAndSpoilt(ProgramTest):
         for text in (padded + "AAAA", padded + "\nAAAA", padded + "A", padded[:-1] + "A", padded + "=A", padded[:800] + "==" + padded[800:]):
             body = json.dumps({"data": [{"b64_json": text}]}).encode()
             end = body.rindex(b"==") if b"==" in body else len(body) - 10
-            for at in range(end - 4, min(end + 12, len(body))):
+            for at in range(end - 4, min(end + 9, len(body))):
                 with self.subTest(text=text[-12:], at=at - end):
                     halves = gpt_image.Reply(200, {}, [body[:at], body[at:]])
                     ran = self.run_main("generations", "x", *SMALL, "--output", "p.png", transport=FakeTransport(halves))
@@ -414,14 +421,14 @@ class CutAndSpoilt(ProgramTest):
         raise ConnectionError("the reply was cut")
 
     def test_a_kept_reply_is_the_reply_byte_for_byte_wherever_its_pieces_end(self) -> None:
-        (head, tail), _ = pictures.large(b"kept", 60_000)
+        (head, tail), _ = pictures.large(b"kept", 36_000)
         plain = base64.b64encode(head + tail)
         mangled = (plain, plain.replace(b"+", b"\\u002B"), plain.replace(b"/", b"\\/"), plain.replace(b"/", b"\\u002f"),
                    b"\\n".join(plain[at : at + 76] for at in range(0, len(plain), 76)), plain[:-1] + b"!")  # fmt: skip
         chance = random.Random(9)
         for number, text in enumerate(mangled):
             body = b'{"data": [{"b64_json": "' + text + b'"}, {"b64_json": "' + text + b'"}], "created": 1'
-            escapes = [at for at in range(9000, len(body) - 20_000) if body[at : at + 1] == b"\\"]
+            escapes = [at for at in range(9000, len(body) - 15_000) if body[at : at + 1] == b"\\"]
             for ahead in range(0, 7, 2):
                 first = chance.choice(escapes or [9999]) + ahead
                 edges = [0, 5000, first, *range(first + chance.randrange(4096, 9000), len(body), chance.randrange(4096, 9000)), len(body)]
@@ -439,7 +446,7 @@ class CutAndSpoilt(ProgramTest):
         chance = random.Random(5)
         signs = [b'"', b"\\", b"{", b"}", b"[", b"]", b",", b":", b"\n", b"\r", b"=", b"!", b"\x00", b"\xff", b"<", b"data: ", b"null", b"\\u0"]
         for name, argv, body in self.bodies():
-            for number in range(12):
+            for number in range(9):
                 spoilt = bytearray(body)
                 for _ in range(chance.randrange(1, 4)):
                     at, sign = chance.randrange(len(spoilt)), chance.choice(signs)
@@ -476,9 +483,10 @@ class CutAndSpoilt(ProgramTest):
             ("three", False, error),
             ("live", True, error),
         )  # fmt: skip
+        again = (2, 3, 11)  # whose values stand in another of them as well
         for number, (route, stream, document) in enumerate(documents):
             for path in list(paths(document)):
-                for value in chance.sample(odd, 2):
+                for value in chance.sample(odd, 1 if number in again else 2):
                     changed = replaced(document, path, value)
                     body = f"data: {json.dumps(changed)}\n\n" if stream else json.dumps(changed)
                     with self.subTest(document=number, path=path, value=str(value)[:20]):

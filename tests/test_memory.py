@@ -8,15 +8,16 @@ import subprocess
 import sys
 import unittest
 from pathlib import Path
-from typing import List, NamedTuple
+from typing import Dict
 
 from tests.support import KEY, ROOT, ProgramTest
 
-SIZE = 4 << 20  # bytes of each picture
+SIZE = 2 << 20  # bytes of each picture
 # What a call with such pictures may take above one with small ones: less than any of them in any form.
-ALLOWED = 3 << 20
+ALLOWED = 7 << 18
 
-# Serves on loopback, and answers with what each line of standard input names: large pictures, a large stream, or a small one.
+# Serves on loopback, and answers with what each line of standard input names: large pictures or small ones, in which form.
+# It also writes a large picture to a file.
 SERVER = """
 import base64, json, sys
 from tests import pictures
@@ -41,88 +42,108 @@ def chat(texts):
 with Gateway(key=key) as gateway:
     print(gateway.url, flush=True)
     for line in sys.stdin:
-        kind, _, form = line.strip().partition(" ")
+        kind, form = json.loads(line)
         texts = small if kind == "small" else large
-        if form:
+        if kind == "write":
+            open(form, "wb").write(b"".join(pictures.large(b"x", size)[0]))
+        elif form:
             body = {"answer": answer, "escaped": escaped, "items": items, "chat": chat, "stream": lambda t: stream(t, "image_generation.")}[form](texts)
             gateway.play(body[0], content_type=body[1])
         print("ready", flush=True)
 """
 
-# Runs the program and says its own peak. ru_maxrss of a child counts its parent up to exec, so on Linux /proc is asked.
+# Runs the program for each line of standard input, each time in a process that it forks, since Python takes a while to
+# start, and answers with the exit code and the peak. ru_maxrss of a child may count its parent, so on Linux /proc is asked.
 CLIENT = """
-import json, sys
-sys.path.insert(0, sys.argv[1])
+import json, os, sys, traceback
 import gpt_image
-code = gpt_image.main(sys.argv[2:])
-try:
-    peak = next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmHWM"))
-except (OSError, StopIteration):
-    import resource
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-print(json.dumps({"code": code, "peak": peak}))
+def run(argv, told):
+    with open("words", "w") as words:
+        os.dup2(words.fileno(), 1)
+        os.dup2(words.fileno(), 2)
+    sys.stdin = open(os.devnull)
+    code = gpt_image.main(argv)
+    try:
+        peak = next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmHWM"))
+    except (OSError, StopIteration):
+        import resource
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    os.write(told, json.dumps([code, peak]).encode())
+for line in sys.stdin:
+    folder, *argv = json.loads(line)
+    os.chdir(folder)
+    os.environ["HOME"] = folder
+    near, far = os.pipe()
+    child = os.fork()
+    if not child:
+        try:
+            run(argv, far)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(0)
+    os.close(far)
+    os.waitpid(child, 0)
+    print(os.read(near, 100).decode(), flush=True)
+    os.close(near)
 """
-
-
-class Peak(NamedTuple):
-    """How a run in another process ended, and its peak of memory in bytes."""
-
-    code: int
-    bytes: int
-    err: str
 
 
 @unittest.skipUnless(os.name == "posix", "peaks are read the POSIX way")
 class MemoryTest(ProgramTest):
     """Each way a picture can go in or out."""
 
-    server: subprocess.Popen[str]
+    processes: Dict[str, subprocess.Popen[str]]
     url = ""
     idle = 0  # the peak of a call with small pictures
 
     @classmethod
     def setUpClass(cls) -> None:
-        command = [sys.executable, "-c", SERVER, str(SIZE), KEY]
-        cls.server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT, text=True)
-        cls.url = cls.line()
+        cls.processes = {}
+        cls.url = cls.start("server", SERVER, str(SIZE), KEY, PYTHONPATH=str(ROOT))
+        environ = {"OPENAI_BASE_URL": cls.url, "OPENAI_API_KEY": KEY, "NO_PROXY": "127.0.0.1", "PYTHONPATH": str(ROOT)}
+        cls.start("client", 'print("ready", flush=True)\n' + CLIENT, **environ)
 
     @classmethod
     def tearDownClass(cls) -> None:
-        assert cls.server.stdin and cls.server.stdout
-        cls.server.stdin.close()
-        cls.server.wait(10)
-        cls.server.stdout.close()
+        for process in cls.processes.values():
+            assert process.stdin and process.stdout
+            process.stdin.close()
+            process.wait(10)
+            process.stdout.close()
 
     @classmethod
-    def line(cls) -> str:
-        """Reads a line of the server."""
-        assert cls.server.stdout
-        return cls.server.stdout.readline().strip()
+    def start(cls, name: str, code: str, *argv: str, **environ: str) -> str:
+        """Starts a process that is asked and answers in lines, and returns its first line."""
+        command = [sys.executable, "-S", "-c", code, *argv]
+        pipe, env = subprocess.PIPE, {**os.environ, **environ, "PYTHONDONTWRITEBYTECODE": ""}
+        cls.processes[name] = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=env)
+        return cls.line(name)
 
-    def run_child(self, answer: str, argv: List[str]) -> Peak:
-        """Runs the program against the server, which answers as said."""
-        assert self.server.stdin
-        self.server.stdin.write(answer + "\n")
-        self.server.stdin.flush()
-        self.assertEqual(self.line(), "ready")
-        environ = {
-            **os.environ,
-            "OPENAI_BASE_URL": self.url,
-            "OPENAI_API_KEY": KEY,
-            "NO_PROXY": "127.0.0.1",
-            "HOME": str(self.folder),
-        }
-        command = [sys.executable, "-c", CLIENT, str(ROOT), *argv, "--no-env-file", "--quiet"]
-        done = subprocess.run(command, capture_output=True, text=True, env=environ, timeout=60)
-        self.assertTrue(done.stdout, done.stderr)
-        told = json.loads(done.stdout.splitlines()[-1])
-        return Peak(told["code"], told["peak"], done.stderr)
+    @classmethod
+    def line(cls, name: str) -> str:
+        """Reads a line of a process."""
+        stdout = cls.processes[name].stdout
+        assert stdout
+        return stdout.readline().strip()
+
+    def ask(self, name: str, *words: str) -> str:
+        """Writes a line to a process, and returns its answer."""
+        stdin = self.processes[name].stdin
+        assert stdin
+        stdin.write(json.dumps(words) + "\n")
+        stdin.flush()
+        return self.line(name)
 
     def peak(self, kind: str, form: str, *argv: str) -> int:
         """Returns the peak of a call that must succeed."""
-        peak = self.run_child(f"{kind} {form}", [*argv, "--output", f"out{len(self.files())}/o.png"])
-        self.assertEqual(peak.code, 0, peak.err)
-        return peak.bytes
+        self.assertEqual(self.ask("server", kind, form), "ready")
+        told = self.ask("client", str(self.folder), *argv, "--output", f"{kind}-{form}/o.png", "--no-env-file", "--quiet")
+        words = Path("words").read_text("utf-8")
+        self.assertTrue(told, words)
+        code, peak = json.loads(told)
+        self.assertEqual(code, 0, words)
+        return int(peak)
 
     def assert_flat(self, form: str, *argv: str) -> None:
         """Asserts that a call with large pictures takes about as much memory as one with small ones."""
@@ -130,13 +151,6 @@ class MemoryTest(ProgramTest):
             MemoryTest.idle = self.peak("small", "answer", "generations", "x", "--n", "3")
         peak = self.peak("large", form, *argv)
         self.assertLess(peak - self.idle, ALLOWED, f"peaks of {self.idle // 1024} and {peak // 1024} kB")
-
-    def write_input(self) -> None:
-        """Writes a large picture."""
-        code = ("import sys; from tests import pictures; name, size = sys.argv[1:]\n"
-                "open(name, 'wb').write(b''.join(pictures.large(b'x', int(size))[0]))")  # fmt: skip
-        subprocess.run([sys.executable, "-c", code, str(self.folder / "in.png"), str(SIZE)], check=True, cwd=ROOT)
-        self.assertGreater(Path("in.png").stat().st_size, SIZE)
 
     def test_pictures_that_come(self) -> None:
         self.assert_flat("answer", "generations", "x", "--n", "3", "--save-response", "kept")
@@ -146,7 +160,8 @@ class MemoryTest(ProgramTest):
         self.assert_flat("chat", "generations", "x", "--protocol", "openai_chat")
 
     def test_pictures_that_go(self) -> None:
-        self.write_input()
+        self.assertEqual(self.ask("server", "write", str(self.folder / "in.png")), "ready")
+        self.assertGreater(Path("in.png").stat().st_size, SIZE)
         images = ["in.png"] * 3
         self.assert_flat("answer", "edits", "x", *(word for name in images for word in ("--image", name)))
         self.assert_flat("items", "responses", "x", *(word for name in images for word in ("--input-image", name)))

@@ -74,9 +74,9 @@ class ParallelTest(ProgramTest):
 
     def start(self, *words: str) -> subprocess.Popen[str]:
         """Starts unittest in the folder of the package, as if it had two cores."""
-        code = "import os, tests.parallel, unittest; os.sched_getaffinity = lambda _: {0, 1}; tests.parallel.FEW = 0; unittest.main(None)"
+        code = "import os, tests.parallel, unittest; os.sched_getaffinity = lambda _: {0, 1}; tests.parallel.FEW = tests.parallel.WAITING = 0; unittest.main(None)"
         env = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
-        return subprocess.Popen([sys.executable, "-c", code, *words], text=True, env=env, stderr=subprocess.PIPE)
+        return subprocess.Popen([sys.executable, "-S", "-c", code, *words], text=True, env=env, stderr=subprocess.PIPE)
 
     def run_tests(self, *words: str) -> Tuple[int, str]:
         """Returns the exit code and the words of a run."""

@@ -34,6 +34,8 @@ def chunk(kind: bytes, data: bytes) -> bytes:
 
 def filtered(kind: int, row: bytes, above: bytes, step: int) -> bytes:
     """Returns a row with a PNG filter applied."""
+    if not kind:
+        return b"\0" + row
     out = bytearray([kind])
     for i, value in enumerate(row):
         left = row[i - step] if i >= step else 0
@@ -338,7 +340,7 @@ class LookTest(ProgramTest):
 
     def test_what_is_behind_the_end_of_a_jpeg_does_not_matter(self) -> None:
         chance, plain = random.Random(7), jpeg(40, 30, JFIF, scan=bytes(9000))
-        film = b"\0\0\0\x18ftypmp42" + bytes(chance.randrange(255) for _ in range(200_000))
+        film = b"\0\0\0\x18ftypmp42" + chance.randbytes(200_000).replace(b"\xff", b"")
         for name, tail in (("padding", bytes(9000)), ("film", film), ("another picture", plain), ("one byte", b"\n")):
             with self.subTest(name):
                 self.assert_looks(plain + tail, "jpeg", 40, 30)
@@ -454,7 +456,7 @@ class SignaturesInBase64(unittest.TestCase):
 
     def files(self, name: str, chance: random.Random) -> Iterator[bytes]:
         """Yields beginnings of files of a format, `#` and what follows at random."""
-        for head in self.HEADS[name] * 20:
+        for head in self.HEADS[name] * 12:
             start = bytes(chance.randrange(256) if byte == 0x23 else byte for byte in head)
             yield start + bytes(chance.randrange(256) for _ in range(30))
 
@@ -1182,7 +1184,7 @@ class ConversionTest(InputTest):
     @unittest.skipUnless(os.name == "posix", "a script is a program only there")
     def test_the_hint_names_no_converter_that_is_there_and_could_not(self) -> None:
         self.write("in", BMP)
-        for names in (["magick"], ["sips", "magick"], ["sips", "magick", "convert", "ffmpeg"]):
+        for names in (["magick"], ["sips", "magick", "convert", "ffmpeg"]):
             for name in names:
                 self.converter(name, "sys.exit(1)")
             with self.subTest(names):

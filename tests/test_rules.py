@@ -354,6 +354,11 @@ class RulesTest(ProgramTest):
         self.assertEqual(ran.code, 2, ran.out + ran.err)
         return [found["rule"] for found in ran.error["problems"]]
 
+    def assert_hints_stay(self, line: str, ran: Ran) -> None:
+        """Asserts that no hint names a model that will be gone, unless the line does."""
+        for found in ran.error["problems"] if M15 not in line and MINI not in line else ():
+            self.assertIsNone(re.search(r"gpt-image-1|chatgpt-image|dall-e", found["hint"] or ""), found)
+
     def fields(self, ran: Ran) -> Dict[str, Any]:
         """Returns what a dry run shows of the picture: the body, the tool of a response, or the form by name."""
         self.assertEqual(ran.code, 0, ran.err)
@@ -372,7 +377,9 @@ class WrongRequestsAreRefused(RulesTest):
     def test_each_is_refused_before_anything_is_sent(self) -> None:
         for line, rules in WRONG:
             with self.subTest(line):
-                self.assertEqual(self.names(self.try_line(line)), rules.split())
+                ran = self.try_line(line)
+                self.assertEqual(self.names(ran), rules.split())
+                self.assert_hints_stay(line, ran)
 
     def test_each_is_refused_on_a_dry_run_in_the_same_words(self) -> None:
         for line, rules in WRONG:
@@ -484,15 +491,12 @@ class DaysDecide(RulesTest):
                         self.assertNotRegex("".join(warnings), r"\d{4}-\d\d-\d\d")
 
     def test_no_hint_names_a_model_that_goes(self) -> None:
-        going = re.compile(r"gpt-image-1|chatgpt-image|dall-e")
         lines = [f"{EDIT} --input-fidelity high", "responses x --input-image a.png --input-fidelity low"]
-        lines += [line for line, _ in WRONG if M15 not in line and MINI not in line]
         for line in lines:
-            for day in ("2026-11-20", "2026-12-02"):
-                self.today = day
-                ran = self.try_line(line)
-                for found in ran.error["problems"]:
-                    self.assertIsNone(going.search(found["hint"] or ""), found)
+            self.assert_hints_stay(line, self.try_line(line))
+        self.today = "2026-12-02"  # on the day of the other tests, all that is wrong is looked at above
+        for line in (*lines, *(line for line, _ in WRONG if M15 not in line and MINI not in line)):
+            self.assert_hints_stay(line, self.try_line(line))
 
 
 class RightRequestsPass(RulesTest):
@@ -554,7 +558,7 @@ class SizesAreHinted(RulesTest):
 
     def test_what_is_valid_passes(self) -> None:
         chance = random.Random(3)
-        for _ in range(200):
+        for _ in range(120):
             size = f"{16 * chance.randint(1, 250)}x{16 * chance.randint(1, 250)}"
             if valid_size(size):
                 with self.subTest(size):

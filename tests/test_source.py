@@ -16,22 +16,27 @@ from pathlib import Path
 from typing import Any, Dict, Iterator, List, Set, Tuple, Union
 
 from tests import pictures
-from tests.support import ROOT, ProgramTest
+from tests.support import ROOT, ProgramTest, source_nodes
 
 SOURCE = ROOT / "gpt_image.py"
 TEXT = SOURCE.read_text(encoding="utf-8")
 LINES = TEXT.splitlines()
-TREE = ast.parse(TEXT)
-NODES = list(ast.walk(TREE))
 SLOW_MODULES = ("ssl", "http.client", "urllib.request")  # importing them takes as long as starting Python
 OLDEST = (3, 9)
 
 Function = Union[ast.FunctionDef, ast.AsyncFunctionDef]
 
 
+def tree() -> ast.Module:
+    """Returns the syntax tree of the program."""
+    module = source_nodes()[0]
+    assert isinstance(module, ast.Module)
+    return module
+
+
 def functions() -> List[Function]:
     """Returns every function of the program, methods and nested ones too."""
-    return [node for node in NODES if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))]
+    return [node for node in source_nodes() if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))]
 
 
 class WithoutAnnotations(ast.NodeTransformer):
@@ -78,13 +83,14 @@ def names_used(node: ast.stmt) -> Set[str]:
         for child in table.get_children():
             yield from walk(child)
 
-    bare = WithoutAnnotations().visit(ast.parse(ast.unparse(node)))
+    first = min([node.lineno, *(part.lineno for part in getattr(node, "decorator_list", []))])
+    bare = WithoutAnnotations().visit(ast.parse("\n".join(LINES[first - 1 : node.end_lineno])))
     return set(walk(symtable.symtable(ast.unparse(ast.fix_missing_locations(bare)), "part", "exec")))
 
 
 def forward_references() -> List[str]:
     """Returns `user -> name` for each name used above its definition, unless the two need each other."""
-    statements = [(node, names_defined(node), names_used(node)) for node in TREE.body]
+    statements = [(node, names_defined(node), names_used(node)) for node in tree().body]
     uses: Dict[str, Set[str]] = {}
     place: Dict[str, int] = {}
     for i, (_, defined, used) in enumerate(statements):
@@ -106,13 +112,13 @@ def forward_references() -> List[str]:
 
 def calls(name: str) -> List[int]:
     """Returns the lines on which a function is called by its plain name."""
-    return [node.lineno for node in NODES
+    return [node.lineno for node in source_nodes()
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == name]  # fmt: skip
 
 
 def attributes(name: str) -> List[int]:
     """Returns the lines on which an attribute of this name is used."""
-    return [node.lineno for node in NODES if isinstance(node, ast.Attribute) and node.attr == name]
+    return [node.lineno for node in source_nodes() if isinstance(node, ast.Attribute) and node.attr == name]
 
 
 def imported(node: ast.AST) -> List[str]:
@@ -129,7 +135,7 @@ class TheFileIsReadDownward(unittest.TestCase):
         sections = re.findall(r"^# -+\n# ([0-9]+) (\w+(?:, \w+)?): .+\n# -+$", TEXT, re.MULTILINE)
         self.assertEqual([int(number) for number, _ in sections], list(range(1, len(sections) + 1)))
         self.assertGreaterEqual(len(sections), 13)
-        listed = re.findall(r"(?<!\S)([0-9]{1,2}) ([A-Z][a-z]+(?:, [A-Z][a-z]+)?)  ", ast.get_docstring(TREE) or "")
+        listed = re.findall(r"(?<!\S)([0-9]{1,2}) ([A-Z][a-z]+(?:, [A-Z][a-z]+)?)  ", ast.get_docstring(tree()) or "")
         self.assertEqual(sorted(listed, key=lambda row: int(row[0])), sections)
 
     def test_no_name_is_used_above_its_definition(self) -> None:
@@ -137,8 +143,8 @@ class TheFileIsReadDownward(unittest.TestCase):
         self.assertEqual(found, [], "\n".join(found))
 
     def test_no_module_state_changes(self) -> None:
-        self.assertEqual([node.lineno for node in NODES if isinstance(node, ast.Global)], [])
-        for node in TREE.body:
+        self.assertEqual([node.lineno for node in source_nodes() if isinstance(node, ast.Global)], [])
+        for node in tree().body:
             if isinstance(node, (ast.Assign, ast.AnnAssign)):
                 for name in names_defined(node):
                     self.assertRegex(name, r"^([A-Z][A-Z0-9_]*|[A-Z][A-Za-z]+|__version__)$")
@@ -161,7 +167,7 @@ class FunctionsAreShort(unittest.TestCase):
         self.assertLessEqual(statistics.median(every), 12)
 
     def test_every_definition_at_the_top_says_in_a_sentence_what_it_is(self) -> None:
-        for node in TREE.body:
+        for node in tree().body:
             if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
                 with self.subTest(node.name):
                     words = ast.get_docstring(node) or ""
@@ -184,7 +190,7 @@ class FunctionsAreShort(unittest.TestCase):
         self.assertEqual(re.findall(r"\b(?:TODO|FIXME|XXX|HACK)\b", TEXT), [])
 
     def test_no_name_says_utils_helper_manager_or_handler(self) -> None:
-        names = [node.name for node in NODES if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
+        names = [node.name for node in source_nodes() if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
         self.assertEqual([name for name in names if re.search("util|helper|manager|handler", name, re.IGNORECASE)], [])
 
 
@@ -194,12 +200,12 @@ class ThereIsOneWayOut(unittest.TestCase):
     def test_print_is_called_in_one_place(self) -> None:
         self.assertEqual(len(calls("print")), 1)
         for stream in ("stdout", "stderr"):
-            writes = [node.lineno for node in NODES if isinstance(node, ast.Attribute) and node.attr == "write"
+            writes = [node.lineno for node in source_nodes() if isinstance(node, ast.Attribute) and node.attr == "write"
                       and isinstance(node.value, ast.Attribute) and node.value.attr == stream]  # fmt: skip
             self.assertEqual(writes, [])
 
     def test_the_interpreter_is_left_in_one_place(self) -> None:
-        exits = [node.lineno for node in NODES if isinstance(node, ast.Name) and node.id == "SystemExit"]
+        exits = [node.lineno for node in source_nodes() if isinstance(node, ast.Name) and node.id == "SystemExit"]
         self.assertEqual(len(exits), 1)
         self.assertEqual(calls("exit") + calls("quit"), [])
         self.assertEqual(attributes("_exit"), [])
@@ -212,13 +218,13 @@ class ThereIsOneWayOut(unittest.TestCase):
     def test_a_failure_is_the_only_exception_but_for_a_few(self) -> None:
         allowed = {"Failure", "KeyboardInterrupt", "ValueError", "ConnectionError", "AssertionError", "SystemExit"}
         raised = set()
-        for node in NODES:
+        for node in source_nodes():
             if isinstance(node, ast.Raise) and node.exc:
                 what = node.exc.func if isinstance(node.exc, ast.Call) else node.exc
                 raised.add(what.id if isinstance(what, ast.Name) else ast.unparse(what))
         classes = {name for name in raised if re.match(r"[A-Z]", name)}
         self.assertLessEqual(classes, allowed)
-        classes_at_top = [node for node in TREE.body if isinstance(node, ast.ClassDef)]
+        classes_at_top = [node for node in tree().body if isinstance(node, ast.ClassDef)]
         bases = {node.name: " ".join(ast.unparse(base) for base in node.bases) for node in classes_at_top}
         own = [name for name, words in bases.items() if re.search("Exception|Error|Interrupt", words)]
         self.assertEqual(own, ["Failure"])
@@ -236,11 +242,11 @@ class OnlyTheStandardLibraryIsImported(ProgramTest):
         known = getattr(sys, "stdlib_module_names", None)
         if known is None:
             self.skipTest("sys.stdlib_module_names came with Python 3.10")
-        names = {name.partition(".")[0] for node in NODES for name in imported(node)}
+        names = {name.partition(".")[0] for node in source_nodes() for name in imported(node)}
         self.assertEqual(names - set(known), set())
 
     def test_what_only_a_call_needs_is_not_imported_at_the_top(self) -> None:
-        names = {name for node in TREE.body for name in imported(node)}
+        names = {name for node in tree().body for name in imported(node)}
         self.assertEqual(names & {*SLOW_MODULES, "socket", "subprocess", "hashlib", "asyncio", "email"}, set())
 
     def test_neither_help_nor_a_dry_run_imports_what_only_a_call_needs(self) -> None:
@@ -263,7 +269,7 @@ class OnlyTheStandardLibraryIsImported(ProgramTest):
             f"    found[' '.join(argv)] = sorted(set({SLOW_MODULES!r}) & (set(sys.modules) - before))\n"
             "print(json.dumps(found))\n"
         )
-        done = subprocess.run([sys.executable, "-c", probe, json.dumps(commands)], capture_output=True, text=True)
+        done = subprocess.run([sys.executable, "-S", "-c", probe, json.dumps(commands)], capture_output=True, text=True)
         self.assertEqual(done.returncode, 0, done.stderr)
         found: Dict[str, Any] = json.loads(done.stdout)
         self.assertEqual(len(found), len(commands))
@@ -289,7 +295,7 @@ class EveryPythonRunsIt(ProgramTest):
             self.skipTest("no other Python here")
         argv = [str(SOURCE), "generations", "x", "--dry-run", "--no-env-file"]
         running = [
-            (name, subprocess.Popen([python, "-W", "error", *argv], stdout=subprocess.PIPE, stderr=subprocess.PIPE))
+            (name, subprocess.Popen([python, "-S", "-W", "error", *argv], stdout=subprocess.PIPE, stderr=subprocess.PIPE))
             for name, python in pythons
         ]
         for name, process in running:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import base64
+import functools
 import itertools
 import json
 import re
@@ -16,7 +17,7 @@ from unittest import mock
 
 import gpt_image
 from tests import pictures, reference
-from tests.support import ROOT, FakeTransport, ProgramTest, Ran, reply
+from tests.support import ROOT, FakeTransport, ProgramTest, Ran, reply, source_nodes
 
 GATEWAY = "https://gateway.example/v1"
 PNG_HEAD = 33  # bytes of signature and IHDR
@@ -43,13 +44,14 @@ class Rule(NamedTuple):
     fatal: bool
 
 
+@functools.lru_cache(1)
 def rules() -> Dict[str, Rule]:
     """Returns the rules of the program: each call that makes a problem, and each row of check_needs.
 
     The name of a rule that serves many options is what stands behind the option's name: `value` of f"{name}-value".
     """
     found: Dict[str, Rule] = {}
-    for node in ast.walk(ast.parse((ROOT / "gpt_image.py").read_text(encoding="utf-8"))):
+    for node in source_nodes():
         if isinstance(node, ast.FunctionDef) and node.name == "check_needs":
             rows = [row.elts for row in ast.walk(node) if isinstance(row, ast.Tuple) and len(row.elts) == 5]
             names = [ast.literal_eval(row[1]) for row in rows if isinstance(row[1], ast.Constant)]
@@ -65,8 +67,6 @@ def rules() -> Dict[str, Rule]:
             assert found.setdefault(rule.name, rule) == rule, f"{rule.name} is of two grades"
     return found
 
-
-RULES = rules()
 
 
 SVG = "generations x --model gpt-image-2.6-flare --format svg"
@@ -212,10 +212,10 @@ class RulesAreReached(ProgramTest):
         self.assertEqual(names, [CASES[rule.name].reported or rule.name])
 
     def test_there_is_a_case_for_each_rule_and_a_rule_for_each_case(self) -> None:
-        self.assertEqual(sorted(CASES), sorted(RULES))
+        self.assertEqual(sorted(CASES), sorted(rules()))
 
     def test_each_case_breaks_its_rule_and_no_other(self) -> None:
-        for rule in RULES.values():
+        for rule in rules().values():
             with self.subTest(rule.name):
                 ran = self.dry_run(*CASES[rule.name].argv)
                 if not rule.warning:
@@ -226,7 +226,7 @@ class RulesAreReached(ProgramTest):
                 self.assertIn(CASES[rule.name].reported, ran.json["warnings"][0])
 
     def test_no_validate_lets_through_what_can_be_built_and_nothing_else(self) -> None:
-        for rule in RULES.values():
+        for rule in rules().values():
             with self.subTest(rule.name):
                 ran = self.dry_run(*CASES[rule.name].argv, "--no-validate")
                 if rule.fatal:
@@ -239,7 +239,7 @@ class RulesAreReached(ProgramTest):
                 self.assertEqual(sum(said in text for text in ran.json["warnings"]), 1, ran.json["warnings"])
 
     def test_each_refusal_is_worded_for_a_person_with_no_place_left_open(self) -> None:
-        for rule in RULES.values():
+        for rule in rules().values():
             if rule.warning:
                 continue
             with self.subTest(rule.name):
@@ -257,16 +257,16 @@ class RulesAreDocumented(unittest.TestCase):
     TEXT = (ROOT / "references" / "errors.md").read_text("utf-8")
 
     def test_errors_md_has_each_rule_of_the_source_and_the_source_each_of_errors_md(self) -> None:
-        self.assertEqual(sorted(re.findall(r'<a id="([^"]+)"', self.TEXT)), sorted(RULES))
+        self.assertEqual(sorted(re.findall(r'<a id="([^"]+)"', self.TEXT)), sorted(rules()))
 
     def test_names_of_rules_are_stable_in_form_and_of_one_grade(self) -> None:
-        for rule in RULES.values():
+        for rule in rules().values():
             with self.subTest(rule.name):
                 self.assertRegex(rule.name, r"^[a-z]+(-[a-z]+)*$")
                 self.assertFalse(rule.warning and rule.fatal)
 
     def test_warnings_and_what_is_always_refused_are_marked(self) -> None:
-        for rule in RULES.values():
+        for rule in rules().values():
             line = next(line for line in self.TEXT.split("\n") if f'<a id="{rule.name}">' in line)
             with self.subTest(rule.name):
                 self.assertEqual(rule.warning, "| warning: " in line)
