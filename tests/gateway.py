@@ -1095,7 +1095,7 @@ def prompt_of(request: Recorded) -> str:
 
 def limited(wait: float) -> Reply:
     """429 with the time to wait in seconds, rounded up, and in milliseconds."""
-    headers = (("Retry-After", str(math.ceil(wait))), ("retry-after-ms", str(max(1, round(1000 * wait)))))
+    headers = (("Retry-After", str(math.ceil(round(wait, 3)))), ("retry-after-ms", str(max(1, round(1000 * wait)))))
     return problem(429, "Rate limit reached.", "rate_limit_exceeded", headers, type="requests")
 
 
