@@ -4938,7 +4938,7 @@ class Call:
         if size and size != "auto" and row["width"] and got != size:  # some gateways ignore the size
             self.console.warn(f"{row['path']}: {size} was asked for, {got} came")
         kind = f"{row['format']} {got}" if row["width"] else row["format"]
-        if not self.offline:  # what is extracted gets its name later
+        if not self.offline and self.settings.get("output") != "-":  # these get another name, or none, in the end
             self.context.progress.phase("saved", **row, kind=kind)
         self.show(row["path"])
 
@@ -6582,13 +6582,16 @@ def show_curl(context: Context, call: Prepared) -> None:
 STDIN_WAIT = 10  # seconds; whoever starts this program may leave a pipe open that nothing ever comes from
 
 
-def is_piped(stdin: TextFile) -> bool:
+def is_piped(stdin: TextFile, console: Console) -> bool:
     """Tells whether something is piped in: standard input is a file, or a pipe that something comes from in time."""
     import select
 
     try:
         mode = os.fstat(stdin.fileno()).st_mode
-        return stat.S_ISREG(mode) or stat.S_ISFIFO(mode) and bool(select.select([stdin], [], [], STDIN_WAIT)[0])
+        if stat.S_ISFIFO(mode):
+            console.tell("reading the prompt from standard input")
+            return bool(select.select([stdin], [], [], STDIN_WAIT)[0])
+        return stat.S_ISREG(mode)
     except (OSError, ValueError):  # it is closed, or a pipe of Windows, which cannot be asked
         return False
 
@@ -6631,7 +6634,7 @@ def open_pictures(context: Context) -> None:
 def call(context: Context, settings: Settings, positional: str | None) -> None:
     """Makes a call of one of the three routes: check everything, plan the names, send once, save as it comes."""
     unset = positional is None and {*settings.rows, *overridden_options(settings)}.isdisjoint(PROMPT_WAYS)
-    if unset and is_piped(context.stdin):
+    if unset and is_piped(context.stdin, context.console):
         positional = read_prompt("-", context.stdin, settings.fill) or None
     prepared = prepare(context, settings, positional)
     check_names(prepared.written, prepared.names.overwrite, context.temp_files)

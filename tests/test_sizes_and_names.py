@@ -303,6 +303,7 @@ class PipesGoBothWays(WordsTest):
             ran = self.piped(b"", wait=0.01, closed=closed)
             self.assertEqual((ran.code, ran.error["rule"]), (2, "prompt-missing"))
             self.assertIn("pipe it in", ran.error["hint"])
+            self.assertIn("reading the prompt from standard input", ran.err)
         self.assertEqual(self.piped(b"\xff\xfe\x00", wait=0.01).error["rule"], "prompt-file")
 
     def test_a_prompt_that_is_given_leaves_the_pipe_alone(self) -> None:
@@ -313,7 +314,7 @@ class PipesGoBothWays(WordsTest):
     def test_a_socket_and_a_batch_are_not_read_from(self) -> None:
         ours, theirs = socket.socketpair()  # as some programs give it to those they start, and leave it open
         with ours, theirs, ours.makefile() as stdin:
-            self.assertFalse(gpt_image.is_piped(stdin))
+            self.assertFalse(gpt_image.is_piped(stdin, gpt_image.Console(io.StringIO(), io.StringIO(), {})))
         Path("jobs.jsonl").write_text('{"size": "wide"}\n')
         ran = self.piped(b"A cat", "jobs.jsonl", command="batch")
         self.assertEqual(ran.error["rule"], "prompt-missing")
