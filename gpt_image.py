@@ -5552,6 +5552,7 @@ class JobMaker:
 
     def __init__(self, context: Context, typed: Json, jobs: JobFile) -> None:
         self.context, self.jobs = context, jobs
+        self.seen: set[str] = set()  # the columns that were judged by their names
         self.words = {route: words_of(route) for route in ALL}
         self.checks: tuple[Callable[[Settings], Problems], ...] = ()
         stem = os.path.splitext(jobs.stem)[0]
@@ -5575,9 +5576,17 @@ class JobMaker:
                 problems.append(Problem("jobs-option", why, "leave it out", fatal=True))
             else:
                 variables[name] = as_typed(value)
-                meant = did_you_mean(f"--{name}", words)
-                problems += [Problem("jobs-column", f"{name} is not an option", meant, warning=True)] if meant else []
         return own, variables, problems
+
+    def _mistaken(self, job: Job, names: Iterable[str], texts: str) -> list[Problem]:
+        """Warns, once, of each column that no text uses, and that is called almost like an option."""
+        unused = [name for name in names if name not in self.seen and f"{{{name}}}" not in texts]
+        self.seen.update(unused)
+        guesses = {name: did_you_mean(f"--{name}", self.words[job.route]) for name in unused}
+        return [
+            Problem("jobs-column", f"{name} is not an option", meant, warning=True)
+            for name, meant in guesses.items() if meant
+        ]  # fmt: skip
 
     def settings(self, job: Job) -> Settings:
         """Returns the settings of a job, with a problem for each name or value of it that is wrong."""
@@ -5587,6 +5596,7 @@ class JobMaker:
             raise Failure(USAGE, f"{job.route!r} is not a route", f"expected {one_of(ALL)}", rule="jobs-option")
         own, variables, problems = self._divided(job)
         typed = dict(self.shared)
+        problems += self._mistaken(job, variables, name_of(f"{typed} {own}"))
         for ways in (PROMPT_WAYS, ("size", "aspect-ratio")):
             if not own.keys().isdisjoint(ways):  # its own prompt or size goes in place of the one for all
                 typed.update(dict.fromkeys(ways))

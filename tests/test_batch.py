@@ -623,6 +623,9 @@ class LedgerTest(BatchTest):
         ran = self.batch("a.csv")
         self.assertEqual(ran.code, 2)
         self.assertIn("did you mean --prompt?", ran.err)
+        self.write("b.csv", "time,qualty,Sizes\nnoon,low,big\n")
+        ran = self.batch("b.csv", "--prompt", "A lake at {TIME}, {sizes}", "--dry-run")
+        self.assertEqual(ran.json["warnings"], ["qualty is not an option (did you mean --quality?)"])
 
     def test_the_kept_reply_and_the_pictures_of_a_failed_try_are_no_obstacle(self) -> None:
         self.jobs({"id": "a", "prompt": "A"})
